@@ -1,0 +1,195 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.shared_files import GOLDEN, needs_golden
+from videoattn.grid import TokenGrid
+from videoattn.operators import AttentionSite, FibonacciAttention
+from videoattn.operators import fibonacci as module
+from videoattn.operators.fibonacci_sets import offset_sets, permute_heads, published_rows
+
+
+def golden(name):
+    return torch.load(GOLDEN / f"{name}.pt", weights_only=True)
+
+
+def variant(modified):
+    return "modified" if modified else "wythoff"
+
+
+def site(q, kv=None, heads=3, d=8, layer=0):
+    return AttentionSite(q, kv or q, heads, d, layer)
+
+
+def weights(operator, seed=0):
+    """The weight matrix [heads, Nq, Nk]: what comes out when the values are the identity."""
+    at = operator.site
+    generator = torch.Generator().manual_seed(seed)
+    nq, nk = at.q_grid.tokens, at.kv_grid.tokens
+    q, k = (torch.randn(1, at.num_heads, n, at.head_dim, dtype=torch.float64, generator=generator) for n in (nq, nk))
+    return operator(q, k, torch.eye(nk, dtype=torch.float64).expand(1, at.num_heads, -1, -1))[0]
+
+
+# ---- the published tables
+
+
+def test_offsets_at_196_tokens_are_the_papers():
+    rows = published_rows(196, 12, "wythoff")
+    assert rows[:3] == [[1, 2, 3, 5], [4, 7], [6, 10]] and rows[-1] == [30, 49]
+    assert published_rows(196, 12, "modified")[:2] == [[0, 1, 1, 2, 3, 5], [1, 3, 4, 7]]
+
+
+@needs_golden
+def test_offsets_and_permutations_equal_the_official_tables():
+    tables = golden("fibottention_tables")
+    for (n, heads, modified), rows in tables["head_offsets_wmin5"].items():
+        assert published_rows(n, heads, variant(modified)) == rows
+    for (heads, layer), order in tables["head_permutation"].items():
+        assert permute_heads(heads, layer, "per_layer") == order
+
+
+@needs_golden
+def test_masks_equal_the_official_masks():
+    for (n, heads, modified, shuffled, layer), mask in golden("fibottention_tables")["masks_with_cls"].items():
+        operator = FibonacciAttention(
+            site(TokenGrid(1, 1, n, 1), heads=heads, layer=layer),
+            variant=variant(modified),
+            keep_self=False,
+            heads_permutation="per_layer" if shuffled else "none",
+        )
+        assert torch.equal(operator.keep, mask)
+
+
+@needs_golden
+@pytest.mark.parametrize(("name", "semantics"), [("inf", "exclude"), ("mult", "zero_logit")])
+def test_layer_equals_the_official_layer(name, semantics):
+    case = golden(f"fibottention_attn_{name}_n36_d32_h4_depth0_f64")
+    state, x = case["state_dict"], case["x"].clone().requires_grad_()
+    operator = FibonacciAttention(
+        site(TokenGrid(1, 6, 6, 1), heads=4), variant="wythoff", semantics=semantics, keep_self=False
+    )
+    q, k, v = (x @ state["qkv.weight"].T + state["qkv.bias"]).unflatten(2, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+    y = operator(q, k, v).transpose(1, 2).flatten(2) @ state["proj.weight"].T + state["proj.bias"]
+    torch.testing.assert_close(y, case["y"], rtol=0, atol=1e-12)
+    if "grad_x" in case:
+        (y * case["cotangent"]).sum().backward()
+        torch.testing.assert_close(x.grad, case["grad_x"], rtol=0, atol=1e-12)
+
+
+# ---- laws
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("geometry", ["raster", "axial"])
+@pytest.mark.parametrize("order", ["thw", "hwt"])
+@pytest.mark.parametrize("kv", [TokenGrid(2, 3, 5), TokenGrid(4, 6, 10)], ids=["equal", "pooled"])
+def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, kv):
+    """The definition, pair by pair, in plain Python."""
+    grid = TokenGrid(kv.t, kv.h, kv.w, prefix)
+    q_grid = TokenGrid(4, 6, 10, prefix)
+    operator = FibonacciAttention(
+        site(q_grid, grid), geometry=geometry, order=order, variant="modified", heads_permutation="none"
+    )
+    lengths = {"t": kv.t, "h": kv.h, "w": kv.w}
+    raster_sets = offset_sets(kv.patches, 3, "modified", True)
+    axis_sets = {a: offset_sets(n, 3, "modified", True) for a, n in lengths.items()}
+
+    def position(cell):
+        t, h, w = cell
+        return (t * kv.h + h) * kv.w + w if order == "thw" else (h * kv.w + w) * kv.t + t
+
+    keys = list(itertools.product(range(kv.t), range(kv.h), range(kv.w)))
+    expected = torch.ones(3, q_grid.tokens, grid.tokens, dtype=torch.bool)
+    for head in range(3):
+        for i, cell in enumerate(itertools.product(range(4), range(6), range(10))):
+            under = tuple(c * n // m for c, n, m in zip(cell, lengths.values(), (4, 6, 10), strict=True))
+            for j, key in enumerate(keys):
+                if geometry == "raster":
+                    sees = abs(position(under) - position(key)) in raster_sets[head]
+                else:
+                    moved = [a for a, x, y in zip("thw", under, key, strict=True) if x != y]
+                    gap = sum(abs(x - y) for x, y in zip(under, key, strict=True))
+                    sees = not moved or (len(moved) == 1 and gap in axis_sets[moved[0]][head])
+                expected[head, prefix + i, prefix + j] = sees
+    assert torch.equal(weights(operator) > 0, expected)
+    assert operator.num_pairs == int(expected.sum())
+    assert operator.macs() == 2 * 8 * operator.num_pairs
+
+
+def test_excluded_keys_have_zero_weight_and_zero_logits_do_not():
+    grid = TokenGrid(1, 5, 7, 1)
+    excluded, clamped = (FibonacciAttention(site(grid), semantics=s) for s in ("exclude", "zero_logit"))
+    outside = ~excluded.keep
+    assert (weights(excluded)[outside] == 0).all()
+    rows = weights(clamped)
+    background = torch.where(outside, rows, math.inf).amin(-1)
+    patch_rows = background[:, 1:]
+    assert (patch_rows > 0).all() and patch_rows.isfinite().all()
+    # all keys outside the pattern share one weight, e^0 / Z
+    spread = torch.where(outside, rows, background[..., None])[:, 1:] - patch_rows[..., None]
+    assert spread.abs().max() < 1e-15
+
+
+def test_zero_logit_semantics_can_be_computed_from_pattern_pairs_alone():
+    grid = TokenGrid(1, 5, 7, 1)
+    operator = FibonacciAttention(site(grid), semantics="zero_logit")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 36, 8, dtype=torch.float64, generator=generator) for _ in range(3))
+    excess = torch.where(operator.keep, (q @ k.transpose(-2, -1) / math.sqrt(8)).exp() - 1, 0.0)
+    sparse = (v.sum(-2, keepdim=True) + excess @ v) / (36 + excess.sum(-1, keepdim=True))
+    torch.testing.assert_close(operator(q, k, v), sparse)
+
+
+def test_large_grids_are_computed_in_slices_with_the_same_result(monkeypatch):
+    grid = TokenGrid(2, 4, 7, 1)
+    whole = FibonacciAttention(site(grid))
+    monkeypatch.setattr(module, "MASK_ELEMENTS", 3 * 57 * 5)
+    sliced = FibonacciAttention(site(grid))
+    assert sliced.keep is None
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, bias = (torch.randn(2, 3, 57, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 57))
+    torch.testing.assert_close(sliced(q, k, v, bias), whole(q, k, v, bias))
+
+
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_bias_is_added_to_the_logits_of_the_pattern(semantics):
+    operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, bias = (torch.randn(2, 3, 16, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 16))
+    logits = q @ k.transpose(-2, -1) / math.sqrt(8) + bias
+    logits = logits.masked_fill(~operator.keep, -math.inf if semantics == "exclude" else 0.0)
+    torch.testing.assert_close(operator(q, k, v, bias), logits.softmax(-1) @ v)
+
+
+# ---- short axes
+
+
+@pytest.mark.parametrize("heads", [1, 3, 12])
+@pytest.mark.parametrize("name", ["modified", "wythoff"])
+@pytest.mark.parametrize("num_frames", [2, 4, 8, 16])
+def test_every_head_reaches_another_frame_on_short_axes(heads, name, num_frames):
+    for offsets in offset_sets(num_frames, heads, name, keep_self=True):
+        assert offsets[0] == 0 and 0 < offsets[1] and offsets[-1] < num_frames
+
+
+def test_heads_without_an_offset_repeat_the_rows_that_have_one():
+    rows = offset_sets(8, 6, "wythoff", keep_self=False)
+    assert rows == [[1, 2, 3, 5], [4], [6], [1, 2, 3, 5], [4], [6]]
+
+
+def test_one_frame_attends_to_itself():
+    operator = FibonacciAttention(site(TokenGrid(1, 1, 1)))
+    assert torch.equal(weights(operator), torch.ones(3, 1, 1, dtype=torch.float64))
+
+
+def test_a_query_without_keys_is_refused_with_the_grids():
+    with pytest.raises(ValueError, match=r"without a key on .*t=8.*KEEP_SELF"):
+        FibonacciAttention(site(TokenGrid(8, 1, 1), heads=6), variant="wythoff", keep_self=False)
+
+
+@pytest.mark.parametrize("option", ["variant", "semantics", "heads_permutation", "order", "geometry"])
+def test_unknown_options_are_refused_by_name(option):
+    with pytest.raises(ValueError, match=f"{option.upper()} expects one of .*'nonsense'"):
+        FibonacciAttention(site(TokenGrid(2, 3, 5)), **{option: "nonsense"})

@@ -1,0 +1,241 @@
+"""Settings of a run as typed, frozen sections; YAML keys are the field names in capitals (`DATA.NUM_FRAMES`).
+
+Key names follow SlowFast and TimeSformer, so published configuration files keep their meaning. Reading files, `_BASE_`,
+overrides and error messages live in `videoattn.config_file`; this module only says which settings exist.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=str.upper, validate_default=True)
+
+
+class Train(Section):
+    """How long, how much at once, and when to evaluate and save."""
+
+    enable: bool = True
+    dataset: Literal["kinetics", "ssv2"] = "kinetics"
+    batch_size: Positive = Field(8, description="clips per machine and forward pass, shared by its processes")
+    eval_period: Positive = Field(1, description="epochs between evaluations on val")
+    checkpoint_period: Positive = Field(1, description="epochs between checkpoints")
+    checkpoint_minutes: NonNegativeFloat = Field(10.0, description="minutes between checkpoints within an epoch; 0: none")
+    checkpoint_steps: NotNegative = Field(0, description="optimizer steps between checkpoints within an epoch; 0: none")
+    keep_checkpoints: Positive = Field(3, description="newest epoch checkpoints kept; the best one is kept besides")
+    auto_resume: bool = Field(True, description="continue from the newest checkpoint in OUTPUT_DIR")
+    checkpoint_file_path: str = Field("", description="weights to start from")
+    checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
+    finetune: bool = Field(False, description="allow a head with another number of classes to start anew")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
+    mixed_precision: bool = Field(False, description="SlowFast's name for PRECISION: fp16")
+    compile: bool = Field(False, description="torch.compile the model")
+    deterministic: bool = Field(True, description="ask torch for deterministic algorithms")
+
+
+class Test(Section):
+    """The multi-view evaluation protocol."""
+
+    enable: bool = True
+    dataset: Literal["kinetics", "ssv2"] = "kinetics"
+    batch_size: Positive = Field(8, description="views per machine and forward pass")
+    split: Literal["train", "val", "test"] = "test"
+    checkpoint_file_path: str = ""
+    num_ensemble_views: Positive = Field(10, description="temporal clips per video")
+    num_spatial_crops: Literal[1, 3] = 3
+    aggregate: Literal["auto", "logits", "probabilities"] = Field(
+        "auto", description="what DATA.ENSEMBLE_METHOD combines; auto: logits for TimeSformer, as published"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    save_results_path: str = Field("", description="folder for results.json and predictions.csv; default OUTPUT_DIR/test")
+
+
+class Data(Section):
+    """Where videos are and how clips are cut out of them."""
+
+    path_to_data_dir: str = Field("", description="folder with train.csv, val.csv, test.csv")
+    path_prefix: str = Field("", description="put before every path of an annotation file")
+    path_label_separator: str = " "
+    num_frames: Positive = 8
+    sampling_rate: Positive = Field(8, description="frames from one sampled frame to the next, at TARGET_FPS")
+    target_fps: Annotated[float, Field(gt=0)] = 30
+    inv_uniform_sample: bool = Field(False, description="segments over the whole video instead of a dense clip")
+    sampling: Literal["auto", "dense", "segments"] = Field("auto", description="auto: segments for ssv2, else dense")
+    use_offset_sampling: bool = Field(False, description="test clips spread to both ends (MViT); one clip is centred")
+    train_jitter_scales: tuple[Positive, Positive] = (256, 320)
+    train_jitter_scales_relative: tuple[float, ...] = Field((), description="area of a random-resized crop; () is off")
+    train_jitter_aspect_relative: tuple[float, ...] = Field((), description="aspect ratio of a random-resized crop")
+    train_crop_size: Positive = 224
+    test_crop_size: Positive = 256
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    random_flip: bool = True
+    reverse_input_channel: bool = Field(False, description="feed BGR frames")
+    ensemble_method: Literal["sum", "max"] = "sum"
+    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: decord where its seeking is exact")
+    max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
+    class_names: str = Field("", description="file with one class name a line, for reports")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        low, high = self.train_jitter_scales
+        if low > high:
+            raise ValueError(f"TRAIN_JITTER_SCALES expects [low, high] with low <= high, got [{low}, {high}]")
+        for name in ("train_jitter_scales_relative", "train_jitter_aspect_relative"):
+            value = getattr(self, name)
+            if len(value) not in (0, 2) or (value and not 0 < value[0] <= value[1]):
+                raise ValueError(f"{name.upper()} expects [] or [low, high] with 0 < low <= high, got {list(value)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"STD expects three positive numbers, got {list(self.std)}")
+        return self
+
+
+class Aug(Section):
+    """Augmentation beyond crop and flip; off unless ENABLE."""
+
+    enable: bool = False
+    num_sample: Positive = Field(1, description="augmented copies of a clip in one batch (repeated augmentation)")
+    color_jitter: NonNegativeFloat = 0.4
+    aa_type: str = Field("rand-m9-mstd0.5-inc1", description="RandAugment in timm's notation; '' is off")
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    re_prob: Fraction = Field(0.25, description="probability of random erasing")
+    re_mode: Literal["pixel", "const"] = "pixel"
+    re_count: Positive = 1
+
+
+class Mixup(Section):
+    """Mixup and cutmix of pairs of clips, with smoothed labels."""
+
+    enable: bool = False
+    alpha: NonNegativeFloat = 0.8
+    cutmix_alpha: NonNegativeFloat = 1.0
+    prob: Fraction = 1.0
+    switch_prob: Fraction = Field(0.5, description="probability of cutmix where both are on")
+    label_smooth_value: Fraction = 0.1
+
+
+class Model(Section):
+    """Which model, and how its loss is formed."""
+
+    model_name: str = Field("timesformer_base", description="a name in videoattn.models.MODELS")
+    num_classes: Positive = 400
+    loss_func: Literal["cross_entropy", "soft_cross_entropy"] = "cross_entropy"
+    act_checkpoint: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+
+
+class TimeSformer(Section):
+    """TimeSformer's own settings; a number left out comes from the named size."""
+
+    attention_type: Literal["divided_space_time", "joint_space_time", "space_only"] = "divided_space_time"
+    pretrained_model: str = Field("", description="ImageNet ViT to start from: a local file or timm:NAME")
+    patch_size: Positive | None = None
+    embed_dim: Positive | None = None
+    depth: Positive | None = None
+    num_heads: Positive | None = None
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    drop_path_rate: Fraction = 0.1
+    drop_path_unit: Literal["call", "sample"] = Field("call", description="what is dropped: an attention call (published) or a clip")
+
+
+class Operator(Section):
+    """One attention operator: NAME, and the options that this operator takes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=str.upper, validate_default=True)
+    name: str = "dense"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the operator's constructor."""
+        return {key.lower(): value for key, value in (self.model_extra or {}).items()}
+
+
+class Attention(Section):
+    """The operator along each axis."""
+
+    space: Operator = Operator()
+    time: Operator = Operator()
+    joint: Operator = Operator()
+
+
+class Solver(Section):
+    """Optimizer and learning-rate schedule."""
+
+    base_lr: NonNegativeFloat = 0.1
+    lr_policy: Literal["cosine", "steps_with_relative_lrs", "constant"] = "cosine"
+    cosine_end_lr: NonNegativeFloat = 0.0
+    cosine_after_warmup: bool = Field(False, description="the cosine begins where warm-up ends")
+    steps: tuple[float, ...] = Field((), description="epochs at which LRS takes its next value")
+    lrs: tuple[float, ...] = Field((), description="learning rates relative to BASE_LR")
+    max_epoch: Positive = 300
+    momentum: Fraction = 0.9
+    dampening: NonNegativeFloat = 0.0
+    nesterov: bool = True
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 1e-4
+    zero_wd_1d_param: bool = Field(False, description="no weight decay on biases and norms")
+    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_start_lr: NonNegativeFloat = 0.01
+    optimizing_method: Literal["sgd", "adam", "adamw"] = "sgd"
+    base_lr_scale_num_shards: bool = Field(False, description="multiply learning rates by the number of machines")
+    clip_grad_val: NonNegativeFloat | None = None
+    clip_grad_l2norm: NonNegativeFloat | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Solver":
+        if self.lr_policy == "steps_with_relative_lrs":
+            if len(self.steps) != len(self.lrs) or not self.steps or self.steps[0] != 0:
+                raise ValueError(
+                    f"steps_with_relative_lrs expects STEPS starting at 0 and as many LRS, got STEPS {list(self.steps)} and LRS {list(self.lrs)}"
+                )
+            if list(self.steps) != sorted(self.steps):
+                raise ValueError(f"STEPS expects rising epochs, got {list(self.steps)}")
+        return self
+
+
+class Ema(Section):
+    """An exponential moving average of the weights, evaluated and saved beside them."""
+
+    enabled: bool = False
+    decay: Fraction = 0.9999
+
+
+class DataLoader(Section):
+    num_workers: NotNegative = 4
+    pin_memory: bool = True
+    prefetch_factor: Positive = 2
+
+
+class TensorBoard(Section):
+    enable: bool = False
+
+
+class Config(Section):
+    """Everything that a run depends on."""
+
+    train: Train = Train()
+    test: Test = Test()
+    data: Data = Data()
+    aug: Aug = Aug()
+    mixup: Mixup = Mixup()
+    model: Model = Model()
+    timesformer: TimeSformer = TimeSformer()
+    attention: Attention = Attention()
+    solver: Solver = Solver()
+    ema: Ema = Ema()
+    data_loader: DataLoader = DataLoader()
+    tensorboard: TensorBoard = TensorBoard()
+    global_batch_size: NotNegative = Field(0, description="clips per optimizer step; 0: one forward pass, else accumulated")
+    output_dir: str = "runs"
+    rng_seed: int = 0
+    log_period: Positive = Field(10, description="optimizer steps between log lines")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dist_backend: Literal["auto", "gloo", "nccl"] = "auto"

@@ -1,0 +1,76 @@
+"""Training checkpoints: what a run needs to go on, written whole or not at all, and kept few."""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videoattn.files import atomic_write
+
+BEST = "checkpoint_best.pyth"
+_NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file in a checkpoint folder: `epoch` finished epochs, and `step` optimizer steps of the next one."""
+
+    epoch: int
+    step: int
+    path: Path
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Checkpoints of a run, oldest first; the best one's copy is not among them."""
+    found = []
+    for path in folder.glob("checkpoint_epoch_*.pyth"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found.append(Checkpoint(int(match.group(1)), int(match.group(2) or 0), path))
+    return sorted(found, key=lambda c: (c.epoch, c.step))
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: int = 0, keep: int = 3) -> Path:
+    """Write `state` after `epoch` epochs and `step` steps of the next, then delete what it makes superfluous.
+
+    The newest `keep` whole epochs stay, and of the checkpoints within an epoch only this one. The state holds tensors
+    and plain values only, so that it loads without unpickling code. Raises OSError naming the file when it can't be
+    written; older files are then untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"checkpoint_epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "") + ".pyth"
+    with atomic_write(folder / name) as temporary:
+        torch.save(state, temporary)
+    existing = list_checkpoints(folder)
+    whole = [c for c in existing if c.step == 0]
+    for old in [c for c in existing if c.step and c.path.name != name] + whole[: max(len(whole) - keep, 0)]:
+        old.path.unlink(missing_ok=True)
+    return folder / name
+
+
+def copy_as_best(path: Path) -> Path:
+    """Keep a checkpoint under the best one's name, whatever is deleted later: a hard link where the disk has them."""
+    best = path.with_name(BEST)
+    with atomic_write(best) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+    return best
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's state on the CPU. Raises ValueError naming the file if it is not a training checkpoint."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a checkpoint: {error}") from error
+    missing = [key for key in ("model_state", "optimizer_state", "epoch") if key not in state]
+    if missing:
+        raise ValueError(f"{path} is no training checkpoint: it lacks {', '.join(missing)}")
+    return state

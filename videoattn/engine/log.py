@@ -1,0 +1,143 @@
+"""What a run says: readable lines, one JSON line per event, a progress bar, and TensorBoard scalars if asked."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("videoattn")
+
+_PACKAGES = ("videoattn", "torch", "torchvision", "timm", "decord", "av", "numpy", "pydantic")
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what a result can depend on, without importing any of it."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads and accelerators, as far as they are known without extra programs."""
+    cuda = torch.cuda.is_available()
+    return {
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def set_up_logging(folder: Path | None) -> None:
+    """Send the package's messages to standard output, and to `folder`/run.log where one is given."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [_BarFriendlyHandler(sys.stdout)]
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / "run.log"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+class _BarFriendlyHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+class RunLog:
+    """Events of a run as JSON lines in `folder`/log.jsonl and, if asked, scalars for TensorBoard. Silent without a folder."""
+
+    def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
+        self._file = None
+        self._writer = None
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "log.jsonl", "a", buffering=1)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, event: str, step: int | None = None, **values: Any) -> None:
+        """One line; numbers also go to TensorBoard under `event`/name at `step`."""
+        if self._file is not None:
+            head = {"event": event, "time": round(time.time(), 3)} | ({} if step is None else {"step": step})
+            self._file.write(json.dumps(head | values) + "\n")
+        if self._writer is not None and step is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def progress_bar(total: int, initial: int, description: str, show: bool) -> Iterator[Any]:
+    """A tqdm bar on standard error when that is a terminal and `show` is true, else one that prints nothing."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, initial=initial, desc=description, disable=not (show and sys.stderr.isatty()), dynamic_ncols=True
+    ) as bar:
+        yield bar
+
+
+class Stopwatch:
+    """Shares of wall time: how long was waited for data, and how many clips passed per second since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.lap_start = time.perf_counter()
+        self.waited = 0.0
+        self.clips = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def lap(self) -> dict[str, float]:
+        """Clips per second and the share of time spent waiting since the last lap; begins a new one."""
+        now = time.perf_counter()
+        seconds = max(now - self.lap_start, 1e-9)
+        result = {"clips_per_second": round(self.clips / seconds, 2), "data_wait": round(self.waited / seconds, 3)}
+        self.lap_start, self.waited, self.clips = now, 0.0, 0
+        return result

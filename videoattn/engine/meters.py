@@ -1,0 +1,78 @@
+"""Sums over the steps of an epoch, and the two conditions under which a run had better stop."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from videoattn.data.batch import Batch
+from videoattn.engine.distributed import Process
+
+MIN_DRAWS = 100  # below this many clips a share of bad ones says little, except at the end of an epoch
+
+
+class TooManyBadClips(RuntimeError):
+    """More training clips than DATA.MAX_BAD_FRACTION could not be decoded."""
+
+
+@dataclass
+class Meters:
+    """Of one process, or of all once reduced: summed loss, optimizer steps, clips asked for, bad ones, short ones."""
+
+    loss: float = 0.0
+    steps: int = 0
+    draws: int = 0
+    bad: int = 0
+    short: int = 0
+
+    def add(self, other: "Meters") -> None:
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / max(self.steps, 1)
+
+
+class PendingMeters:
+    """Meters of this process since they were last reduced; the loss stays on its device until then."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.meters = Meters()
+
+    def count(self, loss: Tensor, batches: list[Batch]) -> None:
+        """Add one optimizer step, its mean loss and the batches it took."""
+        self.losses.append(loss)
+        self.meters.steps += 1
+        for batch in batches:
+            self.meters.draws += batch.draws
+            self.meters.bad += len(batch.failures)
+            self.meters.short += batch.num_short
+
+    def reduce(self, process: Process) -> Meters:
+        """Totals over all processes (loss and steps, the same number everywhere, as means); starts anew."""
+        own, total = self.meters, float(sum(float(loss) for loss in self.losses))
+        values = torch.tensor([total, own.steps, own.draws, own.bad, own.short], dtype=torch.float64)
+        loss, steps, draws, bad, short = process.all_reduce_sum(values).tolist()
+        self.losses, self.meters = [], Meters()
+        return Meters(loss / process.world_size, round(steps / process.world_size), round(draws), round(bad), round(short))
+
+
+def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:
+    """Raise FloatingPointError, saying where and what helps, if the loss is not finite."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss became {loss} in epoch {epoch + 1} by step {step + 1} at learning rate {lr:.3g}; lower "
+            "SOLVER.BASE_LR, clip gradients (SOLVER.CLIP_GRAD_L2NORM), or set TRAIN.PRECISION to bf16 or fp32"
+        )
+
+
+def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:
+    """Raise TooManyBadClips if their share exceeds `limit`, once there is enough to go by."""
+    if meters.bad > limit * meters.draws and (at_end or meters.draws >= MIN_DRAWS):
+        raise TooManyBadClips(
+            f"{meters.bad} of {meters.draws} clips could not be decoded, more than DATA.MAX_BAD_FRACTION = {limit}; "
+            "log.jsonl lists them as bad_clip"
+        )

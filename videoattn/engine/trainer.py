@@ -1,0 +1,113 @@
+"""One optimizer step: what is changed by it, and how."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from videoattn.data.batch import Batch
+from videoattn.engine.distributed import Process
+from videoattn.engine.log import Stopwatch
+from videoattn.engine.optim import GradientClip, set_learning_rate
+from videoattn.seeding import derive_seed
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class Trainer:
+    """A model with its optimizer, loss scale and averaged weights.
+
+    `prepare(batch, seed)` turns a batch into the model's input and targets on the device, with a seed that is the same
+    in every process; `criterion(logits, targets)` is a mean over clips.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        process: Process,
+        prepare: Prepare,
+        criterion: Criterion,
+        *,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        clip: GradientClip | None = None,
+        ema_decay: float | None = None,
+        compile_model: bool = False,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.process = process
+        self.prepare = prepare
+        self.criterion = criterion
+        self.seed = seed
+        self.autocast = AUTOCAST.get(precision)
+        self.clip = clip or GradientClip()
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=precision == "fp16")
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay is not None else None
+        self.network: Any = torch.compile(model) if compile_model else model
+        if process.world_size > 1:
+            ids = [process.local_rank] if process.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=ids)
+
+    def step(
+        self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch
+    ) -> tuple[Tensor, float, list[Batch]]:
+        """Optimizer step `number` of the run, over `num_micro` batches of equal size.
+
+        Returns the mean loss (on the device), the gradients' norm before clipping, and the batches.
+        """
+        self.model.train()
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        total, seen = torch.zeros((), device=self.process.device), []
+        for micro in range(num_micro):
+            with stopwatch.waiting():
+                batch = next(batches)
+            clips, targets = self.prepare(batch, derive_seed(self.seed, "mix", number, micro))
+            torch.manual_seed(derive_seed(self.seed, "step", number, micro, self.process.rank))
+            waits = isinstance(self.network, DistributedDataParallel) and micro + 1 < num_micro
+            with self.network.no_sync() if waits else nullcontext():
+                with torch.autocast(self.process.device.type, self.autocast, enabled=self.autocast is not None):
+                    loss = self.criterion(self.network(clips), targets) / num_micro
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+            stopwatch.clips += len(clips) * self.process.world_size
+            seen.append(batch)
+        self.scaler.unscale_(self.optimizer)
+        norm = self.clip(self.model.parameters())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return total, norm, seen
+
+    def averaged_model(self) -> nn.Module:
+        """The model to evaluate: the averaged one where averaging is on."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "model_state": self.model.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "scaler_state": self.scaler.state_dict(),
+        }
+        if self.ema is not None:
+            state |= {"ema_state": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model_state"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self.scaler.load_state_dict(state["scaler_state"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema_state"])
+            self.ema.n_averaged.fill_(state["ema_updates"])
