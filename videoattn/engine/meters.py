@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from videoattn.data.batch import Batch
-from videoattn.engine.distributed import Process
+from videoattn.engine.distributed import all_reduce_sum
 
 MIN_DRAWS = 100  # below this many clips a share of bad ones says little, except at the end of an epoch
 
@@ -51,13 +51,13 @@ class PendingMeters:
             self.meters.bad += len(batch.failures)
             self.meters.short += batch.num_short
 
-    def reduce(self, process: Process) -> Meters:
+    def reduce(self, world_size: int) -> Meters:
         """Totals over all processes (loss and steps, the same number everywhere, as means); starts anew."""
         own, total = self.meters, float(sum(float(loss) for loss in self.losses))
         values = torch.tensor([total, own.steps, own.draws, own.bad, own.short], dtype=torch.float64)
-        loss, steps, draws, bad, short = process.all_reduce_sum(values).tolist()
+        loss, steps, draws, bad, short = all_reduce_sum(values).tolist()
         self.losses, self.meters = [], Meters()
-        return Meters(loss / process.world_size, round(steps / process.world_size), round(draws), round(bad), round(short))
+        return Meters(loss / world_size, round(steps / world_size), round(draws), round(bad), round(short))
 
 
 def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:

@@ -2,22 +2,30 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from videoattn.data.batch import Batch
-from videoattn.data.loader import Loader
 from videoattn.engine.checkpoint import copy_as_best, save_checkpoint
-from videoattn.engine.distributed import Process
+from videoattn.engine.distributed import Process, any_process
 from videoattn.engine.log import RunLog, Stopwatch, logger, progress_bar
 from videoattn.engine.meters import Meters, PendingMeters, check_bad_clips, check_loss
 from videoattn.engine.optim import Schedule
 from videoattn.engine.trainer import Trainer
+
+
+class TrainingLoader(Protocol):
+    """What `train` needs of a loader: `num_batches` an epoch, of which `accumulate` make an optimizer step."""
+
+    num_batches: int
+    accumulate: int
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
 
 
 class Interrupted(Exception):
@@ -88,7 +96,7 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
 
 def train(
     trainer: Trainer,
-    loader: Loader,
+    loader: TrainingLoader,
     schedule: Schedule,
     options: TrainOptions,
     *,
@@ -117,7 +125,7 @@ def train(
             report_epoch(state, options, figures, log, trainer.process)
             state.best = max(state.best, figures.get("top1", -1.0))
             state.epoch, state.step, state.meters = state.epoch + 1, 0, Meters()
-            stopping = trainer.process.any(stop.requested)
+            stopping = any_process(stop.requested)
             if last or best or stopping or state.epoch % options.checkpoint_period_epochs == 0:
                 saver.save(state, best)
             if stopping and not last:
@@ -127,7 +135,7 @@ def train(
 
 def train_epoch(
     trainer: Trainer,
-    loader: Loader,
+    loader: TrainingLoader,
     schedule: Schedule,
     options: TrainOptions,
     state: TrainState,
@@ -150,10 +158,10 @@ def train_epoch(
             state.step += 1
             bar.update()
             at_end = state.step == total
-            stopping, due = process.any(stop.requested), process.any(saver.due(state.step))
+            stopping, due = any_process(stop.requested), any_process(saver.due(state.step))
             if not (at_end or stopping or due or state.step % options.log_period_steps == 0):
                 continue
-            recent = pending.reduce(process)
+            recent = pending.reduce(process.world_size)
             state.meters.add(recent)
             check_loss(recent.mean_loss, state.epoch, state.step - 1, lr)
             check_bad_clips(state.meters, options.max_bad_fraction, at_end)

@@ -1,0 +1,343 @@
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from tests.engine.test_distributed import free_port, join
+from videoattn.data.batch import Batch, Failure
+from videoattn.engine.distributed import Process, shutdown
+from videoattn.engine.evaluate import Evaluation, evaluate
+from videoattn.engine.results import Results
+
+NUM_CLASSES = 3
+
+
+class Videos:
+    def __init__(self, labels: Sequence[int], paths: Sequence[str] | None = None) -> None:
+        self.labels = labels
+        self.paths = paths or [f"video{i}.mp4" for i in range(len(labels))]
+
+    def path(self, index: int) -> str:
+        return self.paths[index]
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
+
+
+class FakeLoader:
+    """Batches made beforehand; a clip's bytes are its logits + 128, which `ReadLogits` takes out again."""
+
+    def __init__(self, batches: list[Batch], labels: Sequence[int], paths: Sequence[str] | None = None) -> None:
+        self.batches = batches
+        self.videos = Videos(labels, paths)
+        self.num_videos = len(labels)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
+class ReadLogits(nn.Module):
+    """Also notes how many clips came at once, and in which mode it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.modes: list[bool] = []
+
+    def forward(self, clips: Tensor) -> Tensor:
+        self.sizes.append(len(clips))
+        self.modes.append(self.training or torch.is_grad_enabled())
+        return clips[:, 0, 0, 0] - 128
+
+
+def batch(
+    rows: Sequence[tuple[int, int, Sequence[int]]], failures: Sequence[Failure] = (), num_short: int = 0
+) -> Batch:
+    """A batch of (video, view, logits)."""
+    logits = torch.tensor([row[2] for row in rows] or torch.empty(0, NUM_CLASSES).tolist(), dtype=torch.int64)
+    clips = (logits.view(len(rows), 1, 1, 1, -1) + 128).to(torch.uint8).expand(-1, 3, 2, 1, -1)
+    return Batch(
+        clips=clips,
+        labels=torch.zeros(len(rows), dtype=torch.int64),
+        videos=torch.tensor([row[0] for row in rows], dtype=torch.int64),
+        views=torch.tensor([row[1] for row in rows], dtype=torch.int64),
+        failures=tuple(failures),
+        num_short=num_short,
+    )
+
+
+def run(loader: FakeLoader, model: nn.Module | None = None, **options: Any) -> Results:
+    settings: dict[str, Any] = {"num_classes": NUM_CLASSES, "num_views": 2, "progress": False} | options
+    return evaluate(
+        model or ReadLogits(), loader, device="cpu", mean=(0.0,) * 3, std=(1 / 255,) * 3, **settings
+    )  # fmt: skip
+
+
+# One view is nearly certain of class 0, the other prefers class 1 by a little more in logits than in probabilities.
+TWO_VIEWS = [(0, 0, [0, 2, -9]), (0, 1, [9, 8, -9])]
+
+
+def test_sum_of_logits_adds_what_the_model_gives() -> None:
+    results = run(FakeLoader([batch(TWO_VIEWS)], [1]), aggregate="logits")
+    torch.testing.assert_close(results.scores, torch.tensor([[9, 10, -18]], dtype=torch.float64), atol=1e-3, rtol=0)
+    assert results.top_k(1) == 1.0
+
+
+def test_sum_of_probabilities_adds_each_views_softmax() -> None:
+    views = [(0, 0, [0, 1, -9]), (0, 1, [9, 7, -9])]
+    by_probability = run(FakeLoader([batch(views)], [0]), aggregate="probabilities").scores[0].tolist()
+    weights = [[math.exp(x) for x in row] for _, _, row in views]
+    expected = [sum(row[i] / sum(row) for row in weights) for i in range(3)]
+    assert by_probability == pytest.approx(expected, abs=1e-5)
+    assert sum(by_probability) == pytest.approx(2.0)
+
+
+def test_logits_and_probabilities_can_disagree() -> None:
+    views = [(0, 0, [0, 1, -9]), (0, 1, [9, 9, -9]), (0, 2, [20, 0, 0]), (0, 3, [0, 3, 0]), (0, 4, [0, 3, 0])]
+    loader = FakeLoader([batch(views)], [0])
+    assert run(loader, num_views=5, aggregate="logits").top_k(1) == 1.0
+    assert run(loader, num_views=5, aggregate="probabilities").top_k(1) == 0.0
+
+
+def test_max_of_negative_logits_is_the_largest_of_them() -> None:
+    loader = FakeLoader([batch([(0, 0, [-5, -7, -9]), (0, 1, [-6, -2, -8])])], [1])
+    results = run(loader, method="max")
+    torch.testing.assert_close(results.scores, torch.tensor([[-5, -2, -8]], dtype=torch.float64), atol=1e-3, rtol=0)
+    assert results.top_k(1) == 1.0
+
+
+def test_a_view_that_comes_again_is_not_counted_twice() -> None:
+    once = run(FakeLoader([batch(TWO_VIEWS)], [1]))
+    again = run(FakeLoader([batch([TWO_VIEWS[0], TWO_VIEWS[0]]), batch([TWO_VIEWS[1]]), batch(TWO_VIEWS)], [1]))
+    assert torch.equal(once.scores, again.scores) and again.videos == [0]
+
+
+def test_views_are_regrouped_to_the_batch_size_across_videos() -> None:
+    model = ReadLogits()
+    rows = [(video, view, [video, view, 0]) for video in range(3) for view in range(2)]
+    results = run(FakeLoader([batch(rows[:2]), batch(rows[2:4]), batch(rows[4:])], [0, 0, 1]), model, batch_size=4)
+    assert model.sizes == [4, 2]
+    expected = torch.tensor([[2 * video, 1, 0] for video in range(3)], dtype=torch.float64)
+    torch.testing.assert_close(results.scores, expected, atol=1e-3, rtol=0)
+    model.sizes.clear()
+    run(FakeLoader([batch(rows)], [0, 0, 1]), model, batch_size=1)
+    assert model.sizes == [1] * 6
+
+
+def test_modes_of_all_modules_are_restored() -> None:
+    model = nn.Sequential(ReadLogits(), nn.Dropout(0.5))
+    model.train()
+    model[1].eval()
+    run(FakeLoader([batch(TWO_VIEWS)], [1]), model)
+    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+    assert model[0].modes == [False]
+
+
+def test_a_failed_video_is_excluded_listed_and_counted() -> None:
+    failure = Failure(1, "video1.mp4", "video1.mp4: no video stream")
+    batches = [batch(TWO_VIEWS), batch([], [failure], num_short=0), batch([(2, 0, [1, 0, 0]), (2, 1, [1, 0, 0])])]
+    results = run(FakeLoader(batches, [1, 1, 1]))
+    assert results.videos == [0, 2] and list(results.failures) == [failure]
+    assert results.top_k(1) == 0.5
+    assert results.top_k(1, failed_as_wrong=True) == pytest.approx(1 / 3)
+    assert results.summary()["counts"] == {
+        "listed": 3, "labelled": 3, "evaluated": 2, "failed": 1, "short_clips": 0,
+    }  # fmt: skip
+    assert results.lines()[0] == "evaluated 2 of 3 videos (1 failed: see results.json)"
+    assert results.lines()[1:3] == ["top-1 50.00 %", "top-1 33.33 % with failed videos counted as wrong"]
+
+
+def test_a_video_that_failed_once_is_excluded_even_if_its_views_arrive() -> None:
+    results = run(FakeLoader([batch(TWO_VIEWS), batch([], [Failure(0, "video0.mp4", "flaky disk")])], [1]))
+    assert results.videos == [] and results.failures[0].reason == "flaky disk" and results.top_k(1) is None
+
+
+def test_a_video_with_some_of_its_views_has_failed_and_says_how_many_came() -> None:
+    results = run(FakeLoader([batch([TWO_VIEWS[0]])], [1, 2]))
+    assert results.videos == []
+    assert [failure.reason for failure in results.failures] == [
+        "only 1 of 2 views arrived",
+        "only 0 of 2 views arrived",
+    ]
+
+
+def test_scores_that_are_not_finite_fail_the_video() -> None:
+    evaluation = Evaluation(num_views=1, num_classes=2)
+    evaluation.add(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([[0.0, math.nan], [1.0, 2.0]]))
+    scores, failures = evaluation.finish(2)
+    assert list(scores) == [1] and failures == {0: "the model's scores are not finite"}
+
+
+def test_short_clips_are_counted() -> None:
+    results = run(FakeLoader([batch(TWO_VIEWS, num_short=2), batch([], num_short=1)], [1]))
+    assert results.summary()["counts"]["short_clips"] == 3
+
+
+def test_wrong_methods_views_and_shapes_are_refused_with_their_values() -> None:
+    with pytest.raises(ValueError, match="'mean' of 'logits'"):
+        Evaluation(1, 2, method="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"views 0\.\.1, got 2 of video 7"):
+        Evaluation(2, 2).add(torch.tensor([7]), torch.tensor([2]), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"= \[1, 5\] from the model, got \[1, 2\]"):
+        Evaluation(2, 5).add(torch.tensor([7]), torch.tensor([0]), torch.zeros(1, 2))
+
+
+def test_a_label_beyond_the_classes_is_refused_before_anything_runs() -> None:
+    model = ReadLogits()
+    with pytest.raises(ValueError, match=r"video1.mp4 has label 3, but the model has classes 0\.\.2"):
+        run(FakeLoader([batch(TWO_VIEWS)], [0, 3]), model)
+    assert model.sizes == []
+
+
+def test_sixteen_bit_autocast_reaches_the_model() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 2 * 3, NUM_CLASSES))
+    exact, rounded = (run(FakeLoader([batch(TWO_VIEWS)], [1]), model, precision=p).scores for p in ("fp32", "bf16"))
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, rtol=0.05, atol=4.0)
+
+
+# --- several processes
+
+LABELS = [0, 1, 2, 1, 0]
+
+
+def random_rows() -> list[tuple[int, int, list[int]]]:
+    logits = torch.randint(-100, 100, (len(LABELS), 4, NUM_CLASSES), generator=torch.Generator().manual_seed(0)).tolist()
+    return [(video, view, logits[video][view]) for video in range(len(LABELS)) for view in range(4)]
+
+
+def shares() -> list[FakeLoader]:
+    """Two processes' loaders: video 2 is split between them, 0 is given to both as a sampler that fills up does it."""
+    rows, failure = random_rows(), Failure(3, "video3.mp4", "broken")
+    first = [row for row in rows if row[0] == 0 or (row[0] == 2 and row[1] in (0, 3))]
+    second = [row for row in rows if row[0] in (0, 1, 4) or (row[0] == 2 and row[1] in (1, 2))]
+    return [
+        FakeLoader([batch(first, num_short=1)], LABELS),
+        FakeLoader([batch(second[:5]), batch(second[5:], [failure], num_short=2)], LABELS),
+    ]
+
+
+def evaluate_share(rank: int, port: int, folder: str) -> None:
+    process = join(rank, port)
+    results = run(shares()[rank], num_views=4, aggregate="probabilities", process=process)
+    torch.save((results.scores, results.videos, list(results.failures), results.num_short), Path(folder, f"{rank}.pt"))
+    shutdown()
+
+
+def test_two_processes_give_exactly_the_result_of_one(tmp_path: Path) -> None:
+    mp.spawn(evaluate_share, args=(free_port(), str(tmp_path)), nprocs=2)
+    rows = [row for row in random_rows() if row[0] != 3]
+    failure = Failure(3, "video3.mp4", "broken")
+    alone = run(FakeLoader([batch(rows, [failure], num_short=3)], LABELS), num_views=4, aggregate="probabilities")
+    assert alone.videos == [0, 1, 2, 4] and list(alone.failures) == [failure]
+    for rank in range(2):
+        scores, videos, failures, num_short = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert torch.equal(scores, alone.scores)
+        assert (videos, failures, num_short) == (alone.videos, list(alone.failures), 3)
+
+
+def test_merging_does_not_depend_on_the_order() -> None:
+    parts = []
+    for loader in shares():
+        part = Evaluation(4, NUM_CLASSES)
+        for piece in loader.batches:
+            part.add(piece.videos, piece.views, piece.clips[:, 0, 0, 0].double())
+        parts.append(part)
+    merged = []
+    for order in ((0, 1), (1, 0)):
+        whole = Evaluation(4, NUM_CLASSES)
+        for i in order:
+            whole.merge(parts[i])
+        merged.append(whole.finish(len(LABELS)))
+    (scores, failures), (other_scores, other_failures) = merged
+    assert failures == other_failures == {3: "only 0 of 4 views arrived"}
+    assert list(scores) == list(other_scores) == [0, 1, 2, 4]
+    assert all(torch.equal(scores[video], other_scores[video]) for video in scores)
+
+
+# --- what is written
+
+
+def results_of(labels: Sequence[int], predicted: Sequence[int], num_classes: int, **fields: Any) -> Results:
+    """Results in which each video's score is 2 for the predicted class, and -i for each other class i."""
+    scores = -torch.arange(num_classes, dtype=torch.float64).repeat(len(labels), 1)
+    scores[torch.arange(len(labels)), torch.tensor(predicted)] = 2
+    values: dict[str, Any] = {
+        "paths": [f"video{i}.mp4" for i in range(len(labels))],
+        "labels": labels,
+        "videos": list(range(len(labels))),
+        "scores": scores,
+        "failures": [],
+        "num_short": 0,
+        "protocol": {"views": 1, "method": "sum", "aggregate": "logits", "precision": "fp32"},
+        "speed": {"seconds": 1.0, "clips_per_second": 4.0, "data_wait": 0.25},
+    }
+    return Results(**values | fields)
+
+
+def test_results_json_holds_figures_by_class_with_names(tmp_path: Path) -> None:
+    results = results_of([0, 0, 1, 1], [0, 1, 1, 1], 3)
+    results.write(tmp_path, ["left", "right $x_", "up"], {"protocol": {"crops": 1}, "checkpoint": {"path": "a.pyth"}})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["top1"] == 0.75 and content["top5"] == 1.0 and content["mean_class_accuracy"] == 0.75
+    assert content["per_class"] == [
+        {"class": 0, "name": "left", "videos": 2, "accuracy": 0.5},
+        {"class": 1, "name": "right $x_", "videos": 2, "accuracy": 1.0},
+        {"class": 2, "name": "up", "videos": 0, "accuracy": None},
+    ]
+    assert content["confusion_matrix"] == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
+    assert content["protocol"] == dict(results.protocol) | {"crops": 1}
+    assert content["checkpoint"] == {"path": "a.pyth"} and content["speed"] == dict(results.speed)
+    assert content["versions"]["torch"] == torch.__version__ and content["machine"]["cores"] > 0
+    assert (tmp_path / "confusion.png").read_bytes()[1:4] == b"PNG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "predictions.csv", "results.json"]
+
+
+def test_videos_without_labels_get_predictions_and_no_accuracy(tmp_path: Path) -> None:
+    results = results_of([-1, -1], [1, 2], 3)
+    results.write(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["top1"] is content["top5"] is content["mean_class_accuracy"] is content["top1_failed_as_wrong"] is None
+    assert "confusion_matrix" not in content and content["counts"]["labelled"] == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [(row["label"], row["class_1"]) for row in rows] == [("", "1"), ("", "2")]
+    assert not (tmp_path / "confusion.png").exists()
+    assert results.lines()[0] == "evaluated 2 of 2 videos" and "top-1" not in " ".join(results.lines())
+
+
+def test_a_big_confusion_matrix_goes_to_its_own_file(tmp_path: Path) -> None:
+    results_of([0, 50], [0, 1], 51).write(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["confusion_matrix"] == "confusion.csv"
+    table = [[int(cell) for cell in row] for row in csv.reader((tmp_path / "confusion.csv").open())]
+    assert (len(table), table[0][0], table[50][1], sum(map(sum, table))) == (51, 1, 1, 2)
+
+
+def test_more_than_a_hundred_classes_are_not_drawn_and_an_older_picture_goes(tmp_path: Path) -> None:
+    results_of([0], [0], 3).write(tmp_path)
+    results_of([0], [0], 101).write(tmp_path)
+    assert not (tmp_path / "confusion.png").exists() and (tmp_path / "confusion.csv").exists()
+
+
+def test_predictions_keep_awkward_paths_and_equal_basenames_apart(tmp_path: Path) -> None:
+    paths = ['a,b/"clip" 1.mp4', "left/clip.mp4", "right/clip.mp4"]
+    results_of([0, 1, 2], [0, 1, 0], 7, paths=paths).write(tmp_path, [f"class, {i}" for i in range(7)])
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open(newline="")))
+    assert [row["path"] for row in rows] == paths
+    assert [row["label"] for row in rows] == ["0", "1", "2"]
+    assert [rows[1][f"class_{k}"] for k in range(1, 6)] == ["1", "0", "2", "3", "4"]
+    assert [float(rows[1][f"score_{k}"]) for k in range(1, 6)] == [2, 0, -2, -3, -4]
+    assert rows[2]["name_1"] == "class, 0"
+
+
+def test_evaluation_of_nothing_says_so() -> None:
+    results = run(FakeLoader([], [0]))
+    assert results.top_k(1) is None and results.top_k(1, failed_as_wrong=True) == 0.0
+    assert results.lines()[0] == "evaluated 0 of 1 videos (1 failed: see results.json)"
+    assert Process().is_main

@@ -1,0 +1,244 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from videoattn.data.batch import Batch, Failure, normalize
+from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint, save_checkpoint
+from videoattn.engine.distributed import init_distributed
+from videoattn.engine.log import RunLog
+from videoattn.engine.meters import TooManyBadClips
+from videoattn.engine.optim import parameter_groups
+from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
+from videoattn.engine.trainer import Trainer
+from videoattn.models import TimeSformer
+from videoattn.seeding import derive_seed
+
+
+class Clips:
+    """A loader of made-up clips: the label is the brightest quarter of the frame."""
+
+    def __init__(self, num_batches=6, batch_size=4, accumulate=1, rank=0, world_size=1, bad=0, on_batch=None):
+        self.num_batches, self.accumulate = num_batches, accumulate
+        self.whole, self.rank, self.batch_size = batch_size, rank, batch_size // world_size
+        self.bad, self.on_batch = bad, on_batch
+
+    def epoch(self, epoch, start_batch=0):
+        for i in range(start_batch, self.num_batches):
+            if self.on_batch:
+                self.on_batch(epoch, i)
+            g = torch.Generator().manual_seed(derive_seed(7, epoch, i))
+            clips = torch.randint(0, 100, (self.whole, 3, 2, 16, 16), dtype=torch.uint8, generator=g)
+            labels = torch.randint(0, 4, (self.whole,), generator=g)
+            for clip, label in zip(clips, labels, strict=True):
+                y, x = divmod(int(label), 2)
+                clip[..., 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] += 100
+            mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+            failures = tuple(Failure(0, "bad.mp4", "bad.mp4: no frames") for _ in range(self.bad))
+            count = len(labels[mine])
+            zeros = torch.zeros(count, dtype=torch.int64)
+            yield Batch(clips[mine], labels[mine], zeros, zeros, failures, 0, count)
+
+
+def prepare(batch, seed):
+    return normalize(batch.clips, (0.45,) * 3, (0.225,) * 3), batch.labels
+
+
+def build_trainer(process=None, drop_path_rate=0.2, lr_decay=1.0, **keys):
+    torch.manual_seed(0)
+    model = TimeSformer((2, 16, 16), 8, 12, 2, 2, 4, drop_path_rate=drop_path_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01, layer_decay=lr_decay))
+    return Trainer(model, optimizer, process or init_distributed(device="cpu"), prepare, F.cross_entropy, **keys)
+
+
+def run(folder, trainer=None, loader=None, state=None, max_epoch=3, lr=3e-3, validate=None, **options):
+    trainer = trainer or build_trainer()
+    log = RunLog(folder)
+    train(
+        trainer, loader or Clips(), lambda epoch: lr, TrainOptions(max_epoch=max_epoch, **options),
+        folder=folder / "checkpoints", state=state or TrainState(), log=log, validate=validate, config_text="A: 1\n",
+    )  # fmt: skip
+    log.close()
+    return trainer
+
+
+def equal_states(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal_states(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal_states, a, b))
+    return a == b
+
+
+def test_a_few_clips_are_memorised(tmp_path):
+    class Same(Clips):
+        def epoch(self, epoch, start_batch=0):
+            return super().epoch(0, start_batch)
+
+    trainer = run(tmp_path, build_trainer(drop_path_rate=0.0), Same(num_batches=1), max_epoch=30, lr=1e-2)
+    clips, labels = prepare(next(Same().epoch(0)), 0)
+    assert trainer.model.eval()(clips).argmax(1).equal(labels)
+
+
+@pytest.mark.parametrize("keys", [{}, {"ema_decay": 0.9}], ids=["plain", "averaged"])
+def test_a_run_stopped_within_an_epoch_repeats_the_whole_one_bit_for_bit(tmp_path, keys):
+    whole = run(tmp_path / "whole", build_trainer(**keys))
+
+    def interrupt(epoch, batch):
+        if (epoch, batch) == (1, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="epoch 2 after step 4 of 6"):
+        run(tmp_path / "parts", build_trainer(**keys), Clips(on_batch=interrupt))
+    newest = list_checkpoints(tmp_path / "parts" / "checkpoints")[-1]
+    assert (newest.epoch, newest.step) == (1, 4)
+    resumed = build_trainer(**keys)
+    state = restore(resumed, load_checkpoint(newest.path))
+    run(tmp_path / "parts", resumed, state=state)
+    assert equal_states(whole.state_dict(), resumed.state_dict())
+    last = [load_checkpoint(list_checkpoints(tmp_path / d / "checkpoints")[-1].path) for d in ("whole", "parts")]
+    assert equal_states(*last)
+
+
+def test_signals_are_handled_as_before_after_training(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(tmp_path, max_epoch=1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+class HalfBatches:
+    """The clips of `Clips` in batches half as large, two of which make an optimizer step."""
+
+    num_batches, accumulate = 12, 2
+
+    def epoch(self, epoch, start_batch=0):
+        for batch in Clips().epoch(epoch, start_batch // 2):
+            for half in (slice(0, 2), slice(2, 4)):
+                zeros = torch.zeros(2, dtype=torch.int64)
+                yield Batch(batch.clips[half], batch.labels[half], zeros, zeros, (), 0, 2)
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    whole = run(tmp_path / "a", build_trainer(drop_path_rate=0.0))
+    parts = run(tmp_path / "b", build_trainer(drop_path_rate=0.0), HalfBatches())
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def two_processes(rank, folder, port):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    process = init_distributed(device="cpu")
+    trainer = build_trainer(process, drop_path_rate=0.0)
+    log = RunLog(Path(folder) if process.is_main else None)
+    train(
+        trainer, Clips(rank=rank, world_size=2), lambda epoch: 3e-3, TrainOptions(max_epoch=2, log_period_steps=1),
+        folder=Path(folder) / "checkpoints", state=TrainState(), log=log,
+    )  # fmt: skip
+    log.close()
+    torch.distributed.destroy_process_group()
+
+
+def losses(folder):
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [e["loss"] for e in events if e["event"] == "train"]
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+    run(tmp_path / "one", build_trainer(drop_path_rate=0.0), max_epoch=2, log_period_steps=1)
+    (tmp_path / "two").mkdir()
+    port = 20000 + os.getpid() % 20000
+    torch.multiprocessing.spawn(two_processes, (str(tmp_path / "two"), port), nprocs=2)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 12 and one == pytest.approx(two, abs=1e-4)
+    states = [load_checkpoint(list_checkpoints(tmp_path / d / "checkpoints")[-1].path) for d in ("one", "two")]
+    for name, tensor in states[0]["model_state"].items():
+        torch.testing.assert_close(tensor, states[1]["model_state"][name], rtol=0, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_path):
+    trainer = build_trainer()
+    nn.init.constant_(trainer.model.head.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="nan in epoch 1 by step 1 .*SOLVER.BASE_LR"):
+        run(tmp_path, trainer, log_period_steps=1)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
+    with pytest.raises(TooManyBadClips, match="6 of 24 clips .*MAX_BAD_FRACTION = 0.2"):
+        run(tmp_path, loader=Clips(bad=1), max_bad_fraction=0.2)
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["reason"] for e in events if e["event"] == "bad_clip"] == ["bad.mp4: no frames"] * 6
+
+
+def test_a_tolerable_share_of_bad_clips_is_counted(tmp_path):
+    run(tmp_path, loader=Clips(bad=1), max_bad_fraction=0.25, max_epoch=1)
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    (epoch,) = [e for e in events if e["event"] == "epoch"]
+    assert (epoch["bad_clips"], epoch["clips"]) == (6, 24)
+
+
+def test_the_best_epoch_is_kept_beside_the_newest(tmp_path):
+    scores = iter([0.2, 0.9, 0.5, 0.6, 0.4])
+    seen = []
+
+    def validate(model):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"top1": next(scores)}
+
+    run(tmp_path, validate=validate, max_epoch=5, keep_checkpoints=2)
+    folder = tmp_path / "checkpoints"
+    assert [c.epoch for c in list_checkpoints(folder)] == [4, 5]
+    best = load_checkpoint(folder / BEST)
+    assert best["epoch"] == 2 and equal_states(best["model_state"], seen[1])
+
+
+def test_checkpoints_within_an_epoch_replace_each_other(tmp_path):
+    state = {"model_state": {}, "optimizer_state": {}, "epoch": 0}
+    for step in (2, 4):
+        save_checkpoint(tmp_path, state, epoch=0, step=step)
+    assert [(c.epoch, c.step) for c in list_checkpoints(tmp_path)] == [(0, 4)]
+    save_checkpoint(tmp_path, state, epoch=1)
+    assert [(c.epoch, c.step) for c in list_checkpoints(tmp_path)] == [(1, 0)]
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_piece_of_the_new(tmp_path, monkeypatch):
+    state = {"model_state": {"w": torch.ones(3)}, "optimizer_state": {}, "epoch": 1}
+    old = save_checkpoint(tmp_path, state, epoch=1)
+
+    def full(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="checkpoint_epoch_00002.pyth: No space left"):
+        save_checkpoint(tmp_path, state, epoch=2)
+    assert [p.name for p in tmp_path.iterdir()] == [old.name]
+    assert load_checkpoint(old)["model_state"]["w"].equal(torch.ones(3))
+
+
+def test_averaged_weights_are_evaluated_and_saved(tmp_path):
+    trainer = run(tmp_path, build_trainer(ema_decay=0.5), max_epoch=1)
+    state = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path)
+    assert equal_states(state["ema_state"], trainer.averaged_model().state_dict())
+    assert not equal_states(state["ema_state"], state["model_state"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_steps_change_float32_weights(tmp_path, precision):
+    trainer = build_trainer(precision=precision)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    run(tmp_path, trainer, max_epoch=1)
+    after = trainer.model.state_dict()
+    assert all(v.dtype == torch.float32 and v.isfinite().all() for v in after.values())
+    assert not equal_states(before, after)

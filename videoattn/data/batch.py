@@ -1,0 +1,116 @@
+"""What travels from the loader to the loop: clips as bytes, with an account of what could not be decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Failure(NamedTuple):
+    """A video that could not be decoded: its index in the annotation list, its path, and why."""
+
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a dataset makes of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video."""
+
+    clips: Tensor
+    label: int
+    video: int
+    views: tuple[int, ...]
+    failures: tuple[Failure, ...] = ()
+    num_short: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
+
+    `failures` lists every video that could not be decoded on the way. `num_short` counts clips whose window is longer
+    than the video, so that frames repeat. `draws` counts the videos asked for: in training each was delivered or
+    replaced, in evaluation those in `failures` are missing.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    videos: Tensor
+    views: Tensor
+    failures: tuple[Failure, ...] = ()
+    num_short: int = 0
+    draws: int = 0
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which a GPU copies without waiting."""
+        return replace(
+            self,
+            clips=self.clips.pin_memory(),
+            labels=self.labels.pin_memory(),
+            videos=self.videos.pin_memory(),
+            views=self.views.pin_memory(),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch with its tensors on `device`."""
+        return replace(
+            self,
+            clips=self.clips.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            videos=self.videos.to(device, non_blocking=non_blocking),
+            views=self.views.to(device, non_blocking=non_blocking),
+        )
+
+
+def collate_views(samples: Sequence[Sample]) -> Batch:
+    """A batch of all views, video after video."""
+    return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))])
+
+
+def collate_copies(samples: Sequence[Sample]) -> Batch:
+    """A batch of augmented copies: a first copy of each of two videos, then their second copies, then the next two.
+
+    Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and
+    the order does not depend on how an even number of videos is shared among processes.
+    """
+    pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
+    rows = [
+        (sample, copy)
+        for pair in pairs
+        for copy in range(max(len(sample.views) for sample in pair))
+        for sample in pair
+        if copy < len(sample.views)
+    ]
+    return _batch(samples, rows)
+
+
+def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]]) -> Batch:
+    clips = torch.stack([sample.clips[row] for sample, row in rows]) if rows else samples[0].clips
+    return Batch(
+        clips=clips,
+        labels=torch.tensor([sample.label for sample, _ in rows], dtype=torch.int64),
+        videos=torch.tensor([sample.video for sample, _ in rows], dtype=torch.int64),
+        views=torch.tensor([sample.views[row] for sample, row in rows], dtype=torch.int64),
+        failures=tuple(failure for sample in samples for failure in sample.failures),
+        num_short=sum(sample.num_short for sample in samples),
+        draws=len(samples),
+    )
+
+
+def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float], reverse_channels: bool = False) -> Tensor:
+    """Clips [B, 3, T, H, W] from uint8 to float32 (x / 255 - mean) / std, on the device they are on.
+
+    `mean` and `std` belong to red, green and blue as decoded; `reverse_channels` then gives blue, green and red.
+    Raises ValueError on clips that are not uint8 [B, 3, T, H, W].
+    """
+    if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[1] != 3:
+        raise ValueError(f"expected uint8 clips [B, 3, T, H, W], got {clips.dtype} {list(clips.shape)}")
+    means = torch.tensor(mean, device=clips.device).view(1, 3, 1, 1, 1)
+    stds = torch.tensor(std, device=clips.device).view(1, 3, 1, 1, 1)
+    if reverse_channels:
+        clips, means, stds = clips.flip(1), means.flip(1), stds.flip(1)
+    return torch.addcmul(-means / stds, clips, 1 / (255 * stds))

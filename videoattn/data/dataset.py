@@ -1,0 +1,165 @@
+"""Videos as items: one random clip per draw for training, all views of a video for evaluation."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videoattn.data.annotations import VideoList
+from videoattn.data.batch import Failure, Sample
+from videoattn.data.decode import DecodeError, open_video
+from videoattn.data.sampling import ClipSampler
+from videoattn.data.transforms import TestTransform, TrainTransform
+from videoattn.seeding import derive_seed
+
+MAX_REPLACEMENTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One random clip of training: everything that its randomness depends on besides the run's seed."""
+
+    epoch: int
+    index: int
+
+
+class VideoDataset(Dataset[Sample]):
+    """A random clip of a video for each `Draw`, in `num_copies` augmentations, the same in whatever process.
+
+    The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
+    the sample's failures, and another one is drawn in its place, at most ten times; if all fail, the sample has no
+    clip. `opener(path, backend)` opens a video.
+
+    Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampler: ClipSampler,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        num_copies: int = 1,
+        backend: str = "auto",
+        opener: Callable[..., Any] = open_video,
+    ) -> None:
+        self.videos = videos
+        self.sampler = sampler
+        self.transform = transform
+        self.seed = seed
+        self.num_copies = num_copies
+        self.backend = backend
+        self.opener = opener
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        failures: list[Failure] = []
+        for attempt, index in enumerate(self._candidates(draw)):
+            rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
+            path = self.videos.path(index)
+            try:
+                clip, short = self._clip(path, rng)
+            except DecodeError as error:
+                failures.append(Failure(index, path, str(error)))
+                continue
+            parts = (self.seed, "transform", draw.epoch, draw.index, attempt)
+            copies = [self.transform(clip, derive_seed(*parts, copy)) for copy in range(self.num_copies)]
+            return Sample(
+                clips=torch.stack(copies).transpose(1, 2),
+                label=self.videos.label(index),
+                video=index,
+                views=(0,) * self.num_copies,
+                failures=tuple(failures),
+                num_short=self.num_copies * short,
+            )
+        return _no_clip(self.sampler, self.transform.crop_size, self.videos.label(draw.index), draw.index, failures)
+
+    def _clip(self, path: str, rng: random.Random) -> tuple[Tensor, bool]:
+        def choose(num_frames: int, fps: float) -> list[Sequence[int]]:
+            return [self.sampler.train(num_frames, fps, rng)]
+
+        frames, (rows,), short = _read(self.opener, path, self.backend, self.sampler, choose)
+        return frames[rows], short
+
+    def _candidates(self, draw: Draw) -> list[int]:
+        """The drawn index, then others to replace it, all different."""
+        rng = random.Random(derive_seed(self.seed, "replacement", draw.epoch, draw.index))
+        others = rng.sample(range(len(self.videos)), min(len(self.videos), MAX_REPLACEMENTS + 1))
+        return [draw.index, *[index for index in others if index != draw.index][:MAX_REPLACEMENTS]]
+
+
+class ViewDataset(Dataset[Sample]):
+    """All views of a video, `num_clips` in time times the transform's crops in space, from opening it once.
+
+    A view's number is clip * num_crops + crop. A video that cannot be decoded gives a sample without clips that says
+    why, and is never replaced.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampler: ClipSampler,
+        transform: TestTransform,
+        *,
+        num_clips: int = 1,
+        backend: str = "auto",
+        opener: Callable[..., Any] = open_video,
+    ) -> None:
+        self.videos = videos
+        self.sampler = sampler
+        self.transform = transform
+        self.num_clips = num_clips
+        self.backend = backend
+        self.opener = opener
+
+    @property
+    def num_views(self) -> int:
+        """Views of each video."""
+        return self.num_clips * self.transform.num_crops
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.videos.path(index), self.videos.label(index)
+        try:
+            frames, clips, short = _read(self.opener, path, self.backend, self.sampler, self._choose)
+        except DecodeError as error:
+            failure = Failure(index, path, str(error))
+            return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
+        crops = self.transform(frames)  # [num_crops, frames, 3, S, S]: each frame is resized once, whatever uses it
+        views = torch.cat([crops[:, chosen] for chosen in clips]).transpose(1, 2)
+        return Sample(views, label, index, tuple(range(self.num_views)), num_short=self.num_views * short)
+
+    def _choose(self, num_frames: int, fps: float) -> list[Sequence[int]]:
+        return [self.sampler.test(num_frames, fps, clip, self.num_clips) for clip in range(self.num_clips)]
+
+
+def _read(
+    opener: Callable[..., Any],
+    path: str,
+    backend: str,
+    sampler: ClipSampler,
+    choose: Callable[[int, float], list[Sequence[int]]],
+) -> tuple[Tensor, list[Tensor], bool]:
+    """The frames that some clips need, each once, as [n, 3, H, W]; per clip its rows there; whether clips are short."""
+    with opener(path, backend) as reader:
+        if reader.num_frames < 1:
+            raise DecodeError(f"{path}: expected at least one frame, the video has none")
+        clips = choose(reader.num_frames, reader.fps)
+        short = sampler.is_short(reader.num_frames, reader.fps)
+        needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
+        frames: Tensor = reader.read(needed.tolist())
+    return frames.permute(0, 3, 1, 2), list(rows), short
+
+
+def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:
+    clips = torch.empty(0, 3, sampler.num_frames, crop_size, crop_size, dtype=torch.uint8)
+    return Sample(clips, label, index, views=(), failures=tuple(failures))

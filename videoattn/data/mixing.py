@@ -1,0 +1,103 @@
+"""Mixup and cutmix of neighbouring clips, with smoothed labels."""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoattn.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """How one pair is mixed: the share of a clip that it keeps, and the box (rows, columns) taken from its partner."""
+
+    share: float
+    box: tuple[slice, slice] | None
+
+
+class Mixing:
+    """Mixes clips 2i and 2i + 1 of a batch with each other, by mixup (blended) or cutmix (a box exchanged).
+
+    A pair is mixed with probability `prob`, and by cutmix with probability `switch_prob` where both alphas are
+    positive; the share a clip keeps is drawn from Beta(alpha, alpha), and a box clipped at the border corrects it.
+    Each pair draws from its own seed, so processes that share a batch in even parts mix as one process would. Raises
+    ValueError where both alphas are 0.
+
+    Source: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019); timm's `Mixup` in its mode "pair".
+    Differs: timm pairs clip i with clip B - 1 - i; torchvision's MixUp and CutMix would do for a pair, but draw from
+    the global generator and take a kernel launch per pair where one blend serves the whole batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        cutmix_alpha: float,
+        prob: float = 1.0,
+        switch_prob: float = 0.5,
+        label_smoothing: float = 0.0,
+        num_classes: int,
+    ) -> None:
+        if alpha <= 0 and cutmix_alpha <= 0:
+            raise ValueError(
+                f"MIXUP.ALPHA or MIXUP.CUTMIX_ALPHA expects a positive number, got {alpha} and {cutmix_alpha}"
+            )
+        self.alpha = alpha
+        self.cutmix_alpha = cutmix_alpha
+        self.prob = prob
+        self.switch_prob = switch_prob
+        self.label_smoothing = label_smoothing
+        self.num_classes = num_classes
+
+    def __call__(self, clips: Tensor, labels: Tensor, seed: int, first_pair: int = 0) -> tuple[Tensor, Tensor]:
+        """Mixed clips (a new tensor of the shape and type of `clips`, floating) and soft targets [B, num_classes].
+
+        `first_pair` is the number of this batch's first pair in the batch of all processes. Raises ValueError on an
+        odd number of clips and on clips that are not floating.
+        """
+        if len(clips) % 2:
+            raise ValueError(
+                f"mixing expects an even number of clips per process, got {len(clips)}; change TRAIN.BATCH_SIZE"
+            )
+        if not clips.is_floating_point():
+            raise ValueError(f"mixing expects normalised floating clips, got {clips.dtype}")
+        num_pairs = len(clips) // 2
+        size = (clips.shape[-2], clips.shape[-1])
+        mixes = [self._draw(*size, random.Random(derive_seed(seed, "mix", first_pair + i))) for i in range(num_pairs)]
+        blend = torch.tensor([1.0 if mix.box else mix.share for mix in mixes], dtype=clips.dtype, device=clips.device)
+        pairs = clips.reshape(num_pairs, 2, *clips.shape[1:])  # [P, 2, 3, T, H, W]
+        partners = pairs.flip(1)
+        mixed = torch.lerp(partners, pairs, blend.view(-1, *[1] * (pairs.ndim - 1)))
+        for i, mix in enumerate(mixes):
+            if mix.box:
+                mixed[i][..., mix.box[0], mix.box[1]] = partners[i][..., mix.box[0], mix.box[1]]
+        targets = smooth_labels(labels, self.num_classes, self.label_smoothing).reshape(num_pairs, 2, -1)
+        shares = torch.tensor([mix.share for mix in mixes], device=labels.device).view(-1, 1, 1)
+        return mixed.flatten(0, 1), torch.lerp(targets.flip(1), targets, shares).flatten(0, 1)
+
+    def _draw(self, height: int, width: int, rng: random.Random) -> _Mix:
+        if rng.random() >= self.prob:
+            return _Mix(share=1.0, box=None)
+        cutmix = self.alpha <= 0 or (self.cutmix_alpha > 0 and rng.random() < self.switch_prob)
+        alpha = self.cutmix_alpha if cutmix else self.alpha
+        share = rng.betavariate(alpha, alpha)
+        if not cutmix:
+            return _Mix(share=share, box=None)
+        side = math.sqrt(1 - share)
+        rows = _around(rng.randrange(height), int(height * side), height)
+        columns = _around(rng.randrange(width), int(width * side), width)
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        return _Mix(share=1 - area / (height * width), box=(rows, columns))
+
+
+def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Soft targets [B, num_classes] in float32: smoothing / num_classes everywhere and the rest on the label."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_classes)
+
+
+def _around(centre: int, length: int, size: int) -> slice:
+    return slice(max(centre - length // 2, 0), min(centre + length // 2, size))

@@ -1,0 +1,137 @@
+"""Which frames of a video make a clip: dense windows (Kinetics) and one frame per segment (Something-Something-V2)."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+def window_length(fps: float, *, num_frames: int, sampling_rate: int, target_fps: float) -> float:
+    """Frames of the video, not rounded, that a dense clip spans: as many seconds as at `target_fps`."""
+    if not fps > 0 or math.isinf(fps):
+        raise ValueError(f"fps {fps}, expected a positive number")
+    return sampling_rate * num_frames * fps / target_fps
+
+
+def dense_indices(
+    num_video_frames: int, fps: float, *, num_frames: int, sampling_rate: int, target_fps: float, start: float
+) -> list[int]:
+    """`num_frames` indices evenly spread from `start` to the end of the window, clamped to the video and truncated.
+
+    A video shorter than the window repeats its last frame. Raises ValueError on an empty video.
+    Source: PySlowFast, datasets/decoder.py, temporal_sampling (torch.linspace in float32, then truncation).
+    """
+    _check_not_empty(num_video_frames)
+    length = window_length(fps, num_frames=num_frames, sampling_rate=sampling_rate, target_fps=target_fps)
+    positions = torch.linspace(start, start + length - 1, num_frames)
+    return positions.clamp(0, num_video_frames - 1).long().tolist()
+
+
+def dense_train_start(num_video_frames: int, length: float, rng: random.Random) -> float:
+    """Where a training window of `length` frames begins: anywhere that it fits, not only on whole frames.
+
+    Source: PySlowFast, datasets/decoder.py, get_start_end_idx.
+    """
+    return rng.uniform(0, max(num_video_frames - length, 0))
+
+
+def dense_test_start(
+    num_video_frames: int, length: float, clip: int, num_clips: int, *, use_offset: bool = False
+) -> float:
+    """Where test window `clip` of `num_clips` begins.
+
+    Without `use_offset` (SlowFast, TimeSformer) the last window does not reach the video's end, and a single one is
+    the first, not the centre. With it (MViT) windows reach both ends in whole frames, and a single one is centred.
+    Source: PySlowFast, datasets/decoder.py, get_start_end_idx.
+    """
+    if not 0 <= clip < num_clips:
+        raise ValueError(f"clip {clip} of {num_clips}, expected 0 to {num_clips - 1}")
+    slack = max(num_video_frames - length, 0)
+    if not use_offset:
+        return slack * clip / num_clips
+    if num_clips == 1:
+        return math.floor(slack / 2)
+    return clip * math.floor(slack / (num_clips - 1))
+
+
+def segment_indices(num_video_frames: int, num_segments: int, rng: random.Random | None = None) -> list[int]:
+    """One index from each of `num_segments` parts of the whole video: random with `rng`, else the middle.
+
+    Neighbouring parts share their border frame. Videos shorter than `num_segments` repeat frames. Raises ValueError on
+    an empty video.
+    Source: PySlowFast and TimeSformer, datasets/ssv2.py, get_seq_frames.
+    """
+    _check_not_empty(num_video_frames)
+    if num_segments < 1:
+        raise ValueError(f"{num_segments} segments, expected at least one")
+    size = (num_video_frames - 1) / num_segments
+    borders = [round(size * i) for i in range(num_segments + 1)]
+    pairs: Sequence[tuple[int, int]] = list(zip(borders, borders[1:], strict=False))
+    return [rng.randint(low, high) if rng else (low + high) // 2 for low, high in pairs]
+
+
+@dataclass(frozen=True)
+class ClipSampler:
+    """How clips are cut in a run: `num_frames` indices per clip, for training or for a place in the test protocol.
+
+    `sampling_rate`, `target_fps` and `use_offset` matter to dense clips only. With segments every test clip of a video
+    is the same, as published.
+    """
+
+    kind: Literal["dense", "segments"]
+    num_frames: int
+    sampling_rate: int = 1
+    target_fps: float = 30
+    use_offset: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("dense", "segments"):
+            raise ValueError(f"kind {self.kind!r}, expected dense or segments")
+        for name in ("num_frames", "sampling_rate", "target_fps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}, expected a positive number")
+
+    def train(self, num_video_frames: int, fps: float, rng: random.Random) -> list[int]:
+        """The indices of one random clip."""
+        _check_not_empty(num_video_frames)
+        if self.kind == "segments":
+            return segment_indices(num_video_frames, self.num_frames, rng)
+        return self._dense(num_video_frames, fps, dense_train_start(num_video_frames, self._length(fps), rng))
+
+    def test(self, num_video_frames: int, fps: float, clip: int = 0, num_clips: int = 1) -> list[int]:
+        """The indices of test clip `clip` of `num_clips`."""
+        _check_not_empty(num_video_frames)
+        start = 0.0
+        if self.kind == "dense":
+            start = dense_test_start(num_video_frames, self._length(fps), clip, num_clips, use_offset=self.use_offset)
+            return self._dense(num_video_frames, fps, start)
+        if not 0 <= clip < num_clips:
+            raise ValueError(f"clip {clip} of {num_clips}, expected 0 to {num_clips - 1}")
+        return segment_indices(num_video_frames, self.num_frames)
+
+    def is_short(self, num_video_frames: int, fps: float) -> bool:
+        """Whether a clip asks for more than the video has, so that frames repeat."""
+        return num_video_frames < (self.num_frames if self.kind == "segments" else self._length(fps))
+
+    def _length(self, fps: float) -> float:
+        return window_length(
+            fps, num_frames=self.num_frames, sampling_rate=self.sampling_rate, target_fps=self.target_fps
+        )
+
+    def _dense(self, num_video_frames: int, fps: float, start: float) -> list[int]:
+        return dense_indices(
+            num_video_frames,
+            fps,
+            num_frames=self.num_frames,
+            sampling_rate=self.sampling_rate,
+            target_fps=self.target_fps,
+            start=start,
+        )
+
+
+def _check_not_empty(num_video_frames: int) -> None:
+    if num_video_frames < 1:
+        raise ValueError(f"a video of {num_video_frames} frames, expected at least one")

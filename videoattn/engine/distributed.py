@@ -1,0 +1,114 @@
+"""Several processes of one run: who is who, and the few things they tell each other."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among `world_size`, of which `local_world_size` are on this machine, and the device it works on."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that talks and writes files."""
+        return self.rank == 0
+
+
+def init_distributed(
+    backend: Literal["auto", "gloo", "nccl"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    timeout_minutes: float = 30.0,
+) -> Process:
+    """Join the group that torchrun's environment describes; without it, a process on its own and no group.
+
+    Each process takes the CUDA device of its local rank where there is one. "auto" means nccl on CUDA and gloo
+    elsewhere; what lies on the CPU always travels by gloo. An exchange that a dead process leaves unanswered fails
+    after `timeout_minutes`. Raises ValueError for CUDA or nccl without a device for every process of this machine, and
+    for an environment that says only half.
+    """
+    rank, world_size, local_rank, local_world_size = _read_environment()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not found:
+        raise ValueError("DEVICE cuda was asked for, but torch finds no CUDA device; expected cpu or auto")
+    if backend == "nccl" and (device == "cpu" or not found):
+        raise ValueError(f"DIST_BACKEND nccl needs CUDA; found {found} CUDA devices, DEVICE is {device}; expected gloo")
+    chosen = torch.device("cpu")
+    if device != "cpu" and found:
+        if local_rank >= found:
+            raise ValueError(f"{local_world_size} processes on this machine need as many CUDA devices, found {found}")
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        if backend == "auto":
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+        backends = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
+        limit = timedelta(minutes=timeout_minutes)
+        dist.init_process_group(backends, rank=rank, world_size=world_size, timeout=limit)
+    return Process(rank, world_size, local_rank, local_world_size, chosen)
+
+
+def _read_environment() -> tuple[int, int, int, int]:
+    """Rank, world size, and both on this machine."""
+    values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if values["RANK"] is None and values["LOCAL_RANK"] is None:
+        return 0, 1, 0, 1
+    try:
+        rank, world_size, local_rank, local_world_size = (int(value) for value in values.values() if value is not None)
+    except ValueError:
+        raise ValueError(f"expected the four numbers that torchrun puts into the environment, got {values}") from None
+    return rank, world_size, local_rank, local_world_size
+
+
+def is_main() -> bool:
+    """Whether this is the process that talks and writes files; true without a group."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    all_reduce_sum(torch.zeros(1))
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's `value`, in the order of ranks, on every process; tensors in it must be on the CPU."""
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered  # type: ignore[return-value]
+
+
+def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, as a new tensor."""
+    total = value.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process, so that all of them can act on it together."""
+    if not dist.is_initialized():
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes)
+    return bool(votes)
+
+
+def shutdown() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

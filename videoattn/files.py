@@ -1,0 +1,41 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on leaving, it is flushed to the disk and takes the name `path`.
+
+    On any error, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. Raises OSError
+    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.PID.tmp` behind.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        if os.name == "posix":
+            _flush(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"can't write {path}: {error.strerror or error}") from error
+    except RuntimeError as error:  # torch.save reports a failed write only so
+        if "inline_container" not in str(error):
+            raise
+        raise OSError(f"can't write {path}, is the disk full? {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
