@@ -14,12 +14,13 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     RuntimeError or ArithmeticError of the package's own; anything else is a fault of the program and keeps its
     traceback.
     """
-    from videoattn.engine.meters import TooManyBadClips
+    from videoattn.data.decode import DecodeError
+    from videoattn.engine.meters import TooManyBadClipsError
     from videoattn.engine.train import Interrupted
 
     try:
         return main(argv) or 0
-    except (ValueError, OSError, TooManyBadClips, FloatingPointError) as error:
+    except (ValueError, OSError, DecodeError, TooManyBadClipsError, FloatingPointError) as error:
         logging.getLogger("videoattn").debug("details", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

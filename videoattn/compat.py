@@ -1,4 +1,4 @@
-"""The one place that imports torchvision, timm and pytorchvideo, mending what breaks when their builds do not match torch's.
+"""The one place that imports torchvision, timm and pytorchvideo, mending what breaks beside another build of torch.
 
 A torchvision built for CUDA beside a CPU build of torch cannot load its compiled operators; its Python part then fails
 on registering them. Declaring the operators' schemas beforehand is enough for models and transforms to work.

@@ -28,7 +28,7 @@ class Train(Section):
     batch_size: Positive = Field(8, description="clips per machine and forward pass, shared by its processes")
     eval_period: Positive = Field(1, description="epochs between evaluations on val")
     checkpoint_period: Positive = Field(1, description="epochs between checkpoints")
-    checkpoint_minutes: NonNegativeFloat = Field(10.0, description="minutes between checkpoints within an epoch; 0: none")
+    checkpoint_minutes: NonNegativeFloat = Field(10.0, description="minutes between saves within an epoch; 0: none")
     checkpoint_steps: NotNegative = Field(0, description="optimizer steps between checkpoints within an epoch; 0: none")
     keep_checkpoints: Positive = Field(3, description="newest epoch checkpoints kept; the best one is kept besides")
     auto_resume: bool = Field(True, description="continue from the newest checkpoint in OUTPUT_DIR")
@@ -36,7 +36,6 @@ class Train(Section):
     checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
     finetune: bool = Field(False, description="allow a head with another number of classes to start anew")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
-    mixed_precision: bool = Field(False, description="SlowFast's name for PRECISION: fp16")
     compile: bool = Field(False, description="torch.compile the model")
     deterministic: bool = Field(True, description="ask torch for deterministic algorithms")
 
@@ -55,7 +54,7 @@ class Test(Section):
         "auto", description="what DATA.ENSEMBLE_METHOD combines; auto: logits for TimeSformer, as published"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    save_results_path: str = Field("", description="folder for results.json and predictions.csv; default OUTPUT_DIR/test")
+    save_results_path: str = Field("", description="folder for results.json and predictions.csv; '': OUTPUT_DIR/test")
 
 
 class Data(Section):
@@ -67,7 +66,7 @@ class Data(Section):
     num_frames: Positive = 8
     sampling_rate: Positive = Field(8, description="frames from one sampled frame to the next, at TARGET_FPS")
     target_fps: Annotated[float, Field(gt=0)] = 30
-    inv_uniform_sample: bool = Field(False, description="segments over the whole video instead of a dense clip")
+    inv_uniform_sample: bool = Field(False, description="draw 1 / jitter scale uniformly instead of the scale")
     sampling: Literal["auto", "dense", "segments"] = Field("auto", description="auto: segments for ssv2, else dense")
     use_offset_sampling: bool = Field(False, description="test clips spread to both ends (MViT); one clip is centred")
     train_jitter_scales: tuple[Positive, Positive] = (256, 320)
@@ -80,7 +79,7 @@ class Data(Section):
     random_flip: bool = True
     reverse_input_channel: bool = Field(False, description="feed BGR frames")
     ensemble_method: Literal["sum", "max"] = "sum"
-    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: decord where its seeking is exact")
+    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: decord where it is exact")
     max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
     class_names: str = Field("", description="file with one class name a line, for reports")
 
@@ -141,8 +140,13 @@ class TimeSformer(Section):
     depth: Positive | None = None
     num_heads: Positive | None = None
     mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    init: Literal["published", "from_scratch"] = Field(
+        "published", description="from_scratch: without an ImageNet ViT, and for small widths"
+    )
     drop_path_rate: Fraction = 0.1
-    drop_path_unit: Literal["call", "sample"] = Field("call", description="what is dropped: an attention call (published) or a clip")
+    drop_path_unit: Literal["call", "sample"] = Field(
+        "call", description="what is dropped: an attention call (published) or a clip"
+    )
 
 
 class Operator(Section):
@@ -194,7 +198,8 @@ class Solver(Section):
         if self.lr_policy == "steps_with_relative_lrs":
             if len(self.steps) != len(self.lrs) or not self.steps or self.steps[0] != 0:
                 raise ValueError(
-                    f"steps_with_relative_lrs expects STEPS starting at 0 and as many LRS, got STEPS {list(self.steps)} and LRS {list(self.lrs)}"
+                    "steps_with_relative_lrs expects STEPS starting at 0 and as many LRS, "
+                    f"got STEPS {list(self.steps)} and LRS {list(self.lrs)}"
                 )
             if list(self.steps) != sorted(self.steps):
                 raise ValueError(f"STEPS expects rising epochs, got {list(self.steps)}")
@@ -233,7 +238,7 @@ class Config(Section):
     ema: Ema = Ema()
     data_loader: DataLoader = DataLoader()
     tensorboard: TensorBoard = TensorBoard()
-    global_batch_size: NotNegative = Field(0, description="clips per optimizer step; 0: one forward pass, else accumulated")
+    global_batch_size: NotNegative = Field(0, description="clips per optimizer step, accumulated; 0: one forward pass")
     output_dir: str = "runs"
     rng_seed: int = 0
     log_period: Positive = Field(10, description="optimizer steps between log lines")

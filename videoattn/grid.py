@@ -1,4 +1,4 @@
-"""Where tokens sit in a clip: the (t, h, w) grid, its prefix tokens, and the attention calls taken of it along an axis."""
+"""Where tokens sit in a clip: the (t, h, w) grid, its prefix tokens, and the attention calls taken along an axis."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -64,7 +64,7 @@ def fold(x: Tensor, grid: TokenGrid, axis: Axis) -> Tensor:
     """
     if axis is Axis.JOINT:
         return x.unsqueeze(1)
-    patches = x[:, grid.prefix :].unflatten(1, (grid.t, grid.h * grid.w))
+    patches: Tensor = x[:, grid.prefix :].unflatten(1, (grid.t, grid.h * grid.w))
     if axis is Axis.TIME or grid.prefix == 0:
         return patches
     prefix = x[:, : grid.prefix].unsqueeze(1).expand(-1, grid.t, *(-1,) * (x.dim() - 1))
@@ -101,5 +101,7 @@ def merge_calls(x: Tensor, batch: int, num_heads: int, axis: Axis) -> Tensor:
     """Undo `split_calls` and join the heads: [rows, groups·heads, n, d] to [B, F, M, heads·d]."""
     x = x.transpose(1, 2)
     if axis is Axis.TIME:
-        return x.unflatten(2, (-1, num_heads)).flatten(3)
-    return x.flatten(2).unflatten(0, (batch, -1))
+        merged: Tensor = x.unflatten(2, (-1, num_heads)).flatten(3)
+    else:
+        merged = x.flatten(2).unflatten(0, (batch, -1))
+    return merged

@@ -15,7 +15,7 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Run library code that draws from torch's global CPU generator as if freshly seeded, and restore its state after."""
+    """Run code that draws from torch's global CPU generator as if freshly seeded, and restore its state after."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

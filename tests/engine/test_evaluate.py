@@ -1,5 +1,7 @@
 import csv
+import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +12,20 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.data.conftest import write_video
 from tests.engine.test_distributed import free_port, join
-from videoattn.data.batch import Batch, Failure
-from videoattn.engine.distributed import Process, shutdown
+from tools.test_net import main
+from videoattn.command_line import run_tool
+from videoattn.config_file import dump_config, load_config
+from videoattn.data.batch import Batch, Failure, normalize
+from videoattn.data.loader import build_loader
+from videoattn.engine.checkpoint import save_checkpoint
+from videoattn.engine.distributed import shutdown
 from videoattn.engine.evaluate import Evaluation, evaluate
 from videoattn.engine.results import Results
+from videoattn.models import build_model
+from videoattn.models.checkpoints import load_weights
+from videoattn.seeding import torch_seed
 
 NUM_CLASSES = 3
 
@@ -61,8 +72,8 @@ def batch(
     rows: Sequence[tuple[int, int, Sequence[int]]], failures: Sequence[Failure] = (), num_short: int = 0
 ) -> Batch:
     """A batch of (video, view, logits)."""
-    logits = torch.tensor([row[2] for row in rows] or torch.empty(0, NUM_CLASSES).tolist(), dtype=torch.int64)
-    clips = (logits.view(len(rows), 1, 1, 1, -1) + 128).to(torch.uint8).expand(-1, 3, 2, 1, -1)
+    logits = torch.tensor([row[2] for row in rows], dtype=torch.int64).view(len(rows), 1, 1, 1, NUM_CLASSES)
+    clips = (logits + 128).to(torch.uint8).expand(-1, 3, 2, 1, -1)
     return Batch(
         clips=clips,
         labels=torch.zeros(len(rows), dtype=torch.int64),
@@ -80,7 +91,6 @@ def run(loader: FakeLoader, model: nn.Module | None = None, **options: Any) -> R
     )  # fmt: skip
 
 
-# One view is nearly certain of class 0, the other prefers class 1 by a little more in logits than in probabilities.
 TWO_VIEWS = [(0, 0, [0, 2, -9]), (0, 1, [9, 8, -9])]
 
 
@@ -209,7 +219,8 @@ LABELS = [0, 1, 2, 1, 0]
 
 
 def random_rows() -> list[tuple[int, int, list[int]]]:
-    logits = torch.randint(-100, 100, (len(LABELS), 4, NUM_CLASSES), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-100, 100, (len(LABELS), 4, NUM_CLASSES), generator=generator).tolist()
     return [(video, view, logits[video][view]) for video in range(len(LABELS)) for view in range(4)]
 
 
@@ -304,7 +315,8 @@ def test_videos_without_labels_get_predictions_and_no_accuracy(tmp_path: Path) -
     results = results_of([-1, -1], [1, 2], 3)
     results.write(tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["top1"] is content["top5"] is content["mean_class_accuracy"] is content["top1_failed_as_wrong"] is None
+    accuracies = ("top1", "top5", "mean_class_accuracy", "top1_failed_as_wrong", "top5_failed_as_wrong")
+    assert all(content[name] is None for name in accuracies)
     assert "confusion_matrix" not in content and content["counts"]["labelled"] == 0
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert [(row["label"], row["class_1"]) for row in rows] == [("", "1"), ("", "2")]
@@ -340,4 +352,105 @@ def test_evaluation_of_nothing_says_so() -> None:
     results = run(FakeLoader([], [0]))
     assert results.top_k(1) is None and results.top_k(1, failed_as_wrong=True) == 0.0
     assert results.lines()[0] == "evaluated 0 of 1 videos (1 failed: see results.json)"
-    assert Process().is_main
+
+
+# --- the program
+
+SMALL = (
+    "MODEL.MODEL_NAME timesformer_tiny MODEL.NUM_CLASSES 3 TIMESFORMER.DEPTH 1 DATA.NUM_FRAMES 2 DATA.SAMPLING_RATE 4 "
+    "DATA.TRAIN_JITTER_SCALES [32,40] DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32 DATA_LOADER.NUM_WORKERS 0 "
+    "TEST.NUM_ENSEMBLE_VIEWS 2 TEST.NUM_SPATIAL_CROPS 3 DEVICE cpu"
+).split()
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    logger = logging.getLogger("videoattn")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in before[2]:
+            handler.close()
+    logger.level, logger.propagate, logger.handlers = before
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Two folders with a video of the same name each, a damaged one, a list of the three, and a training checkpoint."""
+    for number, name in enumerate(("left", "right")):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / "clip.mp4", seed=number)
+    (tmp_path / "damaged.mp4").write_bytes((tmp_path / "left/clip.mp4").read_bytes()[:100])
+    (tmp_path / "test.csv").write_text("left/clip.mp4 0\ndamaged.mp4 1\nright/clip.mp4 2\n")
+    cfg = load_config(None, [*SMALL, "DATA.PATH_TO_DATA_DIR", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "run")])
+    with torch_seed(0):
+        model = build_model(cfg)
+        nn.init.normal_(model.get_parameter("head.weight"))
+    state = {"model_state": model.state_dict(), "cfg": dump_config(cfg)}
+    save_checkpoint(tmp_path / "run" / "checkpoints", state, epoch=1)
+    return tmp_path
+
+
+def test_the_program_evaluates_real_videos_as_the_model_scores_their_views(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth")
+    assert run_tool(main, ["--weights", weights, "TEST.BATCH_SIZE", "4"]) == 0
+    folder = run_folder / "run/test"
+    said = capsys.readouterr().out
+    assert "evaluated 2 of 3 videos (1 failed: see results.json)" in said
+    assert "6 views a video, sum of logits" in said and f"results in {folder}" in said
+
+    content = json.loads((folder / "results.json").read_text())
+    assert content["counts"] == {"listed": 3, "labelled": 3, "evaluated": 2, "failed": 1, "short_clips": 0}
+    assert [(failed["index"], failed["path"]) for failed in content["failed"]] == [(1, str(run_folder / "damaged.mp4"))]
+    expected = {"views": 6, "clips": 2, "crops": 3, "sampling": "dense", "channel_order": "RGB", "aggregate": "logits"}
+    assert content["protocol"] | expected == content["protocol"]
+    assert content["checkpoint"]["source"] == weights
+    assert content["annotations"]["sha256"] == hashlib.sha256((run_folder / "test.csv").read_bytes()).hexdigest()
+
+    cfg = load_config(folder / "config.yaml")
+    model, loader = build_model(cfg).eval(), build_loader(cfg, "test")
+    load_weights(model, weights)
+    rows = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
+    assert [row["path"] for row in rows] == [str(run_folder / name / "clip.mp4") for name in ("left", "right")]
+    for row, piece in zip(rows, [piece for piece in loader.epoch(0) if len(piece.videos)], strict=True):
+        with torch.no_grad():
+            scores = model(normalize(piece.clips, cfg.data.mean, cfg.data.std)).sum(dim=0)
+        assert int(row["class_1"]) == int(scores.argmax())
+        assert float(row["score_1"]) == pytest.approx(float(scores.max()), abs=1e-4)
+
+
+def test_the_program_finds_the_runs_checkpoint_and_an_own_place_for_results(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "names.txt").write_text("left\nbroken\nright\n")
+    settings = ["DATA.PATH_TO_DATA_DIR", str(run_folder), "OUTPUT_DIR", str(run_folder / "run"), "TEST.AGGREGATE",
+                "probabilities", "DATA.ENSEMBLE_METHOD", "max", "TEST.SAVE_RESULTS_PATH", str(run_folder / "here"),
+                "DATA.CLASS_NAMES", str(run_folder / "names.txt")]  # fmt: skip
+    assert run_tool(main, [*SMALL, *settings]) == 0
+    assert "max of probabilities" in capsys.readouterr().out
+    content = json.loads((run_folder / "here/results.json").read_text())
+    assert [entry["name"] for entry in content["per_class"]] == ["left", "broken", "right"]
+
+
+def test_the_program_says_in_one_line_what_is_missing(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error(*arguments: str) -> str:
+        assert run_tool(main, arguments) == 2
+        return capsys.readouterr().err
+
+    data = ["DATA.PATH_TO_DATA_DIR", str(run_folder)]
+    run = [*SMALL, *data, "OUTPUT_DIR", str(run_folder / "run")]
+    nowhere = str(run_folder / "nowhere")
+    assert f"{nowhere}/checkpoints holds no checkpoint; expected --weights FILE" in error("OUTPUT_DIR", nowhere)
+    assert f"{nowhere}.pyth: no such file" in error("--weights", f"{nowhere}.pyth", *run)
+    assert "nowhere/test.csv does not exist" in error(*run, "DATA.PATH_TO_DATA_DIR", nowhere)
+    (run_folder / "names.txt").write_text("left\nright\n")
+    message = error(*run, "DATA.CLASS_NAMES", str(run_folder / "names.txt"))
+    assert "names.txt: 2 class names, expected MODEL.NUM_CLASSES 3" in message
+    (run_folder / "test.csv").write_text("damaged.mp4 1\n")
+    message = error(*run)
+    assert "no video could be evaluated" in message and "damaged.mp4" in message and message.count("\n") == 1
+    assert json.loads((run_folder / "run/test/results.json").read_text())["counts"]["failed"] == 1

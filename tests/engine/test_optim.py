@@ -72,9 +72,8 @@ def test_vectors_are_decayed_unless_exempt():
 def test_layer_decay_shrinks_learning_rates_towards_the_input():
     model = Blocks()
     scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, layer_decay=0.5) for p in g["params"]}
-    assert [scale[id(p)] for p in (model.pos_embed, model.blocks[0].weight, model.blocks[1].bias, model.head.weight)] == [
-        0.125, 0.25, 0.5, 1.0,
-    ]  # fmt: skip
+    named = (model.pos_embed, model.blocks[0].weight, model.blocks[1].bias, model.head.weight)
+    assert [scale[id(p)] for p in named] == [0.125, 0.25, 0.5, 1.0]
     assert layer_index("blocks.7.mlp.fc1.weight", 12) == 8 and layer_index("cls_token", 12) == 0
 
 

@@ -12,7 +12,7 @@ from videoattn.data.batch import Batch, Failure, normalize
 from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint, save_checkpoint
 from videoattn.engine.distributed import init_distributed
 from videoattn.engine.log import RunLog
-from videoattn.engine.meters import TooManyBadClips
+from videoattn.engine.meters import TooManyBadClipsError
 from videoattn.engine.optim import parameter_groups
 from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_pa
 
 
 def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
-    with pytest.raises(TooManyBadClips, match="6 of 24 clips .*MAX_BAD_FRACTION = 0.2"):
+    with pytest.raises(TooManyBadClipsError, match="6 of 24 clips .*MAX_BAD_FRACTION = 0.2"):
         run(tmp_path, loader=Clips(bad=1), max_bad_fraction=0.2)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["reason"] for e in events if e["event"] == "bad_clip"] == ["bad.mp4: no frames"] * 6

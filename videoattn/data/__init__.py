@@ -1,5 +1,7 @@
-"""From annotation files and videos to batches of clips."""
+"""Videos to batches: annotation lists, sampling, decoding, transforms, and the loader that ties them together."""
 
+from videoattn.data.batch import Batch, normalize
 from videoattn.data.loader import Loader, build_loader
+from videoattn.data.mixing import Mixing
 
-__all__ = ["Loader", "build_loader"]
+__all__ = ["Batch", "Loader", "Mixing", "build_loader", "normalize"]

@@ -42,7 +42,9 @@ class VideoList:
 
     def __post_init__(self) -> None:
         if len(self.offsets) != len(self.labels) + 1:
-            raise ValueError(f"{len(self.labels)} labels expect {len(self.labels) + 1} offsets, got {len(self.offsets)}")
+            raise ValueError(
+                f"expected {len(self.labels) + 1} offsets for {len(self.labels)} labels, got {len(self.offsets)}"
+            )
         self.offsets.setflags(write=False)
         self.labels.setflags(write=False)
 
@@ -129,7 +131,8 @@ def read_kinetics_csv(
                 else:
                     expected = "0 or more" if num_classes is None else f"from 0 to {num_classes - 1}"
                     raise AnnotationError(
-                        f"{source}:{number}: label {label.decode()!r} of {path.decode()!r}, expected a whole number {expected}"
+                        f"{source}:{number}: label {label.decode()!r} of {path.decode()!r}, "
+                        f"expected a whole number {expected}"
                     )
                 if (count > 1) is not labelled:
                     if labelled is not None:

@@ -105,7 +105,7 @@ class Evaluation:
     @property
     def num_finished(self) -> int:
         """Videos that are complete or failed."""
-        return len(self._complete.keys() | self.failures.keys())
+        return len(self._complete) + sum(video not in self._complete for video in self.failures)
 
     def finish(self, num_videos: int) -> tuple[dict[int, Tensor], dict[int, str]]:
         """Scores of the evaluated videos among 0..num_videos-1, and why each of the others is not; both in order."""

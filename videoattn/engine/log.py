@@ -67,7 +67,7 @@ def set_up_logging(folder: Path | None) -> None:
         logger.addHandler(handler)
 
 
-class _BarFriendlyHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _BarFriendlyHandler(logging.StreamHandler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -78,7 +78,7 @@ class _BarFriendlyHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class RunLog:
-    """Events of a run as JSON lines in `folder`/log.jsonl and, if asked, scalars for TensorBoard. Silent without a folder."""
+    """Events of a run as JSON lines in `folder`/log.jsonl, and scalars for TensorBoard if asked; silent without folder."""
 
     def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
         self._file = None

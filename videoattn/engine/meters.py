@@ -12,7 +12,7 @@ from videoattn.engine.distributed import all_reduce_sum
 MIN_DRAWS = 100  # below this many clips a share of bad ones says little, except at the end of an epoch
 
 
-class TooManyBadClips(RuntimeError):
+class TooManyBadClipsError(RuntimeError):
     """More training clips than DATA.MAX_BAD_FRACTION could not be decoded."""
 
 
@@ -70,9 +70,9 @@ def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:
 
 
 def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:
-    """Raise TooManyBadClips if their share exceeds `limit`, once there is enough to go by."""
+    """Raise TooManyBadClipsError if their share exceeds `limit`, once there is enough to go by."""
     if meters.bad > limit * meters.draws and (at_end or meters.draws >= MIN_DRAWS):
-        raise TooManyBadClips(
+        raise TooManyBadClipsError(
             f"{meters.bad} of {meters.draws} clips could not be decoded, more than DATA.MAX_BAD_FRACTION = {limit}; "
             "log.jsonl lists them as bad_clip"
         )

@@ -70,7 +70,7 @@ def layer_index(name: str, num_blocks: int) -> int:
 def parameter_groups(
     model: nn.Module, weight_decay: float, zero_wd_1d_param: bool = False, layer_decay: float = 1.0
 ) -> list[dict[str, object]]:
-    """Groups of parameters that share weight decay and learning-rate scale (`lr_scale`, layer_decay per layer of depth).
+    """Groups of parameters that share weight decay and `lr_scale`, which falls by `layer_decay` per layer of depth.
 
     With `zero_wd_1d_param`, vectors and biases are not decayed; without, everything is, as TimeSformer was trained.
     """

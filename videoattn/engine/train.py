@@ -1,4 +1,4 @@
-"""The training loop. Every random choice derives from the seed and the step, so a resumed run repeats the whole one's."""
+"""The training loop. Random choices derive from seed and step alone, so a resumed run repeats an uninterrupted one."""
 
 import signal
 import time
@@ -28,7 +28,7 @@ class TrainingLoader(Protocol):
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """The run was asked to stop and has saved where it stood."""
 
 
@@ -108,7 +108,7 @@ def train(
 ) -> TrainState:
     """Train from `state` to `options.max_epoch`, logging, evaluating and saving checkpoints into `folder` on the way.
 
-    `validate(model)` returns figures, of which "top1" chooses the best checkpoint. Raises TooManyBadClips,
+    `validate(model)` returns figures, of which "top1" chooses the best checkpoint. Raises TooManyBadClipsError,
     FloatingPointError on a loss that is not finite, and Interrupted after SIGINT or SIGTERM, with a checkpoint written.
     """
     saver = Saver(folder, trainer, options, trainer.process, config_text)
@@ -168,7 +168,9 @@ def train_epoch(
             lap = stopwatch.lap()
             figures = {"loss": round(recent.mean_loss, 4), "lr": float(f"{lr:.3e}"), **lap}
             bar.set_postfix(figures)
-            log.write("train", step=number + 1, epoch=state.epoch, grad_norm=norm, **figures | {"loss": recent.mean_loss})
+            log.write(
+                "train", step=number + 1, epoch=state.epoch, grad_norm=norm, **figures | {"loss": recent.mean_loss}
+            )
             if not at_end and (due or stopping):
                 saver.save(state)
             if not at_end and stopping:
@@ -196,7 +198,7 @@ def report_epoch(
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM, so that a run can stop between two steps; a second one takes its usual course."""
+    """Notes the first SIGINT or SIGTERM, so that a run can stop between two steps; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.requested = False

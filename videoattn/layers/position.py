@@ -1,8 +1,33 @@
 """Learned position embeddings and their resizing to other grids."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from videoattn.grid import TokenGrid
+
+
+def sincos_embeddings(grid: TokenGrid, dim: int) -> tuple[Tensor, Tensor]:
+    """Space embeddings [1, h·w, C] and time embeddings [1, t, C] of sines and cosines, to start learning from.
+
+    Rows, columns and frames have a third of the channels each, so that none hides another; along an axis the slowest
+    wave passes a small part of a period and the fastest two.
+    """
+    size = dim // 6 * 2
+
+    def waves(length: int) -> Tensor:
+        periods = torch.linspace(0, 2, size // 2 + 1)[1:]
+        angle = 2 * math.pi / length * torch.arange(length)[:, None] * periods
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    space = torch.zeros(grid.h, grid.w, dim)
+    space[..., :size] = waves(grid.h)[:, None]
+    space[..., size : 2 * size] = waves(grid.w)[None]
+    time = torch.zeros(1, grid.t, dim)
+    time[..., 2 * size : 3 * size] = waves(grid.t)
+    return space.reshape(1, -1, dim), time
 
 
 def resize_space(embedding: Tensor, size: tuple[int, int], new_size: tuple[int, int], prefix: int = 1) -> Tensor:
@@ -11,7 +36,9 @@ def resize_space(embedding: Tensor, size: tuple[int, int], new_size: tuple[int, 
     Differs: TimeSformer's loader interpolates the flattened grid in one dimension, which moves rows apart.
     """
     if embedding.shape[1] != prefix + size[0] * size[1]:
-        raise ValueError(f"an embedding of {tuple(embedding.shape)} does not hold {prefix} + {size[0]}x{size[1]} positions")
+        raise ValueError(
+            f"an embedding of {tuple(embedding.shape)} does not hold {prefix} + {size[0]}x{size[1]} positions"
+        )
     if size == new_size:
         return embedding
     patches = embedding[:, prefix:].transpose(1, 2).unflatten(2, size)

@@ -2,14 +2,15 @@
 
 import difflib
 import inspect
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from videoattn.config import Config, Operator
-from videoattn.grid import Axis
 from videoattn.layers.mixer import BuildOperator
 from videoattn.models.timesformer import AXES, TIMESFORMER_SIZES, TimeSformer
 from videoattn.operators import OPERATORS
@@ -34,11 +35,8 @@ def build_operator(settings: Operator, key: str) -> BuildOperator:
     return partial(operator, **settings.options)
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """The model that a config describes, freshly initialised, for clips of DATA.NUM_FRAMES x TRAIN_CROP_SIZE².
-
-    Raises ValueError naming the key at fault. Weights are loaded by `videoattn.load_weights`.
-    """
+def model_arguments(cfg: Config) -> dict[str, Any]:
+    """Keyword arguments for `MODELS[cfg.model.model_name]`. Raises ValueError naming the key at fault."""
     if cfg.model.model_name not in MODELS:
         raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {cfg.model.model_name!r}")
     if cfg.data.train_crop_size != cfg.data.test_crop_size:
@@ -56,13 +54,41 @@ def build_model(cfg: Config) -> nn.Module:
         axis: build_operator(getattr(cfg.attention, axis.value), f"ATTENTION.{axis.name}")
         for axis in AXES[settings.attention_type]
     }
-    return MODELS[cfg.model.model_name](
+    return {
         **sizes,
-        clip_size=(cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
-        num_classes=cfg.model.num_classes,
-        attention_type=settings.attention_type,
-        operators=operators,
-        drop_path_rate=settings.drop_path_rate,
-        drop_path_unit=settings.drop_path_unit,
-        act_checkpoint=cfg.model.act_checkpoint,
-    )
+        "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
+        "num_classes": cfg.model.num_classes,
+        "attention_type": settings.attention_type,
+        "operators": operators,
+        "drop_path_rate": settings.drop_path_rate,
+        "drop_path_unit": settings.drop_path_unit,
+        "act_checkpoint": cfg.model.act_checkpoint,
+        "init": settings.init,
+    }
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model that a config describes, freshly initialised, for clips of DATA.NUM_FRAMES x TRAIN_CROP_SIZE².
+
+    Raises ValueError naming the key at fault. Weights are loaded by `videoattn.load_weights`.
+    """
+    arguments = model_arguments(cfg)
+    return MODELS[cfg.model.model_name](**arguments)
+
+
+def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """The constructor and arguments of the model that a config's YAML text describes, as checkpoints embed it.
+
+    Raises ValueError with all problems of the text.
+    """
+    from videoattn.config_file import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cfg.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            cfg = load_config(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), "the embedded cfg")) from None
+    arguments = model_arguments(cfg)
+    return MODELS[cfg.model.model_name], arguments

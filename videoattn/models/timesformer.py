@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from videoattn.grid import Axis, TokenGrid, unfold
 from videoattn.layers.drop_path import DropPath, DropUnit
 from videoattn.layers.mixer import BuildOperator, MultiheadAttention
 from videoattn.layers.patch_embed import PatchEmbed
+from videoattn.layers.position import sincos_embeddings
 from videoattn.operators import DenseAttention
 
 AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
+Init = Literal["published", "from_scratch"]
 
 AXES: dict[str, tuple[Axis, ...]] = {
     "divided_space_time": (Axis.TIME, Axis.SPACE),
@@ -96,8 +98,11 @@ class TimeSformer(nn.Module):
         drop_path_rate: float = 0.1,
         drop_path_unit: DropUnit = "call",
         act_checkpoint: bool = False,
+        init: Init = "published",
     ) -> None:
         super().__init__()
+        if init not in get_args(Init):
+            raise ValueError(f"init expects one of {', '.join(get_args(Init))}, got {init!r}")
         if attention_type not in AXES:
             raise ValueError(f"attention_type expects one of {', '.join(AXES)}, got {attention_type!r}")
         num_frames, height, width = clip_size
@@ -127,20 +132,35 @@ class TimeSformer(nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
-        self.reset_parameters()
+        self.reset_parameters(init)
 
-    def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.02 as published; every block's temporal_fc is zero, so that time starts mute."""
+    def reset_parameters(self, init: Init = "published") -> None:
+        """Start anew.
+
+        "published": normal weights of deviation 0.02, time_embed and every block's temporal_fc zero, so that time
+        begins mute. It is meant for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier weights, which
+        keep a signal's size at any width, and sines and cosines in both embeddings, as MAE has them; small models
+        learn motion several times sooner.
+        """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if init == "from_scratch":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            if Axis.TIME in block.axes:
-                nn.init.zeros_(block.temporal_fc.weight)
+        for module in self.modules():  # after the loop above, which would fill them again
+            if isinstance(module, TimeSformerBlock) and Axis.TIME in module.axes and init == "published":
+                nn.init.zeros_(module.temporal_fc.weight)
+        if init == "from_scratch":
+            space, time = sincos_embeddings(self.grid, self.pos_embed.shape[-1])
+            with torch.no_grad():
+                self.pos_embed[:, 1:] = space
+                if self.time_embed is not None:
+                    self.time_embed.copy_(time)
 
     def embed(self, clip: Tensor) -> Tensor:
         """Clip [B, 3, T, H, W] to a token stream: [B, 1 + T·h·w, C], or [B·T, 1 + h·w, C] where frames are apart."""

@@ -22,7 +22,7 @@ MASK_ELEMENTS = 2**24
 
 
 class FibonacciAttention(AttentionOperator):
-    """Softmax attention over the pairs whose distance is in the head's offset set; prefix tokens attend to all.
+    """Softmax attention over the pairs whose distance is in the head's offset set; prefix tokens take part everywhere.
 
     `semantics="exclude"` gives other keys weight 0; "zero_logit" leaves them logit 0, as the released code does.
     `keep_self` puts offset 0 into every set. `order` is the raster in which a site with several frames measures
@@ -60,7 +60,8 @@ class FibonacciAttention(AttentionOperator):
         rows = permute_heads(site.num_heads, site.layer, heads_permutation)
         # offsets[axis][head]: distances along that axis; the raster is a single axis
         self.offsets = [
-            [sets[row] for row in rows] for sets in (offset_sets(n, site.num_heads, variant, keep_self) for n in lengths)
+            [sets[row] for row in rows]
+            for sets in (offset_sets(n, site.num_heads, variant, keep_self) for n in lengths)
         ]
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
         if geometry == "raster":
@@ -69,8 +70,8 @@ class FibonacciAttention(AttentionOperator):
         if kv.prefix == 0 and not keys_per_query.all():
             head, query = (int(i) for i in np.argwhere(keys_per_query == 0)[0])
             raise ValueError(
-                f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over {kv}; "
-                "set KEEP_SELF: true"
+                f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
+                f"{kv}; set KEEP_SELF: true"
             )
         self.num_pairs = int(keys_per_query.sum()) + site.num_heads * (
             kv.prefix * site.q_grid.tokens + site.q_grid.prefix * kv.patches
@@ -117,7 +118,7 @@ class FibonacciAttention(AttentionOperator):
         if groups > 1:
             keep = keep.repeat(groups, 1, 1)
         if self.semantics == "exclude":
-            mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
+            mask = keep[None] if bias is None else bias.masked_fill(~keep, -math.inf)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         logits = q @ k.transpose(-2, -1) / math.sqrt(self.site.head_dim)
         if bias is not None:
@@ -130,17 +131,14 @@ class FibonacciAttention(AttentionOperator):
 
 def cells_under(grid: TokenGrid, kv_grid: TokenGrid) -> np.ndarray:
     """The (t, h, w) cell of `kv_grid` under each patch token of `grid`, int64 [N, 3]."""
-    axes = [
-        np.arange(n) * n_k // n
-        for n, n_k in ((grid.t, kv_grid.t), (grid.h, kv_grid.h), (grid.w, kv_grid.w))
-    ]
+    axes = [np.arange(n) * n_k // n for n, n_k in ((grid.t, kv_grid.t), (grid.h, kv_grid.h), (grid.w, kv_grid.w))]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def raster_positions(cells: np.ndarray, grid: TokenGrid, order: Order) -> np.ndarray:
     """Position of each cell when the grid is read in `order` (last letter fastest), int64 [N, 1]."""
     t, h, w = cells.T
-    index = (t * grid.h + h) * grid.w + w if order == "thw" else (h * grid.w + w) * grid.t + t
+    index: np.ndarray = (t * grid.h + h) * grid.w + w if order == "thw" else (h * grid.w + w) * grid.t + t
     return index[:, None]
 
 

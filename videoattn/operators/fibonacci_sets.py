@@ -56,7 +56,8 @@ def offset_sets(num_tokens: int, num_heads: int, variant: Variant, keep_self: bo
 def permute_heads(num_heads: int, layer: int, permutation: HeadsPermutation) -> list[int]:
     """Which row each head takes in `layer`: shuffled per layer, as in layer 0 everywhere, or row i for head i."""
     if permutation not in get_args(HeadsPermutation):
-        raise ValueError(f"HEADS_PERMUTATION expects one of {', '.join(get_args(HeadsPermutation))}, got {permutation!r}")
+        expected = ", ".join(get_args(HeadsPermutation))
+        raise ValueError(f"HEADS_PERMUTATION expects one of {expected}, got {permutation!r}")
     order = list(range(num_heads))
     if permutation != "none":
         random.Random(layer if permutation == "per_layer" else 0).shuffle(order)

@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Render Motion: small encoded video clips whose class is a motion that no single frame shows.
+
+Examples:
+    python datasets/make_motion.py datasets/motion
+    python datasets/make_motion.py datasets/motion_large --num-train 20000 --num-val 2000 --size 160x128 --seed 1
+    python datasets/make_motion.py datasets/motion_long --variant long --num-frames 96
+
+The folder then holds videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips listed as
+Something-Something-V2 lists its own (something-something-v2-{labels,train,validation,test}.json), and motion.json with
+the settings. A clip depends on the seed, its split and its number alone. datasets/README.md says what the clips show.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from motion_scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short
+
+from videoattn.command_line import run_tool
+from videoattn.files import atomic_write
+from videoattn.seeding import derive_seed
+
+FPS = 10
+CLASSES = {"short": SHORT_CLASSES, "long": LONG_CLASSES}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the clips of a folder depend on; sizes in pixels, both even."""
+
+    variant: str
+    num_train: int
+    num_val: int
+    width: int
+    height: int
+    num_frames: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.variant not in CLASSES:
+            raise ValueError(f"--variant expects one of {', '.join(CLASSES)}, got {self.variant!r}")
+        if min(self.width, self.height) < 32 or self.width % 2 or self.height % 2:
+            raise ValueError(f"--size expects even numbers from 32 on, got {self.width}x{self.height}")
+        shortest = 8 if self.variant == "short" else 24
+        if self.num_frames < shortest:
+            raise ValueError(f"--num-frames expects {shortest} or more for variant {self.variant}, got {self.num_frames}")
+        if min(self.num_train, self.num_val) < 1:
+            raise ValueError(f"--num-train and --num-val expect 1 or more, got {self.num_train} and {self.num_val}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to put the data set")
+    parser.add_argument("--variant", choices=CLASSES, default="short", help="default: %(default)s")
+    parser.add_argument("--num-train", type=int, default=4000, help="training clips; default: %(default)s")
+    parser.add_argument("--num-val", type=int, default=800, help="validation clips; default: %(default)s")
+    parser.add_argument("--size", default="80x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
+    parser.add_argument("--num-frames", type=int, help="frames of a clip; default: 20, long: 96")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
+    args = parser.parse_args(argv)
+    try:
+        width, height = (int(side) for side in args.size.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"--size expects WIDTHxHEIGHT such as 80x64, got {args.size!r}") from None
+    num_frames = args.num_frames or (20 if args.variant == "short" else 96)
+    settings = Settings(args.variant, args.num_train, args.num_val, width, height, num_frames, args.seed)
+    make_motion(args.folder, settings, num_workers=args.num_workers, overwrite=args.overwrite)
+
+
+def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overwrite: bool = False) -> None:
+    """Render what is missing of a data set and list it; a complete one is left as it is.
+
+    Raises ValueError if the folder holds a data set with other settings, unless `overwrite`.
+    """
+    from tqdm import tqdm
+
+    done = folder / "motion.json"
+    if done.exists():
+        made = json.loads(done.read_text())
+        if made == asdict(settings):
+            print(f"{folder} is complete: {settings.num_train} training and {settings.num_val} validation clips")
+            return
+        if not overwrite:
+            changed = [f"{k} {made.get(k)} there, {v} asked for" for k, v in asdict(settings).items() if made.get(k) != v]
+            raise ValueError(
+                f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder or --overwrite"
+            )
+        done.unlink()
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    clips = [(split, i) for split, n in (("train", settings.num_train), ("val", settings.num_val)) for i in range(n)]
+    render = partial(write_clip, folder, settings, overwrite)
+    context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
+    with context.Pool(max(1, min(num_workers, len(clips)))) as pool:
+        results = pool.imap_unordered(render, clips, chunksize=16)
+        for _ in tqdm(results, total=len(clips), desc="rendering", unit="clip", disable=not sys.stderr.isatty()):
+            pass
+    write_lists(folder, settings)
+    with atomic_write(done) as temporary:
+        temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    classes = len(CLASSES[settings.variant])
+    print(f"{folder}: {settings.num_train} training and {settings.num_val} validation clips of {classes} classes")
+
+
+def label_of(settings: Settings, clip: int) -> int:
+    """Classes take turns, so that every split is balanced."""
+    return clip % len(CLASSES[settings.variant])
+
+
+def clip_name(split: str, clip: int) -> str:
+    return f"{split}_{clip:06d}"
+
+
+def write_clip(folder: Path, settings: Settings, overwrite: bool, which: tuple[str, int]) -> None:
+    split, clip = which
+    path = folder / "videos" / f"{clip_name(split, clip)}.mp4"
+    if path.exists() and not overwrite:
+        return
+    rng = np.random.default_rng(derive_seed(settings.seed, "motion", settings.variant, split, clip))
+    draw = render_short if settings.variant == "short" else render_long
+    frames = draw(label_of(settings, clip), settings.num_frames, settings.height, settings.width, rng)
+    with atomic_write(path) as temporary:
+        encode(frames, temporary)
+
+
+def encode(frames: np.ndarray, path: Path) -> None:
+    """Write uint8 frames [T, H, W, 3] as H.264 in mp4, or as MPEG-4 where PyAV lacks an H.264 encoder."""
+    import av
+
+    name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    options = {"crf": "20", "preset": "veryfast"} if name == "libx264" else {"qscale": "3"}
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream(name, rate=FPS, options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_lists(folder: Path, settings: Settings) -> None:
+    """Both kinds of annotation files, of the same clips."""
+    classes = CLASSES[settings.variant]
+    names, templates = list(classes), list(classes.values())
+    plain = [template.replace("[", "").replace("]", "") for template in templates]
+    clips = {
+        split: [(clip_name(split, i), label_of(settings, i)) for i in range(n)]
+        for split, n in (("train", settings.num_train), ("val", settings.num_val))
+    }
+    texts = {"class_names.txt": "".join(f"{name}\n" for name in names)}
+    for split, source in (("train", "train"), ("val", "val"), ("test", "val")):
+        texts[f"{split}.csv"] = "".join(f"videos/{name}.mp4 {label}\n" for name, label in clips[source])
+    ssv2: dict[str, Any] = {"labels": {template: str(label) for label, template in enumerate(plain)}}
+    for split, source in (("train", "train"), ("validation", "val")):
+        ssv2[split] = [
+            {
+                "id": name,
+                "label": plain[label].replace("something", "a shape"),
+                "template": templates[label],
+                "placeholders": ["a shape"] * templates[label].count("["),
+            }
+            for name, label in clips[source]
+        ]
+    ssv2["test"] = [{"id": name} for name, _ in clips["val"]]
+    texts |= {f"something-something-v2-{name}.json": json.dumps(content, indent=0) for name, content in ssv2.items()}
+    for file, text in texts.items():
+        with atomic_write(folder / file) as temporary:
+            temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

@@ -1,0 +1,299 @@
+"""Configs from files and the command line: values, overrides, errors."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from videoattn.config import Config
+from videoattn.config_file import (
+    ConfigError,
+    add_config_arguments,
+    changed_keys,
+    dump_config,
+    load_config,
+    parse_config,
+    parse_overrides,
+)
+
+
+def write(folder: Path, text: str, name: str = "cfg.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def problems_of(path: Path | None, *overrides: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return list(caught.value.problems)
+
+
+# Reading
+
+
+def test_no_file_gives_the_defaults() -> None:
+    assert load_config(None) == Config()
+
+
+def test_a_file_changes_what_it_names_only(tmp_path: Path) -> None:
+    path = write(tmp_path, "DATA:\n  NUM_FRAMES: 16\n  TRAIN_JITTER_SCALES: [128, 160]\nRNG_SEED: 3\n")
+    cfg = load_config(path)
+    assert (cfg.data.num_frames, cfg.data.train_jitter_scales, cfg.rng_seed) == (16, (128, 160), 3)
+    assert cfg.train == Config().train
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-6", 1e-6), ("5e-3", 0.005), ("1", 1.0), ("2.", 2.0), (".5", 0.5)])
+def test_numbers_are_read_as_slowfast_means_them(tmp_path: Path, text: str, value: float) -> None:
+    assert load_config(write(tmp_path, f"SOLVER: {{BASE_LR: {text}}}")).solver.base_lr == value
+    assert load_config(None, ["SOLVER.BASE_LR", text]).solver.base_lr == value
+
+
+def test_tuples_and_none_are_read_as_slowfast_means_them(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path, "DATA:\n  MEAN: (0.1, 0.2, 3e-1)\nTIMESFORMER: {DEPTH: None}\n"))
+    assert cfg.data.mean == (0.1, 0.2, 0.3)
+    assert cfg.timesformer.depth is None
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "010", "1_000", "1:30", "2024-01-01", "<<", "=", "null_", "(a)"])
+def test_what_plain_yaml_would_guess_stays_text(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, f"OUTPUT_DIR: {text}")).output_dir == text
+
+
+def test_an_empty_file_and_an_empty_section_change_nothing(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+    assert load_config(write(tmp_path, "TRAIN:\nDATA: {}\nBN:\n")) == Config()
+
+
+def test_nobody_writes_to_a_config(tmp_path: Path) -> None:
+    cfg = load_config(None, ["ATTENTION.SPACE.WINDOWS", "[1, [2, 3]]"])
+    for section, name in ((cfg, "rng_seed"), (cfg.data, "num_frames"), (cfg.attention.space, "WINDOWS")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, 5)
+    assert cfg.attention.space.options == {"windows": (1, (2, 3))}
+    assert hash(cfg.attention.space.options["windows"]) == hash((1, (2, 3)))
+
+
+# Bases
+
+
+def test_a_file_lies_over_its_bases_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(tmp_path, "DATA: {NUM_FRAMES: 4, SAMPLING_RATE: 2, MEAN: [0.1, 0.2, 0.3]}\nRNG_SEED: 1", "first.yaml")
+    write(tmp_path, "DATA: {NUM_FRAMES: 8, STD: [1, 2, 3]}", "second.yaml")
+    path = write(tmp_path, "_BASE_: [../first.yaml, ../second.yaml]\nDATA:\n  SAMPLING_RATE: 5", "deep/cfg.yaml")
+    cfg = load_config(path)
+    assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.rng_seed) == (8, 5, 1)
+    assert (cfg.data.mean, cfg.data.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+
+
+def test_a_base_of_a_base_is_read_relative_to_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path, "RNG_SEED: 7", "a/root.yaml")
+    write(tmp_path, "_BASE_: root.yaml", "a/middle.yaml")
+    assert load_config(write(tmp_path, "_BASE_: a/middle.yaml")).rng_seed == 7
+
+
+def test_bases_that_run_in_a_circle_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "_BASE_: b.yaml", "a.yaml")
+    write(tmp_path, "_BASE_: a.yaml", "b.yaml")
+    (problem,) = problems_of(tmp_path / "a.yaml")
+    assert "circle" in problem and problem.count("a.yaml") >= 2 and "b.yaml" in problem
+
+
+def test_a_missing_base_is_named_with_the_file_that_asks_for_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "_BASE_: gone.yaml")
+    assert problems_of(path) == [f"{tmp_path}/gone.yaml: No such file or directory (_BASE_ of {path})"]
+
+
+def test_another_operator_does_not_inherit_options(tmp_path: Path) -> None:
+    write(tmp_path, "ATTENTION:\n  SPACE: {NAME: fibonacci, VARIANT: wythoff}", "base.yaml")
+    path = write(tmp_path, "_BASE_: base.yaml\nATTENTION:\n  SPACE: {NAME: dense}")
+    assert load_config(path).attention.space.options == {}
+    same = write(tmp_path, "_BASE_: base.yaml\nATTENTION:\n  SPACE: {NAME: fibonacci, ORDER: hwt}", "same.yaml")
+    assert load_config(same).attention.space.options == {"variant": "wythoff", "order": "hwt"}
+
+
+# The command line
+
+
+def parse(*items: str) -> list[str]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--measure", action="store_true")
+    add_config_arguments(parser)
+    return parse_overrides(parser.parse_args(items))
+
+
+@pytest.mark.parametrize("lead", [(), ("--opts",), ("--measure",), ("--measure", "--opts")])
+def test_pairs_are_read_with_and_without_opts(lead: tuple[str, ...]) -> None:
+    pairs = ["TRAIN.BATCH_SIZE", "4", "RNG_SEED", "-1", "SOLVER.BASE_LR", "-1e-3"]
+    assert parse("--cfg", "cfg.yaml", *lead, *pairs) == pairs
+    assert parse(*lead) == []
+
+
+def test_help_explains_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    assert "--cfg FILE" in capsys.readouterr().out
+
+
+def test_a_key_without_a_value_is_named() -> None:
+    with pytest.raises(ConfigError, match="'RNG_SEED' is left without a value"):
+        parse("--cfg", "cfg.yaml", "TRAIN.BATCH_SIZE", "4", "RNG_SEED")
+    with pytest.raises(ConfigError, match="'RNG_SEED' is left without a value"):
+        load_config(None, ["RNG_SEED"])
+
+
+def test_an_option_after_the_pairs_is_named() -> None:
+    with pytest.raises(ConfigError, match="--measure"):
+        parse("TRAIN.BATCH_SIZE", "4", "--measure")
+
+
+def test_overrides_lie_over_the_file_and_the_last_one_holds(tmp_path: Path) -> None:
+    path = write(tmp_path, "DATA: {NUM_FRAMES: 4, SAMPLING_RATE: 3}")
+    cfg = load_config(path, ["DATA.NUM_FRAMES", "16", "DATA.NUM_FRAMES", "32", "DATA.MEAN", "[1, 2, 3]"])
+    assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.data.mean) == (32, 3, (1, 2, 3))
+
+
+def test_overrides_may_be_python_values() -> None:
+    cfg = load_config(None, ["DATA.NUM_FRAMES", 16, "DATA.MEAN", [0.1, 0.2, 0.3], "TIMESFORMER.DEPTH", None])
+    assert (cfg.data.num_frames, cfg.data.mean, cfg.timesformer.depth) == (16, (0.1, 0.2, 0.3), None)
+    assert problems_of(None, "OUTPUT_DIR", 3) == ["command line: OUTPUT_DIR expects text, got 3"]
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "2024", "None", "[a", "{b", "a: b # c", "'q'", "1e-6", "*x", "-"])
+def test_a_text_setting_takes_what_stands_on_the_command_line(text: str) -> None:
+    assert load_config(None, ["DATA.PATH_LABEL_SEPARATOR", text]).data.path_label_separator == text
+
+
+def test_operators_take_options_from_the_command_line() -> None:
+    cfg = load_config(None, ["ATTENTION.TIME", "{NAME: fibonacci, KEEP_SELF: False}", "ATTENTION.TIME.W", "0.5"])
+    assert (cfg.attention.time.name, cfg.attention.time.options) == ("fibonacci", {"keep_self": False, "w": 0.5})
+
+
+# Errors
+
+
+def test_all_problems_come_at_once_with_file_line_and_key(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """\
+TRAIN:
+  BATCH_SIZE: "8"
+  BATCHSIZE: 3
+  ENABLE: yes
+TRIAN:
+  EVAL_PERIOD: 3
+  X: 3
+DATA:
+  MEAN: [1, 2]
+  STD: [0.1, x, 0.3]
+NUM_FRAMES: 8
+TEST: 5
+ATTENTION: {SPACE: {wmin: 3}}
+SOLVER:
+  BASE_LR: -1
+  MAX_EPOCH: 1.5
+  MOMENTUM: True
+""",
+    )
+    assert problems_of(path, "TRAIN.PRECISION", "fp8", "RNG_SEED", "None") == [
+        f"{path}:3: TRAIN.BATCHSIZE is not a setting; did you mean TRAIN.BATCH_SIZE?",
+        f"{path}:6: TRIAN.EVAL_PERIOD is not a setting; did you mean TRAIN.EVAL_PERIOD?",
+        f"{path}:7: TRIAN.X is not a setting; did you mean TRAIN?",
+        f"{path}:11: NUM_FRAMES is not a setting; did you mean DATA.NUM_FRAMES?",
+        f"{path}:12: TEST is a section and expects KEY: value lines, got 5",
+        f"{path}:13: ATTENTION.SPACE.wmin is not a setting; did you mean ATTENTION.SPACE.WMIN?",
+        f"{path}:4: TRAIN.ENABLE expects True or False, got 'yes'",
+        f"{path}:2: TRAIN.BATCH_SIZE expects a whole number, got '8'",
+        "command line: TRAIN.PRECISION expects 'fp32', 'bf16' or 'fp16', got 'fp8'",
+        f"{path}:9: DATA.MEAN expects 3 values, got [1, 2]",
+        f"{path}:10: DATA.STD[1] expects a number, got 'x'",
+        f"{path}:15: SOLVER.BASE_LR expects a number greater than or equal to 0, got -1",
+        f"{path}:16: SOLVER.MAX_EPOCH expects a whole number, got 1.5",
+        f"{path}:17: SOLVER.MOMENTUM expects a number, got True",
+        "command line: RNG_SEED expects a whole number, got None",
+    ]
+
+
+def test_one_problem_is_one_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["TRAIN.ENABLE", "1"])
+    assert str(caught.value) == "command line: TRAIN.ENABLE expects True or False, got 1"
+
+
+def test_rules_about_several_settings_name_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "SOLVER:\n  LR_POLICY: steps_with_relative_lrs\n  STEPS: [0, 2]\n  LRS: [1]\n")
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:3, {path}:4: SOLVER: ") and "STEPS [0.0, 2.0]" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("RNG_SEED: 1\nRNG_SEED: 2", 2, "RNG_SEED is repeated; it first stands at"),
+        ("DATA:\n  MEAN: [1, 2, 3]\n  STD: [1, 1, 1]\n  MEAN: [1, 2, 3]", 4, "DATA.MEAN is repeated"),
+        ("DATA: {}\nRNG_SEED: [1,", 2, "not valid YAML"),
+        ("DATA:\n\tMEAN: 3", 2, "not valid YAML"),
+        ("RNG_SEED: &a 1\nLOG_PERIOD: *a", 2, "aliases"),
+        ("DATA: !!python/object:os.system {}", 1, "not valid YAML: could not determine a constructor"),
+        ("- 1\n- 2", 1, "KEY: value lines, got [1, 2]"),
+        ("just text", 1, "KEY: value lines, got 'just text'"),
+        ("1: 2", 1, "a key is a word in capitals, got 1"),
+        ("TRIAN: {}", 1, "TRIAN is not a setting; did you mean TRAIN?"),
+        ("_BASE_: 3", 1, "_BASE_ expects a file name"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = write(tmp_path, text)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}:{line}: ") and words in problem
+
+
+def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    assert problems_of(tmp_path / "gone.yaml") == [f"{tmp_path}/gone.yaml: No such file or directory"]
+    assert problems_of(tmp_path) == [f"{tmp_path}: Is a directory"]
+    (tmp_path / "cfg.yaml").write_bytes(b"\xff\xfe\x00")
+    (problem,) = problems_of(tmp_path / "cfg.yaml")
+    assert problem.startswith(f"{tmp_path}/cfg.yaml: 'utf-8' codec")
+
+
+# Writing
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["ATTENTION.SPACE", "{NAME: fibonacci, WINDOWS: [1, [2, 3]], RATE: 1e-7, NOTE: '1e-7', OFF: None}"],
+        ["SOLVER.BASE_LR", "1e-16", "SOLVER.CLIP_GRAD_VAL", "3", "TIMESFORMER.DEPTH", "2", "DATA.MEAN", "(0, 1e3, 2)"],
+        *(["OUTPUT_DIR", text] for text in ("", " ", "None", "1e-6", "(1, 2)", "yes", "010", "~", "ü: #", "a\nb", "=")),
+    ],
+)
+def test_a_dumped_config_loads_back_equal(tmp_path: Path, overrides: list[str]) -> None:
+    cfg = load_config(None, overrides)
+    text = dump_config(cfg)
+    assert load_config(write(tmp_path, text)) == cfg
+    assert parse_config(text, "checkpoint") == cfg
+
+
+def test_a_dump_is_plain_yaml_under_upper_case_keys() -> None:
+    plain = yaml.safe_load(dump_config(Config()))
+    assert plain["DATA"]["TRAIN_JITTER_SCALES"] == [256, 320]
+    assert plain["TIMESFORMER"]["DEPTH"] is None
+
+
+def test_errors_in_a_text_name_its_source() -> None:
+    with pytest.raises(ConfigError, match=r"^ckpt\.pyth:2: RNG_SED is not a setting; did you mean RNG_SEED\?$"):
+        parse_config("LOG_PERIOD: 3\nRNG_SED: 3", "ckpt.pyth")
+
+
+def test_changed_keys_are_those_whose_values_differ() -> None:
+    old = dump_config(load_config(None, ["ATTENTION.TIME", "{NAME: fibonacci, VARIANT: wythoff}"]))
+    new = dump_config(load_config(None, ["DATA.NUM_FRAMES", "16", "ATTENTION.TIME.NAME", "fibonacci"]))
+    assert changed_keys(old, old) == []
+    assert changed_keys(old, new) == ["DATA.NUM_FRAMES", "ATTENTION.TIME.VARIANT"]
+    assert changed_keys("RNG_SEED: 0", dump_config(Config())) == []

@@ -1,0 +1,68 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from videoattn.files import atomic_write
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)) as raised, atomic_write(path) as temporary:
+        temporary.write_text("ha")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+    if isinstance(error, OSError):
+        assert raised.value.errno == errno.ENOSPC
+        assert f"can't write {path}: No space left" in str(raised.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"), atomic_write(tmp_path / "nowhere" / "a.txt"):
+        pass
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="^mine$"), atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("")
+        raise RuntimeError("mine")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files can't be limited here")
+def test_torch_running_out_of_space_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pyth"
+    torch.save({"old": torch.ones(1)}, path)
+    program = (
+        "import resource, signal, sys, torch\n"
+        "from videoattn.files import atomic_write\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n"
+        "    with atomic_write(sys.argv[1]) as temporary:\n"
+        "        torch.save({'new': torch.zeros(100_000)}, temporary)\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert f"can't write {path}" in run.stdout, run.stderr
+    assert list(torch.load(path)) == ["old"]
+    assert os.listdir(tmp_path) == ["a.pyth"]

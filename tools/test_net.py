@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Evaluate a model on videos, with several views of each.
+
+Examples:
+    python tools/test_net.py --cfg configs/Motion/divided_fibonacci_time.yaml
+    python tools/test_net.py --cfg FILE --weights TimeSformer_divST_8x32_224_K400.pyth DATA.PATH_TO_DATA_DIR data/k400
+    python tools/test_net.py --weights runs/motion/checkpoints/checkpoint_best.pyth TEST.NUM_SPATIAL_CROPS 1
+    torchrun --nproc_per_node 8 tools/test_net.py --cfg FILE --weights FILE TEST.BATCH_SIZE 64 TEST.PRECISION bf16
+
+Without --weights and TEST.CHECKPOINT_FILE_PATH, the best checkpoint in OUTPUT_DIR/checkpoints is taken, or else the
+newest. A training checkpoint of this project carries its settings, so that --cfg may be left out. results.json,
+predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
+"""
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from videoattn.command_line import run_tool
+from videoattn.config import Config
+from videoattn.config_file import (
+    ConfigReport,
+    add_config_arguments,
+    dump_config,
+    format_report,
+    load_config_with_report,
+    parse_overrides,
+)
+from videoattn.data import build_loader
+from videoattn.engine.checkpoint import BEST, list_checkpoints
+from videoattn.engine.distributed import init_distributed, shutdown
+from videoattn.engine.evaluate import Aggregate, evaluate
+from videoattn.engine.log import logger, set_up_logging
+from videoattn.files import atomic_write
+from videoattn.models import build_model
+from videoattn.models.checkpoints import LoadReport, load_weights
+from videoattn.models.weight_files import read_weight_file
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", metavar="FILE", help="the checkpoint; the same as TEST.CHECKPOINT_FILE_PATH FILE")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    cfg, config_report = read_config(args.cfg, args.weights, parse_overrides(args))
+    folder = Path(cfg.test.save_results_path or Path(cfg.output_dir, "test"))
+    weights = find_weights(cfg)
+
+    process = init_distributed(cfg.dist_backend, cfg.device)
+    try:
+        if process.is_main:
+            set_up_logging(folder)
+        for line in format_report(config_report).splitlines():
+            logger.info("%s", line)
+        model = build_model(cfg)
+        load_report = load_weights(model, weights)
+        logger.info("%s", load_report)
+        loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
+                              local_world_size=process.local_world_size)  # fmt: skip
+        names = loader.class_names
+        if names is not None and len(names) != cfg.model.num_classes:
+            raise ValueError(f"MODEL.NUM_CLASSES is {cfg.model.num_classes}, {loader.videos.source} has {len(names)}")
+        with closing(loader):
+            results = evaluate(
+                model.to(process.device),
+                loader,
+                device=process.device,
+                mean=cfg.data.mean,
+                std=cfg.data.std,
+                reverse_channels=cfg.data.reverse_input_channel,
+                num_classes=cfg.model.num_classes,
+                num_views=cfg.test.num_ensemble_views * cfg.test.num_spatial_crops,
+                batch_size=max(1, cfg.test.batch_size // process.local_world_size),
+                method=cfg.data.ensemble_method,
+                aggregate=choose_aggregate(cfg),
+                precision=cfg.test.precision,
+                process=process,
+            )
+        if process.is_main:
+            results.write(folder, names, describe(cfg, loader.videos.source, load_report))
+            with atomic_write(folder / "config.yaml") as temporary:
+                temporary.write_text(dump_config(cfg), encoding="utf-8")
+            for line in results.lines():
+                logger.info("%s", line)
+            logger.info("results in %s", folder)
+        if not results.videos:
+            raise ValueError(f"no video could be evaluated; the first: {results.failures[0].reason}")
+    finally:
+        shutdown()
+
+
+def read_config(path: Path | None, weights: str | None, overrides: list[str]) -> tuple[Config, ConfigReport]:
+    """The settings of `path`, else those that the checkpoint carries, with overrides."""
+    if weights is not None:
+        overrides = [*overrides, "TEST.CHECKPOINT_FILE_PATH", weights]
+    if path is not None or weights is None:
+        return load_config_with_report(path, overrides)
+    text = read_weight_file(weights).cfg
+    if text is None:
+        raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE besides")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
+        return load_config_with_report(Path(folder) / "config.yaml", overrides)
+
+
+def find_weights(cfg: Config) -> Path:
+    """The checkpoint that the settings name, else the run's best or newest one."""
+    if cfg.test.checkpoint_file_path:
+        return Path(cfg.test.checkpoint_file_path)
+    folder = Path(cfg.output_dir, "checkpoints")
+    if (folder / BEST).is_file():
+        return folder / BEST
+    existing = list_checkpoints(folder)
+    if not existing:
+        raise ValueError(f"{folder} holds no checkpoint; expected --weights FILE, or the OUTPUT_DIR of a training run")
+    return existing[-1].path
+
+
+def choose_aggregate(cfg: Config) -> Aggregate:
+    """What to combine: as published, TimeSformer's logits, and probabilities of models that end in a softmax."""
+    if cfg.test.aggregate != "auto":
+        return cfg.test.aggregate
+    return "logits" if cfg.model.model_name.startswith("timesformer") else "probabilities"
+
+
+def describe(cfg: Config, annotations: str, report: LoadReport) -> dict[str, Any]:
+    """What results.json says about protocol and origin; the views and how they are combined are there already."""
+    data, test = cfg.data, cfg.test
+    protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
+    protocol |= {"dataset": test.dataset, "split": test.split}
+    protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "sampling", "use_offset_sampling",
+                                         "test_crop_size", "mean", "std", "decoding_backend"})  # fmt: skip
+    if data.sampling == "auto":
+        protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
+    protocol["channel_order"] = "BGR" if data.reverse_input_channel else "RGB"
+    return {
+        "model": cfg.model.model_name,
+        "protocol": protocol,
+        "annotations": {"path": annotations, "sha256": sha256(annotations)},
+        "checkpoint": {**asdict(report), "loaded": len(report.loaded), "sha256": sha256(report.source)},
+    }
+
+
+def sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))

@@ -1,0 +1,32 @@
+"""Train, evaluate and profile video transformers whose attention can be exchanged."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videoattn import models
+    from videoattn.config_file import load_config
+    from videoattn.models.build import build_model
+    from videoattn.models.checkpoints import from_checkpoint, load_weights
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "build_model", "from_checkpoint", "load_config", "load_weights", "models"]
+
+_HOMES = {
+    "build_model": "videoattn.models.build",
+    "from_checkpoint": "videoattn.models.checkpoints",
+    "load_config": "videoattn.config_file",
+    "load_weights": "videoattn.models.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("videoattn.models")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'videoattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

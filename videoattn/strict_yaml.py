@@ -1,0 +1,158 @@
+"""Settings by dotted key out of YAML text, each with the line where it stands; what is ambiguous is refused.
+
+Plain `1e-6`, `(3, 7, 7)` and `None` are a number, a list and nothing, as SlowFast's files mean them. Repeated keys and
+aliases are errors; dates, octal numbers and yes/no are text. Lists become tuples, so that no setting can be changed.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+COMMAND_LINE = "command line"
+
+_MAPPING = "tag:yaml.org,2002:map"
+_TUPLE = "tag:videoattn,2026:tuple"
+_PLAIN_VALUES = (  # tag, what a plain scalar looks like, its possible first characters
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|None|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+",
+        list("-+.0123456789"),
+    ),
+    (_TUPLE, r"\(.*\)", ["("]),
+)
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line per problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        head = f"{len(self.problems)} problems in the configuration:\n  " if len(self.problems) > 1 else ""
+        super().__init__(head + "\n  ".join(self.problems))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was given: `file:line`, or the command line."""
+
+    value: object
+    source: str
+
+
+def read_settings(text: str, source: str, prefix: str = "") -> dict[str, Setting]:
+    """The settings in YAML text by dotted key, e.g. `DATA.NUM_FRAMES`.
+
+    `source` is the file's name or COMMAND_LINE. With a `prefix`, the text is that key's value.
+    Raises ConfigError on text that is no YAML and on repeated keys.
+    """
+    settings: dict[str, Setting] = {}
+    problems: list[str] = []
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _collect(loader, node, prefix, source, settings, problems)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = _place(source, mark.line) if mark else source
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        raise ConfigError([f"{place}: {f'{prefix}: ' if prefix else ''}not valid YAML: {what}"]) from None
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def read_value(text: str) -> object:
+    """A plain value from the command line, where no character but its own literals has a meaning."""
+    if not text:
+        return ""
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    return freeze(loader.construct_object(yaml.ScalarNode(tag, text)))
+
+
+def write_yaml(values: dict[str, Any]) -> str:
+    """Nested settings as YAML, lists in one line; read_settings gives the same values back."""
+    return yaml.dump(_thaw(values), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def freeze(value: Any) -> Any:
+    """Lists and tuples, nested ones too, as tuples."""
+    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def show(value: object) -> str:
+    """A value as messages print it, tuples as lists."""
+    return repr(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; use _BASE_", mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text which plain YAML or this module would take for something else."""
+
+
+def _read_tuple(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
+    try:
+        value = ast.literal_eval(node.value)
+    except (ValueError, SyntaxError):
+        return node.value
+    return value if isinstance(value, tuple) else node.value
+
+
+for _tag, _pattern, _first in _PLAIN_VALUES:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor(_TUPLE, _read_tuple)
+
+
+def _place(source: str, line: int) -> str:
+    return source if source == COMMAND_LINE else f"{source}:{line + 1}"
+
+
+def _collect(
+    loader: _Loader, node: yaml.Node, key: str, source: str, settings: dict[str, Setting], problems: list[str]
+) -> None:
+    place = _place(source, node.start_mark.line)
+    if not isinstance(node, yaml.MappingNode) or node.tag != _MAPPING:
+        value = freeze(loader.construct_object(node, deep=True))
+        if key:
+            settings[key] = Setting(value, place)
+        elif value is not None:
+            problems.append(f"{place}: a configuration file holds KEY: value lines, got {show(value)}")
+        return
+    if key and not node.value:
+        settings[key] = Setting(None, place)
+    places: dict[str, str] = {}
+    for name_node, value_node in node.value:
+        name = loader.construct_object(name_node, deep=True)
+        place = _place(source, name_node.start_mark.line)
+        dotted = f"{key}.{name}" if key else str(name)
+        if not isinstance(name, str):
+            problems.append(f"{place}: a key is a word in capitals, got {show(name)}")
+        elif name in places:
+            problems.append(f"{place}: {dotted} is repeated; it first stands at {places[name]}")
+        else:
+            places[name] = place
+            _collect(loader, value_node, dotted, source, settings, problems)
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _thaw(item) for key, item in value.items()}
+    return [_thaw(item) for item in value] if isinstance(value, (list, tuple)) else value
