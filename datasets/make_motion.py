@@ -52,7 +52,7 @@ class Settings:
             raise ValueError(f"--size expects even numbers from 32 on, got {self.width}x{self.height}")
         shortest = 8 if self.variant == "short" else 24
         if self.num_frames < shortest:
-            raise ValueError(f"--num-frames expects {shortest} or more for variant {self.variant}, got {self.num_frames}")
+            raise ValueError(f"--num-frames expects {shortest} or more for {self.variant} clips, got {self.num_frames}")
         if min(self.num_train, self.num_val) < 1:
             raise ValueError(f"--num-train and --num-val expect 1 or more, got {self.num_train} and {self.num_val}")
 
@@ -92,9 +92,13 @@ def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overw
             print(f"{folder} is complete: {settings.num_train} training and {settings.num_val} validation clips")
             return
         if not overwrite:
-            changed = [f"{k} {made.get(k)} there, {v} asked for" for k, v in asdict(settings).items() if made.get(k) != v]
+            asked = asdict(settings)
+            changed = [
+                f"{key} {made.get(key)} there, {asked[key]} asked" for key in asked if made.get(key) != asked[key]
+            ]
             raise ValueError(
-                f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder or --overwrite"
+                f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder, or add "
+                "--overwrite"
             )
         done.unlink()
     (folder / "videos").mkdir(parents=True, exist_ok=True)

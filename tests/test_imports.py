@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config"} | SINGLE_FILES,
     "engine": {"config", "data"} | SINGLE_FILES,
     "zoo": {"config", "config_file", "models", "layers", "operators", "grid"} | SINGLE_FILES,
-    "command_line": {"config", "config_file", "engine"} | SINGLE_FILES,
+    "command_line": {"config", "config_file", "data", "engine"} | SINGLE_FILES,
     "": {"config_file", "models"},
 }
 READ_CONFIG = {

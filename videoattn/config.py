@@ -79,7 +79,7 @@ class Data(Section):
     random_flip: bool = True
     reverse_input_channel: bool = Field(False, description="feed BGR frames")
     ensemble_method: Literal["sum", "max"] = "sum"
-    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: decord where it is exact")
+    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: PyAV, seeking where exact")
     max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
     class_names: str = Field("", description="file with one class name a line, for reports")
 

@@ -45,6 +45,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     name = f"checkpoint_epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "") + ".pyth"
     with atomic_write(folder / name) as temporary:
         torch.save(state, temporary)
+    for piece in folder.glob(".checkpoint_*.tmp"):  # of a process that was killed while writing
+        piece.unlink(missing_ok=True)
     existing = list_checkpoints(folder)
     whole = [c for c in existing if c.step == 0]
     for old in [c for c in existing if c.step and c.path.name != name] + whole[: max(len(whole) - keep, 0)]:
