@@ -78,7 +78,7 @@ class _BarFriendlyHandler(logging.StreamHandler):
 
 
 class RunLog:
-    """Events of a run: JSON lines in `folder`/log.jsonl, scalars for TensorBoard if asked; without a folder, nothing."""
+    """Events of a run: JSON lines in `folder`/log.jsonl, scalars for TensorBoard if asked; no folder, no events."""
 
     def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
         self._file = None
