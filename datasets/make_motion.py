@@ -81,16 +81,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overwrite: bool = False) -> None:
     """Render what is missing of a data set and list it; a complete one is left as it is.
 
-    Raises ValueError if the folder holds a data set with other settings, unless `overwrite`.
+    Raises ValueError if the folder holds clips with other settings, of a stopped run too, unless `overwrite`.
     """
     from tqdm import tqdm
 
-    done = folder / "motion.json"
-    if done.exists():
-        made = json.loads(done.read_text())
-        if made == asdict(settings):
+    done, started = folder / "motion.json", folder / "motion.unfinished.json"
+    for noted in (done, started):
+        made = json.loads(noted.read_text()) if noted.exists() else None
+        if made == asdict(settings) and noted == done:
             print(f"{folder} is complete: {settings.num_train} training and {settings.num_val} validation clips")
             return
+        if made in (None, asdict(settings)):
+            continue
         if not overwrite:
             asked = asdict(settings)
             changed = [
@@ -100,20 +102,28 @@ def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overw
                 f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder, or add "
                 "--overwrite"
             )
-        done.unlink()
+        for clip in [*(folder / "videos").glob("train_*.mp4"), *(folder / "videos").glob("val_*.mp4")]:
+            clip.unlink()
+        noted.unlink()
     (folder / "videos").mkdir(parents=True, exist_ok=True)
+    write_settings(started, settings)
     clips = [(split, i) for split, n in (("train", settings.num_train), ("val", settings.num_val)) for i in range(n)]
-    render = partial(write_clip, folder, settings, overwrite)
+    render = partial(write_clip, folder, settings)
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
     with context.Pool(max(1, min(num_workers, len(clips)))) as pool:
         results = pool.imap_unordered(render, clips, chunksize=16)
         for _ in tqdm(results, total=len(clips), desc="rendering", unit="clip", disable=not sys.stderr.isatty()):
             pass
     write_lists(folder, settings)
-    with atomic_write(done) as temporary:
-        temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    write_settings(done, settings)
+    started.unlink()
     classes = len(CLASSES[settings.variant])
     print(f"{folder}: {settings.num_train} training and {settings.num_val} validation clips of {classes} classes")
+
+
+def write_settings(file: Path, settings: Settings) -> None:
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def label_of(settings: Settings, clip: int) -> int:
@@ -125,10 +135,10 @@ def clip_name(split: str, clip: int) -> str:
     return f"{split}_{clip:06d}"
 
 
-def write_clip(folder: Path, settings: Settings, overwrite: bool, which: tuple[str, int]) -> None:
+def write_clip(folder: Path, settings: Settings, which: tuple[str, int]) -> None:
     split, clip = which
     path = folder / "videos" / f"{clip_name(split, clip)}.mp4"
-    if path.exists() and not overwrite:
+    if path.exists():
         return
     rng = np.random.default_rng(derive_seed(settings.seed, "motion", settings.variant, split, clip))
     draw = render_short if settings.variant == "short" else render_long
@@ -142,7 +152,9 @@ def encode(frames: np.ndarray, path: Path) -> None:
     import av
 
     name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    options = {"crf": "20", "preset": "veryfast"} if name == "libx264" else {"qscale": "3"}
+    options = {"qmin": "2", "qmax": "4"}
+    if name == "libx264":  # whose macroblock tree does not give small videos the same bytes each time
+        options = {"crf": "20", "preset": "veryfast", "x264-params": "mbtree=0"}
     with av.open(str(path), "w", format="mp4") as container:
         stream: Any = container.add_stream(name, rate=FPS, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"

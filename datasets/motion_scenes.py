@@ -1,6 +1,6 @@
 """What Motion's clips show: states of shapes over time, and how they are painted.
 
-Short clips: three shapes share one motion. Every attribute of a shape (place across and down, distance, angle) is a
+Short clips: five shapes share one motion. Every attribute of a shape (place across and down, distance, angle) is a
 phase on a cycle, uniform at every time whatever the class, so that a single frame says nothing about the class; the
 class's attribute runs through its cycle, the others stay. Shapes that leave on one side come back on the other, and
 one that passes the camera fades out while it reappears far away.
@@ -33,9 +33,9 @@ COLOURS = {"red": (0.95, 0.2, 0.15), "green": (0.2, 0.9, 0.25), "blue": (0.25, 0
 ORDERS = list(itertools.permutations(COLOURS))
 LONG_CLASSES = {"_".join(order): "Showing " + " then ".join(f"[{c}]" for c in order) for order in ORDERS}
 
-NUM_SHAPES = 3
+NUM_SHAPES = 5
 SPEED = (0.03, 0.05)  # cycles per frame: frame widths, frame heights, ranges of nearness, or turns
-RADII = (0.10, 0.32)  # of a shape far away and close by, in units of the frame's short side
+RADII = (0.14, 0.36)  # of a shape far away and close by, in units of the frame's short side
 OUTLINES = ("square", "disc", "triangle", "cross")
 TEXTURES = ("striped", "checkered", "dotted")
 

@@ -302,7 +302,8 @@ class _PyavReader(VideoReader):
             raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} is damaged")
         if frame.rotation % 90:
             raise DecodeError(f"{self.path}: is to be rotated by {frame.rotation} degrees, expected a multiple of 90")
-        return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        # one thread: others would be started and waited for anew at every frame
+        return np.rot90(frame.to_ndarray(format="rgb24", threads=1), frame.rotation // 90)
 
 
 class _DecordReader(VideoReader):

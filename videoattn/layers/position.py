@@ -13,7 +13,8 @@ def sincos_embeddings(grid: TokenGrid, dim: int) -> tuple[Tensor, Tensor]:
     """Space embeddings [1, h·w, C] and time embeddings [1, t, C] of sines and cosines, to start learning from.
 
     Rows, columns and frames have a third of the channels each, so that none hides another; along an axis the slowest
-    wave passes a small part of a period and the fastest two.
+    wave passes a small part of a period and the fastest two. With amplitude 3, place and time weigh as much as a
+    patch's contents, which attention by place and time needs from the start.
     """
     size = dim // 6 * 2
 
@@ -27,7 +28,7 @@ def sincos_embeddings(grid: TokenGrid, dim: int) -> tuple[Tensor, Tensor]:
     space[..., size : 2 * size] = waves(grid.w)[None]
     time = torch.zeros(1, grid.t, dim)
     time[..., 2 * size : 3 * size] = waves(grid.t)
-    return space.reshape(1, -1, dim), time
+    return 3 * space.reshape(1, -1, dim), 3 * time
 
 
 def resize_space(embedding: Tensor, size: tuple[int, int], new_size: tuple[int, int], prefix: int = 1) -> Tensor:
