@@ -22,12 +22,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from motion_scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short
+# Workers are processes already; numpy's linear algebra would start threads in each. It reads this when imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from videoattn.command_line import run_tool
-from videoattn.files import atomic_write
-from videoattn.seeding import derive_seed
+import numpy as np  # noqa: E402
+from motion_scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short  # noqa: E402
+
+from videoattn.command_line import run_tool  # noqa: E402
+from videoattn.files import atomic_write  # noqa: E402
+from videoattn.seeding import derive_seed  # noqa: E402
 
 FPS = 10
 CLASSES = {"short": SHORT_CLASSES, "long": LONG_CLASSES}
@@ -61,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to put the data set")
     parser.add_argument("--variant", choices=CLASSES, default="short", help="default: %(default)s")
-    parser.add_argument("--num-train", type=int, default=4000, help="training clips; default: %(default)s")
+    parser.add_argument("--num-train", type=int, default=6400, help="training clips; default: %(default)s")
     parser.add_argument("--num-val", type=int, default=800, help="validation clips; default: %(default)s")
-    parser.add_argument("--size", default="80x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
-    parser.add_argument("--num-frames", type=int, help="frames of a clip; default: 20, long: 96")
+    parser.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
+    parser.add_argument("--num-frames", type=int, help="frames of a clip; default: 18, long: 96")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
@@ -72,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         width, height = (int(side) for side in args.size.lower().split("x"))
     except ValueError:
-        raise ValueError(f"--size expects WIDTHxHEIGHT such as 80x64, got {args.size!r}") from None
-    num_frames = args.num_frames or (20 if args.variant == "short" else 96)
+        raise ValueError(f"--size expects WIDTHxHEIGHT such as 64x64, got {args.size!r}") from None
+    num_frames = args.num_frames or (18 if args.variant == "short" else 96)
     settings = Settings(args.variant, args.num_train, args.num_val, width, height, num_frames, args.seed)
     make_motion(args.folder, settings, num_workers=args.num_workers, overwrite=args.overwrite)
 
@@ -160,7 +163,8 @@ def encode(frames: np.ndarray, path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode())
 
 

@@ -35,7 +35,7 @@ LONG_CLASSES = {"_".join(order): "Showing " + " then ".join(f"[{c}]" for c in or
 
 NUM_SHAPES = 5
 SPEED = (0.03, 0.05)  # cycles per frame: frame widths, frame heights, ranges of nearness, or turns
-RADII = (0.14, 0.36)  # of a shape far away and close by, in units of the frame's short side
+RADII = (0.13, 0.32)  # of a shape far away and close by, in units of the frame's short side
 OUTLINES = ("square", "disc", "triangle", "cross")
 TEXTURES = ("striped", "checkered", "dotted")
 
@@ -69,7 +69,7 @@ def render_long(label: int, num_frames: int, height: int, width: int, rng: np.ra
         paint(frames, phases, np.full(3, rng.uniform(0.4, 0.7)), np.ones(num_frames, np.float32), rng)
     for position, colour in enumerate(ORDERS[label]):
         length = max(2, third // 4)
-        start = position * third + int(rng.integers(third // 8, third - length))
+        start = position * third + int(rng.integers(third // 4 + 1))
         shown = np.zeros(num_frames, np.float32)
         shown[start : start + length] = 1
         phases = np.repeat(rng.random((4, 1)), num_frames, axis=1).astype(np.float32)
@@ -103,7 +103,7 @@ def paint(frames: Floats, phases: Floats, colour: Floats, opacity: Floats, rng: 
     cover = np.clip(0.5 - outline(str(rng.choice(OUTLINES)), u, v) * radius, 0, 1) * opacity[:, None, None]
     texture = np.clip(3 * surface(str(rng.choice(TEXTURES)), u, v), -1, 1)
     front = np.clip(6 * u, -1, 1)  # one half is lit, which tells the angle
-    light = (0.65 + 0.12 * texture) * (1 + 0.5 * front)
+    light = (0.6 + 0.08 * texture) * (1 + 0.75 * front)
     frames += cover[..., None] * (light[..., None] * colour.astype(np.float32) - frames)
 
 

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="few videos, one epoch, one block: a check, not a result")
     args = parser.parse_args(argv)
 
-    settings = ["DATA.PATH_TO_DATA_DIR", args.data, "OUTPUT_DIR", args.folder] + (QUICK if args.quick else [])
+    settings = ["DATA.PATH_TO_DATA_DIR", args.data, "DATA.CLASS_NAMES", f"{args.data}/class_names.txt"]
+    settings += ["OUTPUT_DIR", args.folder] + (QUICK if args.quick else [])
     videos = ["--num-train", "32", "--num-val", "8"] if args.quick else []
     program("making videos", "datasets/make_motion.py", args.data, *videos)
     seconds = program("training", "tools/train_net.py", "--cfg", args.cfg, *settings)

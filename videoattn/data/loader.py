@@ -177,6 +177,8 @@ class Loader:
         iterator, self._iterator, self._loader._iterator = self._iterator, None, None
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()  # what torch does when the iterator is collected, but now
+            for worker in iterator._workers:
+                worker.kill()  # one that hangs in a decoder: it does not see the request to end
 
 
 def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> Loader:
@@ -313,4 +315,6 @@ def _num_cores() -> int:
 
 
 def _ignore_interrupt(worker: int) -> None:
+    """Leave signals that go to the whole group of processes to the main one, which saves before it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
