@@ -34,7 +34,7 @@ from videoattn.config_file import (
 )
 from videoattn.data import Batch, Loader, Mixing, build_loader, normalize
 from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
-from videoattn.engine.distributed import Process, init_distributed, shutdown
+from videoattn.engine.distributed import Process, init_distributed, leave_cores_to_workers, shutdown
 from videoattn.engine.evaluate import evaluate
 from videoattn.engine.log import RunLog, describe_machine, logger, package_versions, set_up_logging
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, report = load_config_with_report(args.cfg, parse_overrides(args))
 
     process = init_distributed(cfg.dist_backend, cfg.device)
+    leave_cores_to_workers(process, cfg.data_loader.num_workers)
     folder = Path(cfg.output_dir)
     set_up_logging(folder if process.is_main else None)
     if process.is_main:
