@@ -103,7 +103,7 @@ def test_an_official_file_loads_as_it_is_and_means_what_ours_means(tmp_path: Pat
     gpus = original["NUM_GPUS"]
     assert inert == {
         "DATA.INPUT_CHANNEL_NUM": (3,), "MODEL.ARCH": "vit", "MODEL.DROPOUT_RATE": 0.5,
-        "NUM_GPUS": gpus, "NUM_SHARDS": 1,
+        "NUM_GPUS": gpus, "NUM_SHARDS": 1, "TEST.ENABLE": original["TEST"]["ENABLE"],
     }  # fmt: skip
     translated = [note.key for note in report.translated]
     paths = ["DATA.PATH_TO_DATA_DIR"] if name in SSV2 else []

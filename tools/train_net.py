@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     cfg, report = load_config_with_report(args.cfg, parse_overrides(args))
+    if not cfg.train.enable:
+        raise ValueError("TRAIN.ENABLE is False, so there is nothing to train; tools/test_net.py evaluates")
 
     process = init_distributed(cfg.dist_backend, cfg.device)
     leave_cores_to_workers(process, cfg.data_loader.num_workers)
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if process.is_main:
         for line in format_report(report).splitlines():
             logger.info("%s", line)
+    checkpoint = find_checkpoint(cfg, folder / "checkpoints")
+    if process.is_main:
         write_run_files(cfg, folder)
 
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
@@ -74,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     build = partial(build_loader, cfg, rank=process.rank, world_size=process.world_size,
                     local_world_size=process.local_world_size)  # fmt: skip
     loader, val_loader = build("train"), build("val")
-    checkpoint = find_checkpoint(cfg, folder / "checkpoints")
     if checkpoint is None:
         start_weights(cfg, model)
     model = model.to(process.device)

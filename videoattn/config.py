@@ -23,7 +23,7 @@ class Section(BaseModel):
 class Train(Section):
     """How long, how much at once, and when to evaluate and save."""
 
-    enable: bool = True
+    enable: bool = Field(True, description="False: tools/train_net.py refuses")
     dataset: Literal["kinetics", "ssv2"] = "kinetics"
     batch_size: Positive = Field(8, description="clips per machine and forward pass, shared by its processes")
     eval_period: Positive = Field(1, description="epochs between evaluations on val")
@@ -43,7 +43,6 @@ class Train(Section):
 class Test(Section):
     """The multi-view evaluation protocol."""
 
-    enable: bool = True
     dataset: Literal["kinetics", "ssv2"] = "kinetics"
     batch_size: Positive = Field(8, description="views per machine and forward pass")
     split: Literal["train", "val", "test"] = "test"
@@ -126,7 +125,9 @@ class Model(Section):
 
     model_name: str = Field("timesformer_base", description="a name in videoattn.models.MODELS")
     num_classes: Positive = 400
-    loss_func: Literal["cross_entropy", "soft_cross_entropy"] = "cross_entropy"
+    loss_func: Literal["cross_entropy", "soft_cross_entropy"] = Field(
+        "cross_entropy", description="the same here: targets are soft where MIXUP makes them so"
+    )
     act_checkpoint: bool = Field(False, description="recompute blocks in the backward pass to save memory")
 
 

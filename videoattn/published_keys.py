@@ -46,6 +46,7 @@ INERT: dict[str, Inert] = {
     "SHARD_ID": Inert(_LAUNCHER),
     "TASK": _unsupported("another task than classification", ""),
     "LOG_MODEL_INFO": Inert("tools/profile_net.py counts parameters and multiply-accumulates"),
+    "TEST.ENABLE": Inert("tools/test_net.py evaluates, tools/train_net.py does not"),
     "BN.*": Inert("no model here has batch normalisation"),
     "RESNET.*": Inert(_OTHER_FAMILY),
     "NONLOCAL.*": Inert(_OTHER_FAMILY),
