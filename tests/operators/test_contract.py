@@ -18,6 +18,10 @@ SETTINGS = [
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in SETTINGS]
 
 
+def test_every_operator_is_put_to_the_contract():
+    assert {name for name, _ in SETTINGS} == OPERATORS.keys()
+
+
 def site(axis, prefix, unequal=False):
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
