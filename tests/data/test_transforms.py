@@ -156,6 +156,12 @@ def test_colour_jitter_gives_way_to_rand_augment() -> None:
     assert all(torch.equal(both(frames, seed), alone(frames, seed)) for seed in range(5))
 
 
+def test_the_strongest_magnitude_works_in_every_operation():
+    augment = train_transform(aa_type="rand-m10-n6-mstd0.5-inc1-p1.0")
+    frames = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert all(augment(frames, seed).dtype == torch.uint8 for seed in range(40))
+
+
 @pytest.mark.parametrize(
     "aa_type, token", [("rand-m7-zz3", "zz3"), ("augmix-m3", "augmix"), ("rand-mq", "mq"), ("rand--m7", "")]
 )

@@ -183,7 +183,8 @@ def _rand_augment(aa_type: str, interpolation: Interpolation) -> Any:
     from timm.data.auto_augment import rand_augment_transform
 
     resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
-    return rand_augment_transform(aa_type, {"interpolation": resampling})
+    # just below the scale's end of 10, where timm's posterize keeps 0 bits of a colour, which newer Pillows refuse
+    return rand_augment_transform(aa_type, {"interpolation": resampling, "magnitude_max": 9.99})
 
 
 def _per_frame(transform: Any, frames: Tensor, seed: int) -> Tensor:
