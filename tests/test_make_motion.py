@@ -255,5 +255,5 @@ def test_the_program_says_in_one_line_what_is_wrong_and_makes_nothing(tmp_path: 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: --size expects WIDTHxHEIGHT such as 80x64, got 'big'"
+    assert result.stderr.strip() == "error: --size expects WIDTHxHEIGHT such as 64x64, got 'big'"
     assert not (tmp_path / "motion").exists()
