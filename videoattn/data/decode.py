@@ -29,35 +29,26 @@ import bisect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videoattn.data.packet_scan import DecodeError, PacketScan, best_video_stream, packet_time, reason_of, scan_packets
+
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+__all__ = ["Backend", "DecodeError", "VideoReader", "open_video"]
 
 Backend = Literal["auto", "decord", "pyav"]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
-_TIMED_CONTAINERS = ("mov", "matroska")
-_SEEKABLE_CODECS = ("h264", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4", "mjpeg")
-_NO_TIME = -(2**63)
-_SLICE, _IDR = 1, 5  # types of H.264 units that hold picture data
-_DECORD_CONTAINERS = ("mov", "matroska", "avi")
-_DECORD_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
-_PROGRESSIVE = (0, 1)  # field orders: not stated, progressive
 _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it replaced by others
-
-
-class DecodeError(RuntimeError):
-    """A video, or a frame of it, cannot be decoded; the message names the file and the reason."""
 
 
 class VideoReader(ABC):
@@ -69,7 +60,7 @@ class VideoReader(ABC):
     backend: str
     in_order: bool
 
-    def __init__(self, path: str, scan: "_Scan") -> None:
+    def __init__(self, path: str, scan: PacketScan) -> None:
         self.path = path
         self.num_frames = scan.num_frames
         self.fps = scan.fps
@@ -121,127 +112,16 @@ def open_video(path: str | os.PathLike[str], backend: Backend = "auto") -> Video
     file = os.path.abspath(path)
     if not os.path.exists(file):
         raise DecodeError(f"{file}: does not exist")
-    scan = _scan(file)
+    scan = scan_packets(file)
     if backend == "decord":
         return _DecordReader(file, scan)
     return _PyavReader(file, scan, seek=backend == "auto" and scan.is_seekable)
 
 
-@dataclass(frozen=True)
-class _Scan:
-    """What the packets of a file tell; times are in the stream's own unit."""
-
-    num_frames: int
-    num_present: int  # frames whose number is certain: fewer than num_frames where the file ends early
-    fps: float
-    start: int  # packets shown before it are not decoded
-    times: list[int] | None  # of the frames, rising; None where they do not tell frames apart
-    keyframes: list[int]
-    is_seekable: bool
-    suits_decord: bool  # decord, too, is right about it when reading in order
-
-
-class _PacketFacts(NamedTuple):
-    shown: int  # a time
-    stored: int  # a time
-    is_key: bool
-    is_hidden: bool
-    is_corrupt: bool
-    is_restart: bool  # a keyframe that nothing after it looks behind
-
-
-def _scan(file: str) -> _Scan:
-    import av
-
-    try:
-        with av.open(file) as container:
-            stream = _video_stream(file, container)
-            packets = [_packet_facts(packet, stream) for packet in container.demux(stream) if packet.size]
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            name, codec = container.format.name, stream.codec_context.name
-            num_listed = len(stream.index_entries) if name.startswith("mov") else len(packets)
-            suits_decord = name.startswith(_DECORD_CONTAINERS) and _has_decord_colours(stream)
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{file}: cannot be opened as a video: {_reason(error)}") from error
-    is_timed = name.startswith(_TIMED_CONTAINERS)
-    whole = [packet for packet in packets if not packet.is_corrupt]
-    start = next((packet.shown for packet in whole if packet.is_key), _NO_TIME) if is_timed else _NO_TIME
-    frames = [packet for packet in whole if not packet.is_hidden and packet.shown >= start]
-    if not frames or not fps:
-        raise DecodeError(f"{file}: has no {'frame rate' if frames else 'frame that can be decoded'}")
-    suits_decord = suits_decord and all(packet.shown >= start for packet in packets)
-    num_frames = num_present = len(frames)
-    if num_listed > len(packets):  # what is missing is stored later, and shown later still
-        num_frames += num_listed - len(whole)
-        last_stored = max(packet.stored for packet in whole)
-        num_present = sum(packet.shown <= last_stored for packet in frames)
-    times = sorted(packet.shown for packet in frames)
-    if not is_timed or len(set(times)) < len(frames):
-        return _Scan(num_frames, num_present, fps, start, None, [], False, suits_decord)
-    number = {time: index for index, time in enumerate(times)}
-    keys = [packet for packet in frames if packet.is_key]
-    is_seekable = (
-        bool(keys)
-        and codec in _SEEKABLE_CODECS
-        and len(frames) == num_listed == len(packets)
-        and all(number[packet.shown] == place for place, packet in enumerate(frames) if packet.is_key)
-        and all(packet.is_restart for packet in keys)
-        and all(later.stored > earlier.shown for earlier, later in zip(keys, keys[1:], strict=False))
-    )
-    keyframes = sorted(number[key.shown] for key in keys)
-    return _Scan(num_frames, num_present, fps, start, times, keyframes, is_seekable, suits_decord)
-
-
-def _packet_facts(packet: "Packet[VideoStream]", stream: "VideoStream") -> _PacketFacts:
-    is_key = packet.is_keyframe
-    is_restart = is_key and (stream.codec_context.name != "h264" or _is_idr(packet, stream.codec_context.extradata))
-    return _PacketFacts(_time(packet.pts), _time(packet.dts), is_key, packet.is_discard, packet.is_corrupt, is_restart)
-
-
-def _is_idr(packet: "Packet[VideoStream]", configuration: bytes | None) -> bool:
-    """Whether the first picture of an H.264 packet restarts decoding; False as well where units have no lengths.
-
-    Source: ISO/IEC 14496-10, 7.4.1.2.4; 14496-15, 5.3.3 (units begin with their length in 1 to 4 bytes).
-    """
-    if not configuration or configuration[0] != 1:
-        return False
-    data, size, place = bytes(packet), (configuration[4] & 3) + 1, 0
-    while place + size < len(data):
-        kind = data[place + size] & 31
-        if kind in (_SLICE, _IDR):
-            return kind == _IDR
-        place += size + int.from_bytes(data[place : place + size], "big")
-    return False
-
-
-def _has_decord_colours(stream: "VideoStream") -> bool:
-    context = stream.codec_context
-    is_odd = "420" in str(context.pix_fmt) and context.height % 2 == 1
-    return context.pix_fmt in _DECORD_FORMATS and not is_odd and int(context.field_order) in _PROGRESSIVE
-
-
-def _time(time: int | None) -> int:
-    return _NO_TIME if time is None else time
-
-
-def _video_stream(file: str, container: "InputContainer") -> "VideoStream":
-    stream: Any = container.streams.best("video")
-    if stream is None:
-        raise DecodeError(f"{file}: has no video stream")
-    stream.codec_context.thread_count = 1  # workers are processes already
-    stream.codec_context.options = {"err_detect": "explode"}  # an error where the decoder would make up a picture
-    return stream
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    return f"{text} ({type(error).__name__})"
-
-
 class _PyavReader(VideoReader):
     backend = "pyav"
 
-    def __init__(self, path: str, scan: _Scan, *, seek: bool) -> None:
+    def __init__(self, path: str, scan: PacketScan, *, seek: bool) -> None:
         super().__init__(path, scan)
         self.in_order = not seek
 
@@ -264,7 +144,7 @@ class _PyavReader(VideoReader):
         reason = "it yields no picture"
         try:
             with av.open(self.path) as container:
-                stream = _video_stream(self.path, container)
+                stream = best_video_stream(self.path, container)
                 group, frames = -1, self._numbered(container, stream)
                 for target in wanted:
                     if not self.in_order and (needed := bisect.bisect_right(self._scan.keyframes, target) - 1) != group:
@@ -276,7 +156,7 @@ class _PyavReader(VideoReader):
                         break
                     images[target] = self._image(target, frame)
         except (av.FFmpegError, OSError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         if len(images) < len(wanted):
             target = next(index for index in wanted if index not in images)
             raise DecodeError(f"{self.path}: frame {target} of {self.num_frames} cannot be decoded: {reason}")
@@ -286,12 +166,12 @@ class _PyavReader(VideoReader):
         """Decoded frames from where the container stands, with their numbers."""
         times, count = self._scan.times, 0
         for packet in container.demux(stream):
-            if packet.size and (packet.is_corrupt or _time(packet.pts) < self._scan.start):
+            if packet.size and (packet.is_corrupt or packet_time(packet.pts) < self._scan.start):
                 continue
             for frame in packet.decode():
                 number, count = count, count + 1
                 if times is not None:
-                    time = _time(frame.pts)
+                    time = packet_time(frame.pts)
                     number = bisect.bisect_left(times, time)
                     if number == len(times) or times[number] != time:
                         raise DecodeError(f"{self.path}: a decoded frame has time {frame.time} s, which no packet has")
@@ -309,7 +189,7 @@ class _PyavReader(VideoReader):
 class _DecordReader(VideoReader):
     backend = "decord"
 
-    def __init__(self, path: str, scan: _Scan) -> None:
+    def __init__(self, path: str, scan: PacketScan) -> None:
         super().__init__(path, scan)
         if not scan.suits_decord:
             raise DecodeError(f"{path}: decord does not read this kind of video right; use auto or pyav")
@@ -328,7 +208,7 @@ class _DecordReader(VideoReader):
         try:
             return decord.VideoReader(self.path, ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME)
         except (RuntimeError, decord.DECORDError, AssertionError) as error:
-            raise DecodeError(f"{self.path}: decord cannot open it: {_reason(error)}") from error
+            raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}") from error
 
     def _images(self, wanted: list[int]) -> dict[int, Image]:
         import decord
@@ -341,7 +221,7 @@ class _DecordReader(VideoReader):
         except (RuntimeError, IndexError, StopIteration, decord.DECORDError, DECORDLimitReachedError) as error:
             if isinstance(error, DecodeError):
                 raise
-            raise DecodeError(f"{self.path}: decord cannot read frames {wanted}: {_reason(error)}") from error
+            raise DecodeError(f"{self.path}: decord cannot read frames {wanted}: {reason_of(error)}") from error
 
     def _seek(self, wanted: list[int]) -> dict[int, Image]:
         return dict(zip(wanted, self._reader.get_batch(wanted).asnumpy(), strict=True))
