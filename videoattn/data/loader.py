@@ -179,6 +179,7 @@ class Loader:
             iterator._shutdown_workers()  # what torch does when the iterator is collected, but now
             for worker in iterator._workers:
                 worker.kill()  # one that hangs in a decoder: it does not see the request to end
+                worker.join()
 
 
 def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> Loader:
