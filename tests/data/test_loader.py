@@ -285,17 +285,17 @@ from videoattn.data import build_loader
 loader = build_loader(settings(Path({folder!r}), DATA_LOADER={{"NUM_WORKERS": 2}}), "train")
 batches = loader.epoch(0)
 next(batches)
-print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 try:
-    time.sleep(600)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    {then}
 except KeyboardInterrupt:
     print("interrupted", len(list(batches)), flush=True)
     loader.close()
 """
 
 
-def start_script(folder: Path) -> tuple["subprocess.Popen[str]", list[int]]:
-    script = SCRIPT.format(folder=str(folder))
+def start_script(folder: Path, then: str = "time.sleep(600)") -> tuple["subprocess.Popen[str]", list[int]]:
+    script = SCRIPT.format(folder=str(folder), then=then)
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -313,6 +313,15 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
     except FileNotFoundError:
         return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see processes")
+def test_an_error_that_nobody_catches_ends_the_workers_too(video_folder: Callable[..., Path]) -> None:
+    process, workers = start_script(video_folder(8), then="raise OSError('nobody closes the loader')")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "nobody closes the loader" in errors
+    assert workers and all(gone(worker) for worker in workers)
 
 
 @pytest.mark.slow

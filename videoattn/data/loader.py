@@ -1,8 +1,10 @@
 """Batches of a run: which videos come in which order to which process, and the workers that decode them."""
 
+import atexit
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -120,6 +122,8 @@ class Loader:
         self._iterator: Any = None
         self._num_begun = 0
         num_workers = min(num_workers, self.num_batches, _num_cores())
+        if num_workers:
+            atexit.register(_close_at_exit, weakref.ref(self))
         self._loader = DataLoader(
             cast(Dataset[Any], dataset),
             batch_sampler=self._batches,
@@ -313,6 +317,13 @@ def _class_names(cfg: Config) -> tuple[str, ...]:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
+    """End workers before multiprocessing asks them to, by a signal that they leave to the main process."""
+    alive = loader()
+    if alive is not None:
+        alive.close()
 
 
 def _ignore_interrupt(worker: int) -> None:
