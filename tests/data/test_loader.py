@@ -19,7 +19,8 @@ from videoattn.data.annotations import AnnotationError, read_annotations
 from videoattn.data.batch import Batch
 from videoattn.data.dataset import VideoDataset, ViewDataset
 from videoattn.data.decode import DecodeError
-from videoattn.data.loader import EvaluationPlan, Loader, Split, TrainPlan, _sampler
+from videoattn.data.loader import Loader, Split, _sampler
+from videoattn.data.plan import EvaluationPlan, TrainPlan
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TrainTransform
 
