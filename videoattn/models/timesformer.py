@@ -139,8 +139,8 @@ class TimeSformer(nn.Module):
 
         "published": normal weights of deviation 0.02, time_embed and every block's temporal_fc zero, so that time
         begins mute. It is meant for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier weights, which
-        keep a signal's size at any width, and sines and cosines in both embeddings, as MAE has them; small models
-        learn motion several times sooner.
+        keep a signal's size at any width, sines and cosines in both embeddings, and no zeros in temporal_fc: for small
+        models, which otherwise take long to find what depends on the order of frames.
         """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
