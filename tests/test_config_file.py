@@ -2,12 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from videoattn.config import Config
+from videoattn.config_attention import OperatorSection
 from videoattn.config_file import (
     ConfigError,
     add_config_arguments,
@@ -68,12 +70,11 @@ def test_an_empty_file_and_an_empty_section_change_nothing(tmp_path: Path) -> No
 
 
 def test_nobody_writes_to_a_config(tmp_path: Path) -> None:
-    cfg = load_config(None, ["ATTENTION.SPACE.WINDOWS", "[1, [2, 3]]"])
-    for section, name in ((cfg, "rng_seed"), (cfg.data, "num_frames"), (cfg.attention.space, "WINDOWS")):
+    cfg = load_config(None, ["ATTENTION.SPACE.LAYERS", "[1, 2]"])
+    for section, name in ((cfg, "rng_seed"), (cfg.data, "num_frames"), (cfg.attention.space[0], "layers")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, name, 5)
-    assert cfg.attention.space.options == {"windows": (1, (2, 3))}
-    assert hash(cfg.attention.space.options["windows"]) == hash((1, (2, 3)))
+    assert hash(cfg.attention.space) == hash(cfg.attention.space)
 
 
 # Bases
@@ -108,12 +109,117 @@ def test_a_missing_base_is_named_with_the_file_that_asks_for_it(tmp_path: Path) 
     assert problems_of(path) == [f"{tmp_path}/gone.yaml: No such file or directory (_BASE_ of {path})"]
 
 
+def options_of(operators: tuple[OperatorSection, ...]) -> list[tuple[str, tuple[int, ...], dict[str, Any]]]:
+    """Name, layers and options other than the default ones."""
+    return [
+        (
+            operator.name,
+            operator.layers,
+            {k: v for k, v in operator.options.items() if v != type(operator).model_fields[k].default},
+        )
+        for operator in operators
+    ]
+
+
 def test_another_operator_does_not_inherit_options(tmp_path: Path) -> None:
     write(tmp_path, "ATTENTION:\n  SPACE: {NAME: fibonacci, VARIANT: wythoff}", "base.yaml")
     path = write(tmp_path, "_BASE_: base.yaml\nATTENTION:\n  SPACE: {NAME: dense}")
-    assert load_config(path).attention.space.options == {}
+    assert options_of(load_config(path).attention.space) == [("dense", (), {})]
     same = write(tmp_path, "_BASE_: base.yaml\nATTENTION:\n  SPACE: {NAME: fibonacci, ORDER: hwt}", "same.yaml")
-    assert load_config(same).attention.space.options == {"variant": "wythoff", "order": "hwt"}
+    assert options_of(load_config(same).attention.space) == [("fibonacci", (), {"variant": "wythoff", "order": "hwt"})]
+
+
+# Operators of different blocks
+
+TWO = "ATTENTION:\n  JOINT:\n  - {NAME: lisa, LAYERS: 0-3, NUM_PATTERNS: 2}\n  - NAME: fibonacci\n    LAYERS: 4-6, 9"
+
+
+def test_a_list_gives_blocks_different_operators(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path, TWO))
+    assert options_of(cfg.attention.joint) == [
+        ("lisa", (0, 1, 2, 3), {"num_patterns": 2}),
+        ("fibonacci", (4, 5, 6, 9), {}),
+    ]
+    assert load_config(write(tmp_path, dump_config(cfg), "dumped.yaml")) == cfg
+
+
+def test_a_list_replaces_what_a_base_says_and_its_items_can_be_changed_by_number(tmp_path: Path) -> None:
+    write(tmp_path, "ATTENTION: {JOINT: {NAME: fibonacci, VARIANT: wythoff}}", "base.yaml")
+    path = write(tmp_path, f"_BASE_: base.yaml\n{TWO}")
+    cfg = load_config(path, ["ATTENTION.JOINT.1.LAYERS", "7", "ATTENTION.JOINT.0.NUM_PATTERNS", "3"])
+    assert options_of(cfg.attention.joint) == [("lisa", (0, 1, 2, 3), {"num_patterns": 3}), ("fibonacci", (7,), {})]
+    single = write(tmp_path, "_BASE_: cfg.yaml\nATTENTION: {JOINT: {NAME: lisa}}", "single.yaml")
+    assert options_of(load_config(single).attention.joint) == [("lisa", (), {})]
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("4-6", (4, 5, 6)),
+        ("3", (3,)),
+        ("[5, 1, 1]", (1, 5)),
+        ("'0, 7-8'", (0, 7, 8)),
+        ("[2, 4-5]", (2, 4, 5)),
+        ("[]", ()),
+    ],
+)
+def test_blocks_are_written_as_ranges_or_lists(tmp_path: Path, text: str, layers: tuple[int, ...]) -> None:
+    cfg = load_config(write(tmp_path, f"ATTENTION: {{SKIP: {{TIME: {text}}}}}"))
+    assert cfg.attention.skip.time == layers
+
+
+@pytest.mark.parametrize("text", ["5-3", "a", "-1", "1.5", "[1, x]", "True"])
+def test_other_block_numbers_are_refused(tmp_path: Path, text: str) -> None:
+    (problem,) = problems_of(write(tmp_path, f"ATTENTION: {{TIME: {{LAYERS: {text}}}}}"))
+    assert ":1: ATTENTION.TIME.LAYERS expects block numbers from 0, such as 4-11 or [0, 3], got" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "TIME: {NAME: fibonaci}",
+            "cfg.yaml:2: ATTENTION.TIME.NAME expects one of dense, fibonacci, lisa, focused_linear",
+        ),
+        (
+            "TIME: {NAME: fibonacci, VARIENT: x}",
+            "ATTENTION.TIME.VARIENT is not an option of fibonacci (options: LAYERS, ",
+        ),
+        ("TIME: {NAME: fibonacci, VARIENT: x}", "did you mean VARIANT?"),
+        ("TIME: {VARIANT: wythoff}", "ATTENTION.TIME.VARIANT is not an option of dense (options: LAYERS)"),
+        ("TIME: {NAME: fibonacci, VARIANT: x}", ":2: ATTENTION.TIME.VARIANT expects 'modified' or 'wythoff', got 'x'"),
+        ("TIME: {NAME: fibonacci, KEEP_SELF: 1}", ":2: ATTENTION.TIME.KEEP_SELF expects True or False, got 1"),
+        (
+            "TIME: {NAME: lisa, NUM_PATTERNS: 0}",
+            "ATTENTION.TIME.NUM_PATTERNS expects a number greater than or equal to 1",
+        ),
+        (
+            "TIME: [{NAME: dense, LAYERS: 0}, {NAME: lisa, LAYERS: 1, L: 2}]",
+            "ATTENTION.TIME.1.L is not an option of lisa",
+        ),
+        ("TIME: [{NAME: dense, LAYERS: 0}, {NAME: lisa}]", "ATTENTION.TIME: each of several operators needs LAYERS"),
+        (
+            "TIME: [{NAME: lisa, LAYERS: 0-2}, {NAME: dense, LAYERS: 2}]",
+            "2: ATTENTION.TIME: LAYERS of several operators",
+        ),
+        (
+            "TIME: [{NAME: lisas, LAYERS: 0-2}]",
+            ":2: ATTENTION.TIME.0.NAME expects one of dense, fibonacci, lisa, focused",
+        ),
+        ("TIME: []", "ATTENTION.TIME is a section and expects KEY: value lines, got []"),
+        ("TIME: dense", "ATTENTION.TIME is a section and expects KEY: value lines, got 'dense'"),
+        ("SKIP: {PHI: conv}", ":2: ATTENTION.SKIP.PHI expects 'leff', 'identity' or 'weights', got 'conv'"),
+        ("SKIP: {TIEM: 3}", ":2: ATTENTION.SKIP.TIEM is not a setting; did you mean ATTENTION.SKIP.TIME?"),
+    ],
+)
+def test_what_is_wrong_with_an_operator_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    (problem,) = problems_of(write(tmp_path, f"ATTENTION:\n  {text}"))
+    assert words in problem
+
+
+def test_an_option_beside_a_list_is_refused(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, TWO), "ATTENTION.JOINT.VARIANT", "wythoff")
+    assert problem.startswith("command line: ATTENTION.JOINT.VARIANT can't stand beside a list of operators")
 
 
 # The command line
@@ -170,8 +276,10 @@ def test_a_text_setting_takes_what_stands_on_the_command_line(text: str) -> None
 
 
 def test_operators_take_options_from_the_command_line() -> None:
-    cfg = load_config(None, ["ATTENTION.TIME", "{NAME: fibonacci, KEEP_SELF: False}", "ATTENTION.TIME.W", "0.5"])
-    assert (cfg.attention.time.name, cfg.attention.time.options) == ("fibonacci", {"keep_self": False, "w": 0.5})
+    cfg = load_config(None, ["ATTENTION.TIME", "{NAME: fibonacci, KEEP_SELF: False}", "ATTENTION.TIME.ORDER", "hwt"])
+    assert options_of(cfg.attention.time) == [("fibonacci", (), {"keep_self": False, "order": "hwt"})]
+    listed = load_config(None, ["ATTENTION.TIME", "[{NAME: lisa, LAYERS: 0-1}, {NAME: dense, LAYERS: 2}]"])
+    assert [operator.layers for operator in listed.attention.time] == [(0, 1), (2,)]
 
 
 # Errors
@@ -268,7 +376,8 @@ def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> 
     "overrides",
     [
         [],
-        ["ATTENTION.SPACE", "{NAME: fibonacci, WINDOWS: [1, [2, 3]], RATE: 1e-7, NOTE: '1e-7', OFF: None}"],
+        ["ATTENTION.SPACE", "{NAME: focused_linear, POWER: 2.5}", "ATTENTION.SKIP.SPACE", "[1, 2]"],
+        ["ATTENTION.SPACE", "[{NAME: lisa, LAYERS: 0-1}, {NAME: dense, LAYERS: 2}]"],
         ["SOLVER.BASE_LR", "1e-16", "SOLVER.CLIP_GRAD_VAL", "3", "TIMESFORMER.DEPTH", "2", "DATA.MEAN", "(0, 1e3, 2)"],
         *(["OUTPUT_DIR", text] for text in ("", " ", "None", "1e-6", "(1, 2)", "yes", "010", "~", "ü: #", "a\nb", "=")),
     ],

@@ -4,8 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from videoattn.config_file import load_config_with_report
+from videoattn.config_file import changed_keys, dump_config, load_config, load_config_with_report
+from videoattn.grid import Axis
+from videoattn.models import build_model
+from videoattn.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -14,10 +18,7 @@ OFFICIAL = {  # name: frames, sampling rate, crop, classes
     "Kinetics/TimeSformer_divST_8x32_224_4gpus": (8, 32, 224, 400),
     "Kinetics/TimeSformer_divST_8x32_224_TEST": (8, 32, 224, 400),
     "Kinetics/TimeSformer_divST_8x32_224_K600": (8, 32, 224, 600),
-    "Kinetics/TimeSformer_divST_8x32_224_fibonacci_space": (8, 32, 224, 400),
-    "Kinetics/TimeSformer_divST_8x32_224_fibonacci_time": (8, 32, 224, 400),
     "Kinetics/TimeSformer_jointST_8x32_224": (8, 32, 224, 400),
-    "Kinetics/TimeSformer_jointST_8x32_224_fibonacci": (8, 32, 224, 400),
     "Kinetics/TimeSformer_spaceOnly_8x32_224": (8, 32, 224, 400),
     "Kinetics/TimeSformer_divST_16x16_448": (16, 16, 448, 400),
     "Kinetics/TimeSformer_divST_16x16_448_K600": (16, 16, 448, 600),
@@ -64,15 +65,30 @@ def test_official_files_have_the_published_values(name: str) -> None:
     assert cfg.timesformer.attention_type == kind
 
 
-def test_sparse_variants_change_the_attention_of_one_axis() -> None:
-    names = {}
-    for path in (ROOT / "configs" / "Kinetics").glob("*fibonacci*.yaml"):
-        attention = load_config_with_report(path)[0].attention
-        names[path.stem.rpartition("_224_")[2], path.stem.split("_")[1]] = [
-            attention.space.name, attention.time.name, attention.joint.name,
-        ]  # fmt: skip
-    assert names == {
-        ("fibonacci_space", "divST"): ["fibonacci", "dense", "dense"],
-        ("fibonacci_time", "divST"): ["dense", "fibonacci", "dense"],
-        ("fibonacci", "jointST"): ["dense", "dense", "fibonacci"],
-    }
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_builds(path: Path) -> None:
+    with torch.device("meta"):
+        build_model(load_config(path))
+
+
+BASES = {
+    "Motion": ("divided", "joint"),
+    "Kinetics": ("TimeSformer_divST_8x32_224", "TimeSformer_jointST_8x32_224"),
+    "SSv2": ("TimeSformer_divST_8_224", "TimeSformer_jointST_8_224"),
+}
+
+
+@pytest.mark.parametrize("axis", list(Axis))
+@pytest.mark.parametrize("method", [name for name in OPERATORS if name != "dense"] + ["skipat"])
+@pytest.mark.parametrize("folder", BASES)
+def test_each_method_has_a_file_for_each_axis_that_changes_nothing_else(folder: str, method: str, axis: Axis) -> None:
+    base = BASES[folder][axis is Axis.JOINT]
+    name = f"{base}_{method}" + ("" if axis is Axis.JOINT else f"_{axis.value}")
+    cfg, dense = (load_config(ROOT / "configs" / folder / f"{stem}.yaml") for stem in (name, base))
+    changed = changed_keys(dump_config(dense), dump_config(cfg))
+    where = f"ATTENTION.SKIP.{axis.name}" if method == "skipat" else f"ATTENTION.{axis.name}"
+    assert {key for key in changed if not key.startswith(where)} == {"OUTPUT_DIR"}
+    if method == "skipat":
+        assert getattr(cfg.attention.skip, axis.value)
+    else:
+        assert [operator.name for operator in getattr(cfg.attention, axis.value)] == [method]

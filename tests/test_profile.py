@@ -168,6 +168,23 @@ def test_one_head_of_known_offsets_needs_the_pairs_counted_by_hand() -> None:
     assert result.attention_executed == 2 * 2 * 24 * 7**2
 
 
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_sums_over_pairs_execute_the_slots_of_their_tables(semantics: str) -> None:
+    operator = partial(FibonacciAttention, semantics=semantics, implementation="pairs")
+    options: dict[str, Any] = {"attention_type": "joint_space_time", "operators": {Axis.JOINT: operator}}
+    model = build_meta(SMALL, **options)
+    result = profile(model, model.clip_size)
+    plan = model.blocks[0].mixers["joint"].operator.plan
+    assert plan.keys.shape[:2] == (3, 24)
+    # the class token asks all 25 tokens; two products of 8 channels a head in each of two blocks
+    assert result.attention_executed == 2 * 2 * 8 * (plan.keys.numel() + 3 * 25)
+    dense = profile_meta(SMALL, attention_type="joint_space_time")
+    assert result.attention_needed < result.attention_executed < dense.attention_executed
+    assert result.macs_executed == count_by_torch(model, torch.empty(1, 3, *model.clip_size, device="meta"))
+    real = SMALL(**options)
+    assert profile(real, real.clip_size).to_dict() == result.to_dict()
+
+
 def test_modules_sum_up_to_the_model() -> None:
     result = profile_meta(SMALL, operators={Axis.SPACE: FibonacciAttention})
     costs = {cost.name: cost for cost in result.modules}
@@ -396,7 +413,7 @@ def test_measuring_reports_what_ran_and_leaves_no_trace(train: bool, precision: 
     assert result.clips_per_second == pytest.approx(2 / (result.latency_ms / 1e3))
     assert result.peak_memory_bytes is None or result.peak_memory_bytes >= 0
     assert result.implementations["DenseAttention"] == ["_scaled_dot_product_flash_attention_for_cpu"]
-    assert result.implementations["FibonacciAttention"]
+    assert result.implementations["FibonacciAttention (auto)"]
     assert "median" in format_measurement(result) and result.memory_meaning in format_measurement(result)
 
     assert model.training and model.blocks[0].training

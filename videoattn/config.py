@@ -1,23 +1,15 @@
 """Settings of a run as typed, frozen sections; YAML keys are the field names in capitals (`DATA.NUM_FRAMES`).
 
-Key names follow SlowFast and TimeSformer, so published configuration files keep their meaning. Reading files, `_BASE_`,
-overrides and error messages live in `videoattn.config_file`; this module only says which settings exist.
+Key names follow SlowFast and TimeSformer, so published configuration files keep their meaning. This module and
+`videoattn.config_attention` only say which settings exist; files, `_BASE_` and overrides are `videoattn.config_file`'s.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=str.upper, validate_default=True)
+from videoattn.config_attention import Attention
+from videoattn.config_types import Fraction, NonNegativeFloat, NotNegative, Positive, Section
 
 
 class Train(Section):
@@ -148,26 +140,6 @@ class TimeSformer(Section):
     drop_path_unit: Literal["call", "sample"] = Field(
         "call", description="what is dropped: an attention call (published) or a clip"
     )
-
-
-class Operator(Section):
-    """One attention operator: NAME, and the options that this operator takes."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=str.upper, validate_default=True)
-    name: str = "dense"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the operator's constructor."""
-        return {key.lower(): value for key, value in (self.model_extra or {}).items()}
-
-
-class Attention(Section):
-    """The operator along each axis."""
-
-    space: Operator = Operator()
-    time: Operator = Operator()
-    joint: Operator = Operator()
 
 
 class Solver(Section):

@@ -5,25 +5,15 @@ the file. Keys of published SlowFast and TimeSformer files are read as `videoatt
 """
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from videoattn.config import Config, Operator, Section
-from videoattn.published_keys import (
-    UNSUPPORTED_MODELS,
-    Note,
-    fill_defaults,
-    find_inert,
-    is_harmless,
-    names_published_timesformer,
-    read_layer,
-)
+from videoattn.config import Config
+from videoattn.config_keys import describe_problems, merge_settings, nest_settings, sort_keys, takes_text
+from videoattn.published_keys import UNSUPPORTED_MODELS, Note, fill_defaults, names_published_timesformer, read_layer
 from videoattn.strict_yaml import (
     COMMAND_LINE,
     ConfigError,
@@ -50,13 +40,6 @@ __all__ = [
 ]
 
 _BASE = "_BASE_"
-_EXPECTED = {
-    "bool_type": "True or False",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "tuple_type": "a list",
-}
 
 
 @dataclass(frozen=True)
@@ -131,7 +114,7 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
     problems: list[str] = []
     for layer in layers:
         renamed, notes, conflicts = read_layer(layer)
-        settings = _merge(settings, renamed)
+        settings = merge_settings(settings, renamed)
         translated += notes
         problems += conflicts
     if any(names_published_timesformer(layer) for layer in layers):
@@ -140,12 +123,12 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
     model = settings.get("MODEL.MODEL_NAME")
     if model and isinstance(model.value, str) and model.value in UNSUPPORTED_MODELS:
         raise ConfigError([f"{model.source}: MODEL.MODEL_NAME: {UNSUPPORTED_MODELS[model.value]}"])
-    known, inert, unknown = _sort_keys(settings)
+    known, inert, unknown = sort_keys(settings)
     problems += unknown
     try:
-        cfg = Config.model_validate(_nest(known), strict=True)
+        cfg = Config.model_validate(nest_settings(known), strict=True)
     except ValidationError as error:
-        raise ConfigError(problems + _describe(error, known)) from None
+        raise ConfigError(problems + describe_problems(error, known)) from None
     if problems:
         raise ConfigError(problems)
     return cfg, ConfigReport(tuple(inert), tuple(translated))
@@ -164,7 +147,7 @@ def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
     """Settings from the command line; of a key given twice the last value holds."""
     settings: dict[str, Setting] = {}
     for key, value in _pair(items):
-        if not isinstance(value, str) or _takes_text(key):
+        if not isinstance(value, str) or takes_text(key):
             settings[key] = Setting(freeze(value), COMMAND_LINE)
         elif value.startswith(("[", "{", '"', "'")):
             settings |= read_settings(value, COMMAND_LINE, key)
@@ -190,104 +173,3 @@ def _read_files(path: Path, chain: tuple[Path, ...] = ()) -> list[dict[str, Sett
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
         layers += _read_files(path.parent / name, (*chain, path))
     return [*layers, settings]
-
-
-def _merge(below: Mapping[str, Setting], above: Mapping[str, Setting]) -> dict[str, Setting]:
-    """`above` over `below`; a new operator does not inherit the options of the one that it replaces."""
-    merged = dict(below)
-    for operator in _OPERATORS:
-        name = above.get(f"{operator}.NAME")
-        old = below.get(f"{operator}.NAME")
-        if name and name.value != (old.value if old else Operator().name):
-            merged = {key: setting for key, setting in merged.items() if not key.startswith(f"{operator}.")}
-    return merged | dict(above)
-
-
-def _list_fields(section: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field below a section by dotted key, sections themselves included."""
-    fields: dict[str, FieldInfo] = {}
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name.upper()}"
-        fields[key] = field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            fields |= _list_fields(field.annotation, f"{key}.")
-    return fields
-
-
-_FIELDS = _list_fields(Config)
-_SECTIONS = {key.rpartition(".")[0] for key in _FIELDS} - {""}
-_OPERATORS = [key for key in _SECTIONS if _FIELDS[key].annotation is Operator]
-_KEYS = [key for key in _FIELDS if key not in _SECTIONS]
-
-
-def _takes_text(key: str) -> bool:
-    kind = _FIELDS[key].annotation if key in _KEYS else None
-    return kind is str or (get_origin(kind) is Literal and all(isinstance(value, str) for value in get_args(kind)))
-
-
-def _sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
-    """Settings that this project has, published ones without effect, and what is wrong with the rest."""
-    known: dict[str, Setting] = {}
-    inert: list[Note] = []
-    problems: list[str] = []
-    for key, setting in settings.items():
-        section, _, name = key.rpartition(".")
-        published = find_inert(key)
-        value, at = setting.value, setting.source
-        if key in _SECTIONS:
-            if value is not None:
-                problems.append(f"{at}: {key} is a section and expects KEY: value lines, got {show(value)}")
-        elif key in _KEYS or (section in _OPERATORS and name == name.upper()):
-            known[key] = setting
-        elif published is None:
-            nearest = _nearest(key)
-            problems.append(f"{at}: {key} is not a setting" + (f"; did you mean {nearest}?" if nearest else ""))
-        elif is_harmless(published, value):
-            inert.append(Note(key, value, published.reason, at))
-        else:
-            harmless = " or ".join(map(show, published.values or ()))
-            problems.append(f"{at}: {key} expects {harmless}, got {show(value)}: {published.reason}")
-    return known, inert, problems
-
-
-def _nearest(key: str) -> str | None:
-    """What was probably meant: a key spelt alike, else one of that name in another section, else a section."""
-    section, _, name = key.upper().rpartition(".")
-    if section in _OPERATORS:
-        return f"{section}.{name}"
-    namesakes = [other for other in _KEYS if other.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(key.upper(), _KEYS, n=1, cutoff=0.85)
-    close += difflib.get_close_matches(key.upper(), namesakes, n=1, cutoff=0.0)
-    close += difflib.get_close_matches(key.upper(), _KEYS, n=1)
-    close += difflib.get_close_matches(section or name, _SECTIONS, n=1)
-    return close[0] if close else None
-
-
-def _nest(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, setting in settings.items():
-        *sections, name = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = setting.value
-    return tree
-
-
-def _describe(error: ValidationError, settings: Mapping[str, Setting]) -> list[str]:
-    """One line for each value at fault."""
-    lines: dict[str, None] = {}
-    for problem in error.errors():
-        key = ".".join(part for part in problem["loc"] if isinstance(part, str))
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        message = f"a number {message}" if message.startswith(("greater", "less")) else message
-        if key not in settings:  # a rule about several settings of one section
-            at = [s.source for k, s in settings.items() if k.startswith(f"{key}.") and k.rpartition(".")[2] in message]
-            lines[f"{', '.join(dict.fromkeys(at))}: {key}: {message}"] = None
-            continue
-        value, where = problem["input"], key + "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
-        expected = _EXPECTED.get(problem["type"], message)
-        if problem["type"] in ("missing", "too_long"):  # of the items of a tuple
-            value, where, expected = settings[key].value, key, f"{len(get_args(_FIELDS[key].annotation))} values"
-        lines[f"{settings[key].source}: {where} expects {expected}, got {show(value)}"] = None
-    return list(lines)

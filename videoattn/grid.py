@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,12 @@ class TokenGrid:
             (n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip((self.t, self.h, self.w), kernel, stride, strict=True)
         )
         return replace(self, t=t, h=h, w=w)
+
+
+def cells_under(grid: TokenGrid, kv_grid: TokenGrid) -> np.ndarray:
+    """The (t, h, w) cell of `kv_grid` under each patch token of `grid`, int64 [N, 3]."""
+    axes = [np.arange(n) * n_k // n for n, n_k in ((grid.t, kv_grid.t), (grid.h, kv_grid.h), (grid.w, kv_grid.w))]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def fold(x: Tensor, grid: TokenGrid, axis: Axis) -> Tensor:

@@ -127,6 +127,9 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::fft_irfft": count_fourier("to_real", 1),
     "aten::fft_irfft2": count_fourier("to_real", 2),
     "aten::fft_irfftn": count_fourier("to_real", None),
+    # every slot of the table of pairs, be it unused
+    "videoattn::pair_products": count_product(0),
+    "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
 }
 
 # Arithmetic listed apart: elements of the largest tensor that the operation reads or writes. In-place forms included.

@@ -1,7 +1,8 @@
 """Settings by dotted key out of YAML text, each with the line where it stands; what is ambiguous is refused.
 
 Plain `1e-6`, `(3, 7, 7)` and `None` are a number, a list and nothing, as SlowFast's files mean them. Repeated keys and
-aliases are errors; dates, octal numbers and yes/no are text. Lists become tuples, so that no setting can be changed.
+aliases are errors; dates, octal numbers and yes/no are text. Lists become tuples, so that no setting can be changed;
+a list of mappings becomes settings with its items' numbers in their keys, as `ATTENTION.TIME.0.NAME`.
 """
 
 import ast
@@ -129,6 +130,10 @@ def _collect(
     loader: _Loader, node: yaml.Node, key: str, source: str, settings: dict[str, Setting], problems: list[str]
 ) -> None:
     place = _place(source, node.start_mark.line)
+    if key and isinstance(node, yaml.SequenceNode) and any(isinstance(item, yaml.MappingNode) for item in node.value):
+        for number, item in enumerate(node.value):
+            _collect(loader, item, f"{key}.{number}", source, settings, problems)
+        return
     if not isinstance(node, yaml.MappingNode) or node.tag != _MAPPING:
         value = freeze(loader.construct_object(node, deep=True))
         if key:

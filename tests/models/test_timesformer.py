@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tests.models.small_models import ATTENTION_TYPES, SMALL, random_clip, small_model
 from videoattn.grid import Axis
 from videoattn.layers.drop_path import DropPath
+from videoattn.layers.skip import SkipSettings
 from videoattn.models import MODELS, TimeSformer
 from videoattn.operators import FibonacciAttention
 
@@ -131,15 +132,17 @@ def test_the_class_token_takes_the_mean_of_its_updates_in_all_frames() -> None:
     torch.testing.assert_close(y[:, 1:], torch.cat([frame[:, 1:] for frame in alone], dim=1))
 
 
-def test_a_block_gets_what_its_slots_produced_one_block_before() -> None:
-    model, seen = small_model(depth=3), []
+def test_a_block_gets_what_its_slots_handed_on_one_block_before() -> None:
+    skip = {Axis.TIME: SkipSettings((1, 3), "identity"), Axis.SPACE: SkipSettings((2,), "weights")}
+    model, seen = small_model(depth=4, skip=skip), []
     for block in model.blocks:
         block.register_forward_hook(lambda module, args, output: seen.append((args[1], output[1])))
     logits_of(model, random_clip())
     assert seen[0][0] == {}
     for (_, produced), (received, _) in itertools.pairwise(seen):
-        assert received is produced and list(produced) == ["time", "space"]
-    assert seen[0][1]["time"].shape == (2, 4, 6, 24) and seen[0][1]["space"].shape == (2, 4, 7, 24)
+        assert received is produced
+    assert [list(handed_on) for _, handed_on in seen] == [["time"], ["space"], ["time"], []]
+    assert seen[0][1]["time"].shape == (2, 4, 6, 24) and seen[1][1]["space"].shape == (8, 3, 7, 7)
 
 
 # Drop path

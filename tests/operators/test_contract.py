@@ -1,100 +1,155 @@
 """What every operator promises, on grids whose t, h and w all differ."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from videoattn.grid import Axis, TokenGrid
-from videoattn.operators import OPERATORS, AttentionSite
+from tests.operators.sites import HEADS, SETTINGS, SITES, D, identify, qkv, site
+from videoattn.grid import Axis
+from videoattn.operators import OPERATORS
 
-HEADS, D = 3, 8
-# every way an operator can be set up here, by name and options
-SETTINGS = [
-    ("dense", {}),
-    ("fibonacci", {}),
-    ("fibonacci", {"variant": "wythoff", "semantics": "zero_logit"}),
-    ("fibonacci", {"geometry": "axial", "order": "hwt", "heads_permutation": "none"}),
-]
-IDS = ["-".join([name, *map(str, options.values())]) for name, options in SETTINGS]
+IDS = [identify(name, options) for name, options in SETTINGS]
+WIDE = {"rtol": 0, "atol": 1e-12}
+SOFTMAX = ("dense", "fibonacci")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def test_every_operator_is_put_to_the_contract():
     assert {name for name, _ in SETTINGS} == OPERATORS.keys()
 
 
-def site(axis, prefix, unequal=False):
-    grid = TokenGrid(4, 3, 5, prefix).along(axis)
-    kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
-    return AttentionSite(grid, kv, HEADS, D, layer=1)
-
-
-def qkv(at, rows=2, groups=1, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = (at.q_grid.tokens, at.kv_grid.tokens, at.kv_grid.tokens)
-    return [torch.randn(rows, groups * HEADS, n, D, dtype=dtype, generator=generator) for n in lengths]
-
-
-SITES = [(axis, prefix, unequal) for axis in Axis for prefix in (0, 1) for unequal in (False, True)]
+def build(name, options, *where):
+    """The operator at a site, in float64, with parameters away from the zeros that some begin with."""
+    at = site(*where)
+    operator = OPERATORS[name](at, **options).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in operator.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
+    return at, operator
 
 
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
 @pytest.mark.parametrize(("axis", "prefix", "unequal"), SITES)
 class TestContract:
-    def build(self, name, options, *where):
-        at = site(*where)
-        return at, OPERATORS[name](at, **options)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_output_has_the_queries_shape_and_type(self, name, options, axis, prefix, unequal, dtype):
-        at, operator = self.build(name, options, axis, prefix, unequal)
-        out = operator(*qkv(at, dtype=dtype))
-        assert out.shape == (2, HEADS, at.q_grid.tokens, D) and out.dtype == dtype and out.isfinite().all()
+        at, operator = build(name, options, axis, prefix, unequal)
+        for inside in (torch.float32, dtype):
+            out = operator.to(inside)(*qkv(at, dtype=dtype))
+            assert out.shape == (2, HEADS, at.q_grid.tokens, D) and out.dtype == dtype and out.isfinite().all()
 
     def test_a_call_alone_equals_the_call_in_a_batch(self, name, options, axis, prefix, unequal):
-        at, operator = self.build(name, options, axis, prefix, unequal)
+        at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at, rows=3)
         alone = torch.cat([operator(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(operator(q, k, v), alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(operator(q, k, v), alone, **WIDE)
 
     def test_groups_of_heads_are_calls_of_their_own(self, name, options, axis, prefix, unequal):
-        at, operator = self.build(name, options, axis, prefix, unequal)
+        at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at, groups=4)
         grouped = operator(q, k, v)
         for g in range(4):
             heads = slice(g * HEADS, (g + 1) * HEADS)
-            torch.testing.assert_close(grouped[:, heads], operator(q[:, heads], k[:, heads], v[:, heads]))
+            torch.testing.assert_close(grouped[:, heads], operator(q[:, heads], k[:, heads], v[:, heads]), **WIDE)
 
-    def test_gradients_are_finite(self, name, options, axis, prefix, unequal):
-        at, operator = self.build(name, options, axis, prefix, unequal)
+    def test_strided_views_give_what_copies_give(self, name, options, axis, prefix, unequal):
+        at, operator = build(name, options, axis, prefix, unequal)
+        q, k, v = qkv(at)
+        views = [torch.stack([x.transpose(1, 2)] * 3, dim=3)[:, :, :, 1].transpose(1, 2) for x in (q, k, v)]
+        assert not views[0].is_contiguous()
+        torch.testing.assert_close(operator(*views), operator(q, k, v), **WIDE)
+
+    def test_gradients_are_finite_and_reach_every_parameter(self, name, options, axis, prefix, unequal):
+        at, operator = build(name, options, axis, prefix, unequal)
         inputs = [x.requires_grad_() for x in qkv(at)]
         operator(*inputs).square().sum().backward()
-        assert all(x.grad is not None and x.grad.isfinite().all() for x in [*inputs, *operator.parameters()])
+        for x in [*inputs, *operator.parameters()]:
+            assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0
 
-    def test_weights_of_a_query_sum_to_one(self, name, options, axis, prefix, unequal):
-        at, operator = self.build(name, options, axis, prefix, unequal)
+    def test_weights_are_what_values_are_multiplied_by(self, name, options, axis, prefix, unequal):
+        at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
-        out = operator(q, k, torch.ones_like(v))
-        torch.testing.assert_close(out, torch.ones_like(out))
+        if not operator.forms_weights:
+            with pytest.raises(NotImplementedError, match="forms no attention weights"):
+                operator.weights(q, k)
+            return
+        weights = operator.weights(q, k)
+        torch.testing.assert_close(weights @ v, operator(q, k, v), **WIDE)
+        if name in SOFTMAX:
+            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
-    def test_the_global_random_state_is_left_alone(self, name, options, axis, prefix, unequal):
-        import random
+    def test_random_states_are_left_alone(self, name, options, axis, prefix, unequal):
+        """Building may draw initial parameters from torch's generator; nothing else draws from any."""
 
-        before = random.getstate(), torch.get_rng_state()
-        at, operator = self.build(name, options, axis, prefix, unequal)
-        operator(*qkv(at))
-        assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+        def states():
+            return random.getstate(), np.random.get_state()[1].tolist()
+
+        before = states()
+        at = site(axis, prefix, unequal)
+        drawn = torch.get_rng_state()
+        operator = OPERATORS[name](at, **options)
+        if not list(operator.parameters()):
+            assert torch.equal(torch.get_rng_state(), drawn)
+        drawn = torch.get_rng_state()
+        operator(*qkv(at, dtype=torch.float32))
+        assert states() == before and torch.equal(torch.get_rng_state(), drawn)
 
     def test_it_builds_without_memory(self, name, options, axis, prefix, unequal):
+        at = site(axis, prefix, unequal)
         with torch.device("meta"):
-            at, operator = self.build(name, options, axis, prefix, unequal)
-        at, real = self.build(name, options, axis, prefix, unequal)
+            operator = OPERATORS[name](at, **options)
+        real = OPERATORS[name](at, **options)
         assert operator.macs() == real.macs() > 0
+        assert all(parameter.is_meta for parameter in operator.parameters())
+
+    def test_a_bias_is_added_to_logits_or_refused_when_built(self, name, options, axis, prefix, unequal):
+        at, operator = build(name, options, axis, prefix, unequal)
+        q, k, v = qkv(at)
+        bias = torch.randn(HEADS, q.shape[2], k.shape[2], dtype=q.dtype, generator=torch.Generator().manual_seed(5))
+        if name in SOFTMAX:
+            OPERATORS[name](site(axis, prefix, unequal, has_bias=True), **options)
+            torch.testing.assert_close(operator(q, k, v, bias), operator.weights(q, k, bias) @ v, **WIDE)
+        else:
+            with pytest.raises(ValueError, match="bias"):
+                OPERATORS[name](site(axis, prefix, unequal, has_bias=True), **options)
+            with pytest.raises(ValueError, match="bias"):
+                operator(q, k, v, bias)
+
+
+HARD = {
+    "large": lambda x: 1e4 * (x / x.abs().max()),
+    "zero": torch.zeros_like,
+    "equal": lambda x: torch.full_like(x, 1e4),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
+@pytest.mark.parametrize(
+    ("axis", "prefix", "unequal"), [(Axis.SPACE, 1, False), (Axis.TIME, 0, False), (Axis.JOINT, 1, True)]
+)
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("precision", [*DTYPES, "autocast"], ids=str)
+def test_hard_inputs_give_finite_outputs_and_gradients(name, options, axis, prefix, unequal, kind, precision):
+    at = site(axis, prefix, unequal)
+    operator = OPERATORS[name](at, **options)
+    dtype = torch.float32 if precision == "autocast" else precision
+    operator.to(dtype)
+    inputs = [HARD[kind](x).to(dtype).requires_grad_() for x in qkv(at)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        out = operator(*inputs)
+    assert out.isfinite().all()
+    out.backward(torch.full_like(out, 1e-4))  # larger gradients of parameters lie beyond what fp16 can hold
+    for x in [*inputs, *operator.parameters()]:
+        assert x.grad is None or x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
 def test_exported_program_gives_the_same_output(name, options):
-    at = site(Axis.JOINT, 1)
-    operator = OPERATORS[name](at, **options)
+    at, operator = build(name, options, Axis.JOINT, 1, False)
     program = torch.export.export(operator, tuple(qkv(at, seed=1)))
     torch.testing.assert_close(program.module()(*qkv(at)), operator(*qkv(at)))
 
@@ -102,7 +157,7 @@ def test_exported_program_gives_the_same_output(name, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
 def test_compiled_operator_gives_the_same_output(name, options):
-    at = site(Axis.SPACE, 1)
+    at = site(Axis.SPACE, 1, False)
     operator: nn.Module = OPERATORS[name](at, **options)
     compiled = torch.compile(operator, fullgraph=True)
     torch.testing.assert_close(compiled(*qkv(at, dtype=torch.float32)), operator(*qkv(at, dtype=torch.float32)))

@@ -63,12 +63,17 @@ def test_masks_equal_the_official_masks():
 
 
 @needs_golden
+@pytest.mark.parametrize("implementation", ["masked", "pairs"])
 @pytest.mark.parametrize(("name", "semantics"), [("inf", "exclude"), ("mult", "zero_logit")])
-def test_layer_equals_the_official_layer(name, semantics):
+def test_layer_equals_the_official_layer(name, semantics, implementation):
     case = golden(f"fibottention_attn_{name}_n36_d32_h4_depth0_f64")
     state, x = case["state_dict"], case["x"].clone().requires_grad_()
     operator = FibonacciAttention(
-        site(TokenGrid(1, 6, 6, 1), heads=4), variant="wythoff", semantics=semantics, keep_self=False
+        site(TokenGrid(1, 6, 6, 1), heads=4),
+        variant="wythoff",
+        semantics=semantics,
+        keep_self=False,
+        implementation=implementation,
     )
     q, k, v = (x @ state["qkv.weight"].T + state["qkv.bias"]).unflatten(2, (3, 4, 8)).permute(2, 0, 3, 1, 4)
     y = operator(q, k, v).transpose(1, 2).flatten(2) @ state["proj.weight"].T + state["proj.bias"]
@@ -84,44 +89,53 @@ def test_layer_equals_the_official_layer(name, semantics):
 @pytest.mark.parametrize("prefix", [0, 2])
 @pytest.mark.parametrize("geometry", ["raster", "axial"])
 @pytest.mark.parametrize("order", ["thw", "hwt"])
-@pytest.mark.parametrize("kv", [TokenGrid(2, 3, 5), TokenGrid(4, 6, 10)], ids=["equal", "pooled"])
-def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, kv):
+@pytest.mark.parametrize(("name", "keep_self"), [("modified", True), ("wythoff", False)])
+@pytest.mark.parametrize(
+    ("q_grid", "kv"), [(TokenGrid(4, 3, 5), TokenGrid(4, 3, 5)), (TokenGrid(3, 4, 10), TokenGrid(3, 2, 5))],
+    ids=["equal", "pooled"],
+)  # fmt: skip
+def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, name, keep_self, q_grid, kv):
     """The definition, pair by pair, in plain Python."""
-    grid = TokenGrid(kv.t, kv.h, kv.w, prefix)
-    q_grid = TokenGrid(4, 6, 10, prefix)
-    operator = FibonacciAttention(
-        site(q_grid, grid), geometry=geometry, order=order, variant="modified", heads_permutation="none"
+    q_grid, grid = (TokenGrid(g.t, g.h, g.w, prefix) for g in (q_grid, kv))
+    options = {"variant": name, "keep_self": keep_self, "geometry": geometry, "order": order}
+    masked, pairs = (
+        FibonacciAttention(site(q_grid, grid), **options, heads_permutation="none", implementation=form)
+        for form in ("masked", "pairs")
     )
-    lengths = {"t": kv.t, "h": kv.h, "w": kv.w}
-    raster_sets = offset_sets(kv.patches, 3, "modified", True)
-    axis_sets = {a: offset_sets(n, 3, "modified", True) for a, n in lengths.items()}
+    sizes = {"t": kv.t, "h": kv.h, "w": kv.w}
+    raster_sets = offset_sets(kv.patches, 3, name, keep_self)
+    axis_sets = {a: offset_sets(n, 3, name, keep_self) for a, n in sizes.items()}
 
     def position(cell):
         t, h, w = cell
         return (t * kv.h + h) * kv.w + w if order == "thw" else (h * kv.w + w) * kv.t + t
 
-    keys = list(itertools.product(range(kv.t), range(kv.h), range(kv.w)))
+    def cells(grid):
+        return list(itertools.product(range(grid.t), range(grid.h), range(grid.w)))
+
     expected = torch.ones(3, q_grid.tokens, grid.tokens, dtype=torch.bool)
-    for head in range(3):
-        for i, cell in enumerate(itertools.product(range(4), range(6), range(10))):
-            under = tuple(c * n // m for c, n, m in zip(cell, lengths.values(), (4, 6, 10), strict=True))
-            for j, key in enumerate(keys):
-                if geometry == "raster":
-                    sees = abs(position(under) - position(key)) in raster_sets[head]
-                else:
-                    moved = [a for a, x, y in zip("thw", under, key, strict=True) if x != y]
-                    gap = sum(abs(x - y) for x, y in zip(under, key, strict=True))
-                    sees = not moved or (len(moved) == 1 and gap in axis_sets[moved[0]][head])
-                expected[head, prefix + i, prefix + j] = sees
-    assert torch.equal(weights(operator) > 0, expected)
-    assert operator.num_pairs == int(expected.sum())
-    assert operator.macs() == 2 * 8 * operator.num_pairs
+    for (i, cell), (j, key), head in itertools.product(enumerate(cells(q_grid)), enumerate(cells(kv)), range(3)):
+        under = tuple(c * n // m for c, n, m in zip(cell, sizes.values(), (q_grid.t, q_grid.h, q_grid.w), strict=True))
+        if geometry == "raster":
+            sees = abs(position(under) - position(key)) in raster_sets[head]
+        elif under == key:
+            sees = keep_self
+        else:
+            moved = [(a, abs(x - y)) for a, x, y in zip("thw", under, key, strict=True) if x != y]
+            sees = len(moved) == 1 and moved[0][1] in axis_sets[moved[0][0]][head]
+        expected[head, prefix + i, prefix + j] = sees
+    assert torch.equal(weights(masked) > 0, expected) and torch.equal(weights(pairs) != 0, expected)
+    assert masked.macs() == pairs.macs() == 2 * 8 * int(expected.sum())
+    assert len(pairs.plan.slots) == int(expected[:, prefix:].sum())
 
 
-def test_excluded_keys_have_zero_weight_and_zero_logits_do_not():
+@pytest.mark.parametrize("form", ["masked", "pairs"])
+def test_excluded_keys_have_zero_weight_and_zero_logits_do_not(form):
     grid = TokenGrid(1, 5, 7, 1)
-    excluded, clamped = (FibonacciAttention(site(grid), semantics=s) for s in ("exclude", "zero_logit"))
-    outside = ~excluded.keep
+    excluded, clamped = (
+        FibonacciAttention(site(grid), semantics=s, implementation=form) for s in ("exclude", "zero_logit")
+    )
+    outside = ~FibonacciAttention(site(grid)).keep
     assert (weights(excluded)[outside] == 0).all()
     rows = weights(clamped)
     background = torch.where(outside, rows, math.inf).amin(-1)
@@ -132,35 +146,29 @@ def test_excluded_keys_have_zero_weight_and_zero_logits_do_not():
     assert spread.abs().max() < 1e-15
 
 
-def test_zero_logit_semantics_can_be_computed_from_pattern_pairs_alone():
-    grid = TokenGrid(1, 5, 7, 1)
-    operator = FibonacciAttention(site(grid), semantics="zero_logit")
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 36, 8, dtype=torch.float64, generator=generator) for _ in range(3))
-    excess = torch.where(operator.keep, (q @ k.transpose(-2, -1) / math.sqrt(8)).exp() - 1, 0.0)
-    sparse = (v.sum(-2, keepdim=True) + excess @ v) / (36 + excess.sum(-1, keepdim=True))
-    torch.testing.assert_close(operator(q, k, v), sparse)
-
-
 def test_large_grids_are_computed_in_slices_with_the_same_result(monkeypatch):
     grid = TokenGrid(2, 4, 7, 1)
-    whole = FibonacciAttention(site(grid))
+    whole = FibonacciAttention(site(grid), implementation="masked")
     monkeypatch.setattr(module, "MASK_ELEMENTS", 3 * 57 * 5)
-    sliced = FibonacciAttention(site(grid))
+    sliced = FibonacciAttention(site(grid), implementation="masked")
     assert sliced.keep is None
     generator = torch.Generator().manual_seed(0)
     q, k, v, bias = (torch.randn(2, 3, 57, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 57))
     torch.testing.assert_close(sliced(q, k, v, bias), whole(q, k, v, bias))
+    assert torch.equal(sliced.weights(q, k, bias), whole.weights(q, k, bias))
 
 
+@pytest.mark.parametrize("form", ["masked", "pairs"])
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
-def test_bias_is_added_to_the_logits_of_the_pattern(semantics):
-    operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics)
+def test_bias_is_added_to_the_logits_of_the_pattern(semantics, form):
+    operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics, implementation=form)
+    keep = FibonacciAttention(site(TokenGrid(1, 3, 5, 1))).keep
     generator = torch.Generator().manual_seed(0)
     q, k, v, bias = (torch.randn(2, 3, 16, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 16))
     logits = q @ k.transpose(-2, -1) / math.sqrt(8) + bias
-    logits = logits.masked_fill(~operator.keep, -math.inf if semantics == "exclude" else 0.0)
-    torch.testing.assert_close(operator(q, k, v, bias), logits.softmax(-1) @ v)
+    expected = logits.masked_fill(~keep, -math.inf if semantics == "exclude" else 0.0).softmax(-1)
+    torch.testing.assert_close(operator(q, k, v, bias), expected @ v, rtol=0, atol=1e-12)
+    torch.testing.assert_close(operator.weights(q, k, bias), expected, rtol=0, atol=1e-12)
 
 
 # ---- short axes
@@ -184,12 +192,13 @@ def test_one_frame_attends_to_itself():
     assert torch.equal(weights(operator), torch.ones(3, 1, 1, dtype=torch.float64))
 
 
-def test_a_query_without_keys_is_refused_with_the_grids():
-    with pytest.raises(ValueError, match=r"without a key on .*t=8.*KEEP_SELF"):
-        FibonacciAttention(site(TokenGrid(8, 1, 1), heads=6), variant="wythoff", keep_self=False)
+@pytest.mark.parametrize("kv", [TokenGrid(8, 1, 1), TokenGrid(6, 1, 1)])
+def test_a_query_without_keys_is_refused_with_the_grids(kv):
+    with pytest.raises(ValueError, match=rf"query \d of head \d without a key on .*t=8,.* over .*t={kv.t},.*KEEP_SELF"):
+        FibonacciAttention(site(TokenGrid(8, 1, 1), kv, heads=6), variant="wythoff", keep_self=False)
 
 
-@pytest.mark.parametrize("option", ["variant", "semantics", "heads_permutation", "order", "geometry"])
+@pytest.mark.parametrize("option", ["variant", "semantics", "heads_permutation", "order", "geometry", "implementation"])
 def test_unknown_options_are_refused_by_name(option):
     with pytest.raises(ValueError, match=f"{option.upper()} expects one of .*'nonsense'"):
         FibonacciAttention(site(TokenGrid(2, 3, 5)), **{option: "nonsense"})

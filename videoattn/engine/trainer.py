@@ -56,7 +56,8 @@ class Trainer:
         self.network: Any = torch.compile(model) if compile_model else model
         if process.world_size > 1:
             ids = [process.local_rank] if process.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=ids)
+            # buffers are tables that every process builds alike
+            self.network = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
 
     def step(
         self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch

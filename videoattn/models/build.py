@@ -1,38 +1,68 @@
 """A model from a config: the one place where models meet settings."""
 
-import difflib
-import inspect
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from videoattn.config import Config, Operator
+from videoattn.config import Config
+from videoattn.config_attention import OperatorSection
+from videoattn.grid import Axis
 from videoattn.layers.mixer import BuildOperator
+from videoattn.layers.skip import SkipSettings
 from videoattn.models.timesformer import AXES, TIMESFORMER_SIZES, TimeSformer
-from videoattn.operators import OPERATORS
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     name: partial(TimeSformer, **size) for name, size in TIMESFORMER_SIZES.items()
 }
 
 
-def build_operator(settings: Operator, key: str) -> BuildOperator:
-    """The operator class of one ATTENTION section, bound to its options; `key` names the section in errors."""
-    if settings.name not in OPERATORS:
-        raise ValueError(f"{key}.NAME expects one of {', '.join(OPERATORS)}, got {settings.name!r}")
-    operator = OPERATORS[settings.name]
-    known = [name for name in inspect.signature(operator).parameters if name != "site"]
-    for option in settings.options:
-        if option not in known:
-            nearest = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {nearest[0].upper()}?" if nearest else ""
-            valid = ", ".join(name.upper() for name in known) or "none"
-            raise ValueError(f"{key}.{option.upper()} is not an option of {settings.name} (options: {valid}){hint}")
-    return partial(operator, **settings.options)
+def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
+    """The operators of one ATTENTION section bound to their options, as one callable that looks at a site's layer.
+
+    Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
+    """
+    if len(sections) == 1 and not sections[0].layers:
+        return partial(OPERATORS[sections[0].name], **sections[0].options)
+    chosen: dict[int, BuildOperator] = {}
+    for section in sections:
+        _check_layers(section.layers, depth, f"{key}: LAYERS of {section.name}")
+        chosen |= dict.fromkeys(section.layers, partial(OPERATORS[section.name], **section.options))
+
+    def build(site: AttentionSite) -> AttentionOperator:
+        return chosen.get(site.layer, DenseAttention)(site)
+
+    return build
+
+
+def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
+    if layers and layers[-1] >= depth:
+        raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(layers)}")
+
+
+def attention_arguments(cfg: Config, attention_type: str, depth: int) -> dict[str, Any]:
+    """`operators` and `skip` of a model. Raises ValueError where ATTENTION speaks of an axis that the model lacks."""
+    axes, settings = AXES[attention_type], cfg.attention
+    for axis in Axis:
+        sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
+        used = [section.name for section in sections if section.name != "dense"] + ["SKIP"] * bool(skipped)
+        if axis not in axes and used:
+            raise ValueError(
+                f"ATTENTION.{axis.name} or ATTENTION.SKIP.{axis.name} asks for {', '.join(used)}, but a model of "
+                f"ATTENTION_TYPE {attention_type} attends along {' and '.join(axis.name for axis in axes)} alone"
+            )
+        _check_layers(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
+    operators = {axis: bind_operators(getattr(settings, axis.value), depth, f"ATTENTION.{axis.name}") for axis in axes}
+    skip = {
+        axis: SkipSettings(layers, settings.skip.phi, settings.skip.expansion)
+        for axis in axes
+        if (layers := getattr(settings.skip, axis.value))
+    }
+    return {"operators": operators, "skip": skip}
 
 
 def model_arguments(cfg: Config) -> dict[str, Any]:
@@ -50,16 +80,13 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
         for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
         if (value := getattr(settings, name)) is not None
     }
-    operators = {
-        axis: build_operator(getattr(cfg.attention, axis.value), f"ATTENTION.{axis.name}")
-        for axis in AXES[settings.attention_type]
-    }
+    depth = settings.depth or TIMESFORMER_SIZES[cfg.model.model_name]["depth"]
     return {
         **sizes,
         "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
         "num_classes": cfg.model.num_classes,
         "attention_type": settings.attention_type,
-        "operators": operators,
+        **attention_arguments(cfg, settings.attention_type, depth),
         "drop_path_rate": settings.drop_path_rate,
         "drop_path_unit": settings.drop_path_unit,
         "act_checkpoint": cfg.model.act_checkpoint,

@@ -16,6 +16,7 @@ from videoattn.compat import import_timm
 from videoattn.layers.mixer import MultiheadAttention
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.build import parse_description
+from videoattn.models.sparse_twin import suit_attention
 from videoattn.models.timesformer import TimeSformer
 from videoattn.models.weight_files import (
     CheckpointError,
@@ -81,7 +82,9 @@ def load_weights(
     Position and time embeddings of other sizes are resized; `file_grid` is the file's (h, w) in patches where its
     tensors leave that open. `allow_new_head` is for fine-tuning: a head for other classes is left as it is, and a
     file without time starts a video model, as published: temporal attention copied from the spatial one, temporal_fc
-    and time embedding zero. `trust` loads pickles that run code. `ema` takes averaged weights: "auto" if there are any.
+    and time embedding zero. A dense file also fills a model with other attention operators or skipped blocks: what
+    dense attention does not have keeps its initial value, and the report names it. `trust` loads pickles that run code.
+    `ema` takes averaged weights: "auto" if there are any.
 
     Raises CheckpointError, before anything is changed, that names the tensors or sizes which do not fit.
     """
@@ -226,6 +229,12 @@ def _fit(
     if old_grid != grid:
         state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
         report.resized.append("pos_embed")
+
+    suited = suit_attention(state, model)
+    state = suited.state
+    report.initialised += suited.initialised
+    report.dropped += suited.dropped
+    report.notes += suited.notes
 
     problems = {
         "missing": [name for name in target if name not in state],

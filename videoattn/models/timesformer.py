@@ -10,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from videoattn.grid import Axis, TokenGrid, unfold
 from videoattn.layers.drop_path import DropPath, DropUnit
-from videoattn.layers.mixer import BuildOperator, MultiheadAttention
+from videoattn.layers.mixer import BuildOperator
 from videoattn.layers.patch_embed import PatchEmbed
 from videoattn.layers.position import sincos_embeddings
+from videoattn.layers.skip import SkipSettings, build_mixer
 from videoattn.operators import DenseAttention
 
 AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
@@ -41,14 +42,15 @@ class TimeSformerBlock(nn.Module):
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, layer: int,
-        operators: Mapping[Axis, BuildOperator], drop_path_rate: float, drop_path_unit: DropUnit,
+        operators: Mapping[Axis, BuildOperator], skip: Mapping[Axis, SkipSettings],
+        drop_path_rate: float, drop_path_unit: DropUnit,
     ) -> None:  # fmt: skip
         super().__init__()
         self.grid = grid
         self.axes = tuple(operators)
         self.mixers = nn.ModuleDict(
             {
-                axis.value: MultiheadAttention(dim, num_heads, grid, axis, layer, operator)
+                axis.value: build_mixer(dim, num_heads, grid, axis, layer, operator, skip)
                 for axis, operator in operators.items()
             }
         )
@@ -62,24 +64,27 @@ class TimeSformerBlock(nn.Module):
         self.drop_path_mlp = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Stream [B, N, C] and each slot's update in the block before, to the same of this block."""
-        mixed = {}
+        """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
+        handed_on = {}
         for axis in self.axes:
             name = axis.value
-            mixed[name] = self.mixers[name](x, previous.get(name))
-            update = self.drop_paths[name](mixed[name])
+            update, following = self.mixers[name](x, previous.get(name))
+            if following is not None:
+                handed_on[name] = following
+            update = self.drop_paths[name](update)
             if axis is Axis.TIME:
                 update = self.temporal_fc(update)
             x = x + unfold(update, self.grid, axis)
-        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), mixed
+        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), handed_on
 
 
 class TimeSformer(nn.Module):
     """A video transformer for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
 
     `operators` gives the attention operator along each axis, as callables that take an `AttentionSite` (a class or a
-    `functools.partial` of one); axes left out are dense. `space_only` sees frames on their own and averages them.
-    Raises ValueError where patches do not divide the clip, or an operator cannot be built on its grid.
+    `functools.partial` of one); axes left out are dense. `skip` names the blocks that skip attention along an axis
+    (SkipAt). `space_only` sees frames on their own and averages them. Raises ValueError where patches do not divide the
+    clip, or an operator cannot be built on its grid.
 
     Source: arXiv 2102.05095 and the released code. `drop_path_unit="call"` drops attention calls, as that code does.
     """
@@ -94,6 +99,7 @@ class TimeSformer(nn.Module):
         num_classes: int = 400,
         attention_type: AttentionType = "divided_space_time",
         operators: Mapping[Axis, BuildOperator] | None = None,
+        skip: Mapping[Axis, SkipSettings] | None = None,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.1,
         drop_path_unit: DropUnit = "call",
@@ -127,7 +133,9 @@ class TimeSformer(nn.Module):
         self.time_embed = None if self.frames_apart else nn.Parameter(torch.zeros(1, num_frames, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
-            TimeSformerBlock(embed_dim, num_heads, mlp_ratio, block_grid, i, chosen, rates[i], drop_path_unit)
+            TimeSformerBlock(
+                embed_dim, num_heads, mlp_ratio, block_grid, i, chosen, skip or {}, rates[i], drop_path_unit
+            )
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)

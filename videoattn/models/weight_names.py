@@ -107,13 +107,22 @@ def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> di
 def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
     """Our tensors as another family names and orders them; the inverse of `to_ours`.
 
-    Raises CheckpointError for what that family cannot hold: parameters of an operator, time in an image ViT.
+    Raises CheckpointError for what that family cannot hold: parameters of an operator, blocks that skip attention,
+    time in an image ViT.
     """
     if family == "videoattn":
         return dict(tensors)
     if family == "vit" and attention_type_of(tensors) != "space_only":
         raise CheckpointError("only a space-only model has the form of an image ViT")
-    return rename(_reorder(tensors, num_heads, to_packed=False), "videoattn", family)
+    renamed = rename(_reorder(tensors, num_heads, to_packed=False), "videoattn", family)
+    slots: dict[str, set[str]] = {}
+    for name in tensors:
+        if match := re.fullmatch(r"blocks\.(\d+)\.mixers\.(.+)", name):
+            slots.setdefault(match[1], set()).add(match[2])
+    uneven = [block for block, names in slots.items() if names != slots["0"]]
+    if uneven:
+        raise CheckpointError(f"{family} has no blocks that attend in other ways: {', '.join(uneven)} differ from 0")
+    return renamed
 
 
 def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:

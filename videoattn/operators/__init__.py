@@ -3,10 +3,22 @@
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.dense import DenseAttention
 from videoattn.operators.fibonacci import FibonacciAttention
+from videoattn.operators.focused_linear import FocusedLinearAttention
+from videoattn.operators.lisa import LisaAttention
 
 OPERATORS: dict[str, type[AttentionOperator]] = {
     "dense": DenseAttention,
     "fibonacci": FibonacciAttention,
+    "lisa": LisaAttention,
+    "focused_linear": FocusedLinearAttention,
 }
 
-__all__ = ["OPERATORS", "AttentionOperator", "AttentionSite", "DenseAttention", "FibonacciAttention"]
+__all__ = [
+    "OPERATORS",
+    "AttentionOperator",
+    "AttentionSite",
+    "DenseAttention",
+    "FibonacciAttention",
+    "FocusedLinearAttention",
+    "LisaAttention",
+]

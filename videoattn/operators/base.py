@@ -1,7 +1,9 @@
 """The contract of every attention operator: q, k, v in, mixed v out, no projections and no norms."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
@@ -9,13 +11,17 @@ from videoattn.grid import TokenGrid
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """Where in a network an operator is installed; all of it is known when the model is built."""
+    """Where in a network an operator is installed; all of it is known when the model is built.
+
+    `has_bias` says that `forward` will be given a bias for the logits (relative positions of MViT).
+    """
 
     q_grid: TokenGrid
     kv_grid: TokenGrid
     num_heads: int
     head_dim: int
     layer: int
+    has_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.q_grid.prefix != self.kv_grid.prefix:
@@ -29,8 +35,13 @@ class AttentionOperator(nn.Module):
 
     q is [rows, groups·heads, Nq, d]; k and v are [rows, groups·heads, Nk, d], with d the site's head dimension and the
     head index fastest within the second axis (groups is 1 except along time, see `videoattn.grid.split_calls`). All
-    three may be strided views. Attention logits are scaled by 1/√d. Subclasses are final: to vary one, write another.
+    three may be strided views. Subclasses are final: to vary one, write another.
+
+    `forms_weights` says that the values are mixed by a matrix that depends on q and k alone, which `weights` returns.
+    A subclass that takes no bias raises ValueError on a site that has one.
     """
+
+    forms_weights = False
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
@@ -40,6 +51,10 @@ class AttentionOperator(nn.Module):
         """Mixed values [rows, groups·heads, Nq, d]; `bias` is added to the logits, broadcast to [.., Nq, Nk]."""
         raise NotImplementedError
 
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The matrix [rows, groups·heads, Nq, Nk] that `forward` multiplies values by."""
+        raise NotImplementedError(f"{type(self).__name__} forms no attention weights")
+
     def macs(self) -> int:
         """Multiply-accumulates of one attention call, all heads, counting only pairs that attend."""
         raise NotImplementedError
@@ -47,3 +62,10 @@ class AttentionOperator(nn.Module):
     def extra_repr(self) -> str:
         q, kv = self.site.q_grid, self.site.kv_grid
         return f"{q.t}x{q.h}x{q.w}+{q.prefix}" + ("" if q == kv else f" on {kv.t}x{kv.h}x{kv.w}+{kv.prefix}")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast would round logits and sums to 16 bits, where they overflow; not every device (meta) has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

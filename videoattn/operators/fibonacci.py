@@ -1,7 +1,6 @@
 """Fibottention: each head attends only at its own generalised Fibonacci distances."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -9,16 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videoattn.grid import TokenGrid
-from videoattn.operators.base import AttentionOperator, AttentionSite
-from videoattn.operators.fibonacci_sets import HeadsPermutation, Variant, offset_sets, permute_heads
+from videoattn.grid import cells_under
+from videoattn.kernels.pairs import PairPlan
+from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.operators.fibonacci_sets import (
+    HeadsPermutation,
+    Order,
+    Variant,
+    key_table,
+    offset_sets,
+    permute_heads,
+    raster_positions,
+)
 
 Semantics = Literal["exclude", "zero_logit"]
-Order = Literal["thw", "hwt"]
 Geometry = Literal["raster", "axial"]
+Implementation = Literal["auto", "masked", "pairs"]
 
 # Masks up to this many elements are kept; larger ones are formed for a slice of the queries at a time.
 MASK_ELEMENTS = 2**24
+# On a CPU the pairs alone are faster from this many keys on, and the masked product below.
+PAIRS_FROM_KEYS = 96
 
 
 class FibonacciAttention(AttentionOperator):
@@ -29,10 +39,12 @@ class FibonacciAttention(AttentionOperator):
     distance; `geometry="axial"` measures it along one of t, h, w at a time, with that axis's own offset sets.
     Where queries and keys have different grids, a query stands at the key cell under it.
 
-    This is the plain form, a masked dense product: it defines the method and saves nothing. Raises ValueError where
-    some query would have no key. Source: arXiv 2406.19391.
+    `implementation="masked"` is the plain form, a dense product that saves nothing. "pairs" computes the same, and its
+    gradients, from attending pairs alone. "auto" takes pairs on a CPU for calls of PAIRS_FROM_KEYS keys and more.
+    Raises ValueError where some query would have no key. Source: arXiv 2406.19391.
     """
 
+    forms_weights = True
     keep: Tensor | None
 
     def __init__(
@@ -44,112 +56,150 @@ class FibonacciAttention(AttentionOperator):
         heads_permutation: HeadsPermutation = "per_layer",
         order: Order = "thw",
         geometry: Geometry = "raster",
+        implementation: Implementation = "auto",
     ) -> None:
         super().__init__(site)
         for name, value, allowed in (
             ("SEMANTICS", semantics, get_args(Semantics)),
             ("ORDER", order, get_args(Order)),
             ("GEOMETRY", geometry, get_args(Geometry)),
+            ("IMPLEMENTATION", implementation, get_args(Implementation)),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} expects one of {', '.join(allowed)}, got {value!r}")
         self.semantics = semantics
-        self.geometry = geometry
+        self.implementation = implementation
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
         rows = permute_heads(site.num_heads, site.layer, heads_permutation)
         # offsets[axis][head]: distances along that axis; the raster is a single axis
-        self.offsets = [
+        offsets = [
             [sets[row] for row in rows]
             for sets in (offset_sets(n, site.num_heads, variant, keep_self) for n in lengths)
         ]
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
         if geometry == "raster":
             q_cells, k_cells = raster_positions(q_cells, kv, order), raster_positions(k_cells, kv, order)
-        keys_per_query = count_keys(q_cells, lengths, self.offsets)
-        if kv.prefix == 0 and not keys_per_query.all():
-            head, query = (int(i) for i in np.argwhere(keys_per_query == 0)[0])
+        keys, counts = key_table(q_cells, k_cells, lengths, offsets, kv.prefix)
+        if not counts.all():
+            head, query = (int(i) for i in np.argwhere(counts == 0)[0])
             raise ValueError(
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
             )
-        self.num_pairs = int(keys_per_query.sum()) + site.num_heads * (
-            kv.prefix * site.q_grid.tokens + site.q_grid.prefix * kv.patches
-        )
-        for axis, (length, sets) in enumerate(zip(lengths, self.offsets, strict=True)):
-            table = torch.zeros(site.num_heads, length, dtype=torch.bool)
-            for head, offsets in enumerate(sets):
-                table[head, offsets] = True
-            self.register_buffer(f"table_{axis}", table, persistent=False)
-        self.register_buffer("q_cells", torch.from_numpy(q_cells).to(table.device), persistent=False)
-        self.register_buffer("k_cells", torch.from_numpy(k_cells).to(table.device), persistent=False)
-        small = site.num_heads * site.q_grid.tokens * kv.tokens <= MASK_ELEMENTS
-        self.register_buffer("keep", self._mask(0, site.q_grid.tokens) if small else None, persistent=False)
+        self.plan = PairPlan(keys, counts, kv.tokens)
+        self.num_pairs = int(counts.sum()) + site.num_heads * kv.prefix * kv.tokens
+        mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
+        kept = implementation != "pairs" and mask_elements <= MASK_ELEMENTS
+        self.register_buffer("keep", self._mask(0, site.q_grid.tokens) if kept else None, persistent=False)
 
     def _mask(self, start: int, stop: int) -> Tensor:
         """[heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
-        prefix, k = self.site.q_grid.prefix, self.get_buffer("k_cells")
-        q = self.get_buffer("q_cells")[max(start - prefix, 0) : max(stop - prefix, 0)]
-        distance = [(q[:, None, axis] - k[None, :, axis]).abs() for axis in range(q.shape[1])]
-        tables = [self.get_buffer(f"table_{axis}") for axis in range(q.shape[1])]
-        if self.geometry == "raster":
-            keep = tables[0][:, distance[0]]
-        else:
-            moved = torch.stack([d > 0 for d in distance])
-            keep = (moved.sum(0) == 0) & torch.stack([table[:, 0] for table in tables]).any(0)[:, None, None]
-            for axis, table in enumerate(tables):
-                keep = keep | (table[:, distance[axis]] & (moved.sum(0) == 1) & moved[axis])
+        prefix = self.site.q_grid.prefix
         num_prefix_rows = max(min(stop, prefix) - start, 0)
-        return F.pad(keep, (prefix, 0, num_prefix_rows, 0), value=True)
+        patch_rows = self.plan.mask(max(start - prefix, 0), max(stop - prefix, 0))
+        return F.pad(patch_rows, (0, 0, num_prefix_rows, 0), value=True)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self._takes_pairs(q):
+            return self._attend_pairs(q, k, v, bias).to(q.dtype)
         if self.keep is not None:
-            return self._attend(q, k, v, bias, self.keep)
+            return self._attend_masked(q, k, v, bias, self.keep).to(q.dtype)
         num_queries, step = q.shape[2], max(1, MASK_ELEMENTS // (self.site.num_heads * k.shape[2]))
         parts = []
         for start in range(0, num_queries, step):
             stop = min(start + step, num_queries)
-            part_bias = bias[..., start:stop, :] if bias is not None and bias.shape[-2] > 1 else bias
-            parts.append(self._attend(q[:, :, start:stop], k, v, part_bias, self._mask(start, stop)))
-        return torch.cat(parts, dim=2)
+            part_bias = None if bias is None else _rows_of(bias, start, stop)
+            parts.append(self._attend_masked(q[:, :, start:stop], k, v, part_bias, self._mask(start, stop)))
+        return torch.cat(parts, dim=2).to(q.dtype)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
-        groups = q.shape[1] // self.site.num_heads
-        if groups > 1:
-            keep = keep.repeat(groups, 1, 1)
+    def _takes_pairs(self, q: Tensor) -> bool:
+        if self.implementation != "auto":
+            return self.implementation == "pairs"
+        return q.device.type in ("cpu", "meta") and self.site.kv_grid.tokens >= PAIRS_FROM_KEYS
+
+    # ---- the plain form
+
+    def _attend_masked(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
+        if self.semantics == "zero_logit":
+            weights = self._masked_weights(q, k, bias, keep)
+            with without_autocast(q.device):
+                mixed: Tensor = weights @ v.to(weights.dtype)
+            return mixed
+        if q.shape[1] > len(keep):
+            keep = keep.repeat(q.shape[1] // len(keep), 1, 1)  # the fused product broadcasts no groups of heads
+        mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
+        """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        with without_autocast(q.device):
+            logits = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(self.site.head_dim)
+            if bias is not None:
+                logits = logits + bias
+            logits = logits.unflatten(1, (-1, self.site.num_heads))
+            other = 0.0 if self.semantics == "zero_logit" else -math.inf
+            weights: Tensor = logits.masked_fill(~keep, other).softmax(dim=-1).flatten(1, 2)
+        return weights
+
+    def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        keep = self.keep if self.keep is not None else self._mask(0, self.site.q_grid.tokens)
+        return self._masked_weights(q, k, bias, keep).to(q.dtype)
+
+    # ---- attending pairs alone
+
+    def _attend_pairs(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        heads, prefix = self.site.num_heads, self.site.q_grid.prefix
+        wide, scale = torch.promote_types(q.dtype, torch.float32), 1 / math.sqrt(self.site.head_dim)
+        with without_autocast(q.device):
+            # [rows, groups, heads, n, d], contiguous because single rows are read
+            first, rest, keys, values = (
+                x.unflatten(1, (-1, heads)).to(wide).contiguous()
+                for x in (*q.split([prefix, q.shape[2] - prefix], dim=2), k, v)
+            )
+            logits = self.plan.products(rest, keys) * scale
+            if bias is not None:
+                bias = bias.reshape(*(1,) * (4 - bias.dim()), *bias.shape)
+                bias = bias.unsqueeze(1) if bias.shape[1] == 1 else bias.unflatten(1, (-1, heads))
+                logits = logits + self._bias_of_pairs(_rows_of(bias, prefix, q.shape[2]))
+            out = self._mix_pairs(logits, values)
+            if prefix > 0:  # these queries attend to everything
+                logits = first @ keys.transpose(-2, -1) * scale
+                if bias is not None:
+                    logits = logits + _rows_of(bias, 0, prefix)
+                out = torch.cat([logits.softmax(dim=-1) @ values, out], dim=-2)
+        return out.flatten(1, 2)
+
+    def _mix_pairs(self, logits: Tensor, values: Tensor) -> Tensor:
+        unused = self.plan.unused()
+        logits = logits.masked_fill(unused, -math.inf)
         if self.semantics == "exclude":
-            mask = keep[None] if bias is None else bias.masked_fill(~keep, -math.inf)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        logits = q @ k.transpose(-2, -1) / math.sqrt(self.site.head_dim)
-        if bias is not None:
-            logits = logits + bias
-        return logits.masked_fill(~keep, 0.0).softmax(dim=-1) @ v
+            return self.plan.sums(_softmax(logits), values)
+        # The other keys share one weight: n of them with logit 0 count as one with logit log n.
+        num_others = self.site.kv_grid.tokens - self.plan.counts
+        others = num_others.to(logits.dtype).log().expand(*logits.shape[:-1], 1)
+        weights = _softmax(torch.cat([logits, others], dim=-1))
+        share = weights[..., -1:] / num_others.clamp(min=1)
+        excess = (weights[..., :-1] - share).masked_fill(unused, 0.0)
+        return self.plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
+
+    def _bias_of_pairs(self, bias: Tensor) -> Tensor:
+        """What a bias of patch queries, that broadcasts to [rows, groups, heads, Nq, Nk], has at the pairs."""
+        keys = self.plan.keys.long()
+        bias = bias.expand(*bias.shape[:2], *keys.shape[:2], self.site.kv_grid.tokens)
+        return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))
 
     def macs(self) -> int:
         return 2 * self.site.head_dim * self.num_pairs
 
 
-def cells_under(grid: TokenGrid, kv_grid: TokenGrid) -> np.ndarray:
-    """The (t, h, w) cell of `kv_grid` under each patch token of `grid`, int64 [N, 3]."""
-    axes = [np.arange(n) * n_k // n for n, n_k in ((grid.t, kv_grid.t), (grid.h, kv_grid.h), (grid.w, kv_grid.w))]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:
+    return bias[..., start:stop, :] if bias.shape[-2] > 1 else bias
 
 
-def raster_positions(cells: np.ndarray, grid: TokenGrid, order: Order) -> np.ndarray:
-    """Position of each cell when the grid is read in `order` (last letter fastest), int64 [N, 1]."""
-    t, h, w = cells.T
-    index: np.ndarray = (t * grid.h + h) * grid.w + w if order == "thw" else (h * grid.w + w) * grid.t + t
-    return index[:, None]
-
-
-def count_keys(q_cells: np.ndarray, lengths: Sequence[int], offsets: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
-    """Patch keys that each patch query attends to, int64 [heads, Nq]."""
-    counts = []
-    for head in range(len(offsets[0])):
-        count = np.full(len(q_cells), int(any(0 in axis[head] for axis in offsets)))
-        for cell, length, sets in zip(q_cells.T, lengths, offsets, strict=True):
-            for s in sets[head]:
-                if s > 0:
-                    count += (cell >= s).astype(np.int64) + (cell + s < length)
-        counts.append(count)
-    return np.stack(counts)
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension, which torch computes by vectors on a CPU only from 16 elements on."""
+    if logits.shape[-1] >= 16:
+        return logits.softmax(dim=-1)
+    return logits.transpose(-2, -1).contiguous().softmax(dim=-2).transpose(-2, -1)

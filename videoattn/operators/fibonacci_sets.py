@@ -1,4 +1,4 @@
-"""Fibottention's offset sets: at which token distances each head attends.
+"""Fibottention's pattern: at which token distances each head attends, and which keys these are on a grid.
 
 Source: Fibottention (arXiv 2406.19391). For head i over N tokens, with golden ratio φ, f = floor(iφ), a = floor(fφ) and
 b = floor(fφ²), the Wythoff variant is the sequence a, b, a+b, ... and the modified variant prepends i-1, f; both end
@@ -7,10 +7,16 @@ at a window that grows with the head from W_MIN to N // 3.
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Literal, get_args
+
+import numpy as np
+
+from videoattn.grid import TokenGrid
 
 Variant = Literal["modified", "wythoff"]
 HeadsPermutation = Literal["per_layer", "first_layer", "none"]
+Order = Literal["thw", "hwt"]
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 W_MIN = 5
@@ -62,3 +68,43 @@ def permute_heads(num_heads: int, layer: int, permutation: HeadsPermutation) -> 
     if permutation != "none":
         random.Random(layer if permutation == "per_layer" else 0).shuffle(order)
     return order
+
+
+def raster_positions(cells: np.ndarray, grid: TokenGrid, order: Order) -> np.ndarray:
+    """Position of each cell when the grid is read in `order` (last letter fastest), int64 [N, 1]."""
+    t, h, w = cells.T
+    index: np.ndarray = (t * grid.h + h) * grid.w + w if order == "thw" else (h * grid.w + w) * grid.t + t
+    return index[:, None]
+
+
+def key_table(
+    q_cells: np.ndarray,
+    k_cells: np.ndarray,
+    lengths: Sequence[int],
+    offsets: Sequence[Sequence[Sequence[int]]],
+    prefix: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of each patch query, the prefix among them: int64 [heads, Nq, K] and their numbers [heads, Nq].
+
+    Cells [N, axes] are coordinates below `lengths`; a key attends that differs from the query along one axis by one of
+    `offsets[axis][head]`. A row lists its keys in ascending order and then repeats the first.
+    """
+    num_keys = len(k_cells)
+    token_at = np.argsort(np.ravel_multi_index(tuple(k_cells.T), tuple(lengths)))
+    strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
+    here = (q_cells @ strides)[:, None]
+    rows = []
+    for sets in zip(*offsets, strict=True):
+        moves = {(axis if s else 0, sign * s) for axis, own in enumerate(sets) for s in own for sign in (1, -1)}
+        axes, steps = np.array(sorted(moves), dtype=np.int64).reshape(-1, 2).T
+        moved = q_cells[:, axes] + steps
+        inside = (moved >= 0) & (moved < np.array(lengths)[axes])
+        keys = token_at[np.where(inside, here + steps * strides[axes], 0)]
+        rows.append(np.sort(np.where(inside, keys, num_keys), axis=1))
+    counts = np.stack([(keys < num_keys).sum(axis=1) for keys in rows])
+    table = np.full((*counts.shape, prefix + counts.max()), prefix + num_keys)
+    table[..., :prefix] = np.arange(prefix)
+    for head, keys in enumerate(rows):
+        width = min(keys.shape[1], counts.max())
+        table[head, :, prefix : prefix + width] = prefix + keys[:, :width]
+    return np.where(table < prefix + num_keys, table, table[..., :1]), counts + prefix

@@ -1,0 +1,82 @@
+"""ATTENTION settings in models: which block gets which operator, and what is refused."""
+
+import pytest
+
+from videoattn.config_attention import OPERATOR_SECTIONS
+from videoattn.config_file import load_config
+from videoattn.layers.mixer import MultiheadAttention
+from videoattn.layers.skip import Leff, ReusedWeights, SkipAttention
+from videoattn.models import build_model
+from videoattn.operators import OPERATORS
+
+SMALL = (
+    "MODEL.MODEL_NAME timesformer_tiny TIMESFORMER.DEPTH 5 TIMESFORMER.EMBED_DIM 24 DATA.NUM_FRAMES 4 "
+    "DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32"
+).split()
+JOINT = ["TIMESFORMER.ATTENTION_TYPE", "joint_space_time"]
+
+
+def operators_of(*settings: str) -> dict[str, list[str]]:
+    model = build_model(load_config(None, [*SMALL, *settings]))
+    return {
+        axis: [type(block.mixers[axis].operator).__name__ for block in model.blocks] for axis in model.blocks[0].mixers
+    }
+
+
+def test_typed_options_are_those_of_the_operators() -> None:
+    import inspect
+
+    assert OPERATOR_SECTIONS.keys() == OPERATORS.keys()
+    for name, section in OPERATOR_SECTIONS.items():
+        options = {key: field.default for key, field in section.model_fields.items() if key not in ("name", "layers")}
+        arguments = {key: value.default for key, value in inspect.signature(OPERATORS[name]).parameters.items()}
+        assert options == {key: value for key, value in arguments.items() if key != "site"}
+
+
+def test_blocks_that_no_operator_names_are_dense() -> None:
+    found = operators_of("ATTENTION.TIME.NAME", "fibonacci", "ATTENTION.TIME.LAYERS", "1-3")
+    assert found["time"] == ["DenseAttention", *["FibonacciAttention"] * 3, "DenseAttention"]
+    assert found["space"] == ["DenseAttention"] * 5
+
+
+def test_a_list_gives_each_block_its_operator() -> None:
+    text = "[{NAME: lisa, LAYERS: 0-1}, {NAME: fibonacci, LAYERS: '2, 4', VARIANT: wythoff}]"
+    found = operators_of(*JOINT, "ATTENTION.JOINT", text)
+    assert found["joint"] == ["LisaAttention"] * 2 + ["FibonacciAttention", "DenseAttention", "FibonacciAttention"]
+
+
+def test_skipped_blocks_are_built_as_the_settings_say() -> None:
+    kinds = {}
+    for phi in ("leff", "identity", "weights"):
+        settings = ["ATTENTION.SKIP", f"{{TIME: 1-2, SPACE: 3, PHI: {phi}, EXPANSION: 1}}"]
+        model = build_model(load_config(None, [*SMALL, *settings]))
+        kinds[phi] = [[type(block.mixers[axis]) for block in model.blocks] for axis in ("time", "space")]
+        if phi == "leff":
+            inner = model.blocks[1].mixers["time"].phi
+            assert isinstance(inner, Leff) and inner.expand.out_features == 24
+    for phi, kind in (("leff", SkipAttention), ("identity", SkipAttention), ("weights", ReusedWeights)):
+        full = MultiheadAttention
+        assert kinds[phi] == [[full, kind, kind, full, full], [full, full, full, kind, full]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("ATTENTION.TIME {NAME: fibonacci, LAYERS: 3-5}", "ATTENTION.TIME: LAYERS of fibonacci expects blocks 0 to 4"),
+        ("ATTENTION.SKIP.TIME 4-5", r"ATTENTION.SKIP.TIME expects blocks 0 to 4 .*, got \[4, 5\]"),
+        ("ATTENTION.SKIP.TIME 0-2", "SKIP expects blocks from 1 on"),
+        (
+            "ATTENTION.JOINT.NAME fibonacci",
+            "asks for fibonacci, but .* attends along TIME and SPACE",
+        ),
+        ("ATTENTION.SKIP.JOINT 1", "ATTENTION.SKIP.JOINT asks for SKIP, but"),
+        (
+            "ATTENTION {SKIP: {TIME: 1, PHI: weights}, TIME: {NAME: focused_linear}}",
+            "FocusedLinearAttention along TIME forms no",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_key(settings: str, words: str) -> None:
+    key, _, value = settings.partition(" ")
+    with pytest.raises(ValueError, match=words):
+        build_model(load_config(None, [*SMALL, key, value]))

@@ -1,0 +1,167 @@
+"""Fibonacci attention from attending pairs alone: the masked form's values and gradients at the pattern's cost."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.operators.test_fibonacci import site
+from videoattn.grid import Axis, TokenGrid
+from videoattn.operators import AttentionSite, FibonacciAttention
+from videoattn.operators import fibonacci as module
+
+
+def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int = 0) -> list[Tensor]:
+    """q, k, v and a bias that need gradients; the bias differs by head and is the same for all rows."""
+    generator = torch.Generator().manual_seed(seed)
+    nq, nk, heads = at.q_grid.tokens, at.kv_grid.tokens, groups * at.num_heads
+    shapes = [(2, heads, nq, at.head_dim), *[(2, heads, nk, at.head_dim)] * 2, (heads, nq, nk)]
+    return [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+@pytest.mark.parametrize("options", [
+    {},
+    {"variant": "wythoff", "order": "hwt"},
+    {"geometry": "axial", "order": "hwt"},
+    {"geometry": "axial", "variant": "wythoff", "keep_self": False},
+    {"keep_self": False},
+], ids=lambda options: "-".join(map(str, options.values())))  # fmt: skip
+@pytest.mark.parametrize("unequal", [False, True], ids=["equal", "unequal"])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("axis", Axis)
+def test_pairs_equal_the_masked_form_with_all_gradients(axis, prefix, unequal, options, semantics):
+    grid = TokenGrid(4, 3, 5, prefix).along(axis)
+    kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
+    at = site(grid, kv, layer=1)
+    masked, pairs = (
+        FibonacciAttention(at, semantics=semantics, **options, implementation=form) for form in ("masked", "pairs")
+    )
+    *qkv, bias = inputs_of(at, groups=4 if axis is Axis.TIME else 1)
+    for inputs in (qkv, [*qkv, bias], [*qkv, bias[:1, :1]], [*qkv, bias[:, :, :1]]):
+        expected, found = masked(*inputs), pairs(*inputs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        cotangent = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
+        for x, y in zip(*(torch.autograd.grad(out, inputs, cotangent) for out in (found, expected)), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_gradients_of_pairs_equal_numerical_ones(semantics):
+    at = site(TokenGrid(2, 1, 3, 1), d=2)
+    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+    inputs = inputs_of(at)
+    assert torch.autograd.gradcheck(operator, inputs, fast_mode=True)
+
+
+def test_zero_logits_of_a_pattern_that_is_full_are_plain_softmax():
+    """No key is left outside, so the weight that the others share belongs to nobody."""
+    at = site(TokenGrid(2, 1, 1), heads=1)
+    operator = FibonacciAttention(at, semantics="zero_logit", implementation="pairs")
+    q, k, v, bias = inputs_of(at)
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(operator(q, k, v), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["masked", "pairs"])
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_loses_no_more_than_its_rounding(dtype, size, semantics, form):
+    """Against float64 on the same rounded inputs; logits of 1e4-sized inputs are far beyond float16."""
+    at = site(TokenGrid(2, 3, 4, 1))
+    operator = FibonacciAttention(at, semantics=semantics, implementation=form)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = ((size / 4 * torch.randn(2, 3, 25, 8, generator=generator)).to(dtype) for _ in range(3))
+    expected = operator(*(x.double() for x in (q, k, v)))
+    bound = 4 * torch.finfo(dtype).eps * float(v.abs().max())
+    assert (operator(q, k, v).double() - expected).abs().max() < bound
+    low = torch.float32 if dtype is torch.float16 else dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        found = operator(*(x.to(low) for x in (q, k, v)))
+    assert found.dtype == low and found.isfinite().all()
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the package's own operations that run, and how many elements the largest tensor made has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "videoattn":
+            self.names.add(func._schema.name)
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.largest = max(self.largest, out.untyped_storage().nbytes() // out.element_size())
+        return out
+
+
+def test_auto_takes_pairs_on_a_cpu_from_a_number_of_keys_on(monkeypatch):
+    at = site(TokenGrid(2, 3, 4, 1))
+    *qkv, _ = inputs_of(at)
+    for threshold, expected in ((25, {"videoattn::pair_products", "videoattn::pair_sums"}), (26, set())):
+        monkeypatch.setattr(module, "PAIRS_FROM_KEYS", threshold)
+        with Recorder() as recorder:
+            FibonacciAttention(at)(*qkv)
+        assert recorder.names == expected
+
+
+def test_pairs_form_nothing_of_queries_times_keys():
+    at = site(TokenGrid(4, 14, 14, 1), d=4)
+    *qkv, _ = inputs_of(at, dtype=torch.float32)
+    for semantics in ("exclude", "zero_logit"):
+        operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+        with Recorder() as recorder:
+            operator(*qkv).sum().backward()
+        assert 0 < recorder.largest < 2 * 3 * 785 * 785 / 20
+
+
+def test_tables_of_a_large_joint_site_take_15_megabytes():
+    operator = FibonacciAttention(site(TokenGrid(32, 14, 14, 1), heads=12))
+    assert operator.keep is None
+    assert sum(buffer.nbytes for buffer in operator.buffers()) < 15e6
+
+
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_pairs_are_exported_for_any_batch_size(semantics):
+    at = site(TokenGrid(2, 3, 5, 1))
+    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+    example = [x.detach() for x in inputs_of(at)[:3]]
+    program = torch.export.export(operator, tuple(example), dynamic_shapes=({0: torch.export.Dim("batch")},) * 3)
+    batch = [torch.cat([x, 2 * x, -x]) for x in example]
+    torch.testing.assert_close(program.module()(*batch), operator(*batch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_compiled_pairs_have_the_same_output_and_gradients(semantics):
+    at = site(TokenGrid(2, 3, 5, 1))
+    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+    *qkv, _ = inputs_of(at, dtype=torch.float32)
+    compiled = torch.compile(operator, fullgraph=True)
+    outputs = compiled(*qkv), operator(*qkv)
+    torch.testing.assert_close(*outputs)
+    for x, y in zip(*(torch.autograd.grad(out.square().sum(), qkv) for out in outputs), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["auto", "masked", "pairs"])
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+def test_every_form_gives_on_a_gpu_what_it_gives_on_a_cpu(semantics, form):
+    at = site(TokenGrid(4, 3, 9, 1))
+    operator = FibonacciAttention(at, semantics=semantics, implementation=form)
+    *qkv, _ = inputs_of(at)
+    there = [x.detach().cuda().requires_grad_() for x in qkv]
+    outputs = operator(*qkv), operator.cuda()(*there)
+    torch.testing.assert_close(outputs[0], outputs[1].cpu(), rtol=0, atol=1e-12)
+    for x, y in zip(
+        torch.autograd.grad(outputs[0].square().sum(), qkv),
+        torch.autograd.grad(outputs[1].square().sum(), there),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y.cpu(), rtol=0, atol=1e-12)

@@ -1,0 +1,177 @@
+"""Products and sums over listed pairs of queries and keys: sparse counterparts of q·kᵀ and weights·v.
+
+Three operations, each the derivative of another, so that gradients cost as much as the pairs too. They rest on torch's
+embedding bags, which read each row where it lies; on a CPU that is several times faster than gathering rows first. In
+float32 and float64: whoever has less converts, as such sums want float32 in any case.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+
+class PairPlan(nn.Module):
+    """Which keys each query of each head is paired with, as int32 tables that are not part of a checkpoint.
+
+    `keys` [heads, Nq, K] lists a query's keys first, `counts` [heads, Nq] of them, and any keys in the unused slots
+    behind. Weights of pairs are laid out in the same way, [..., heads, Nq, K]: those in unused slots must be zero where
+    values are summed, and mean nothing where products are returned.
+
+    Memory: 4 bytes for each slot and for each pair, 14 MB for 12 heads over 6272 tokens with up to 24 keys a query.
+    """
+
+    keys: Tensor
+    counts: Tensor
+    slots: Tensor
+    starts: Tensor
+
+    def __init__(self, keys: np.ndarray, counts: np.ndarray, num_keys: int) -> None:
+        super().__init__()
+        self.num_keys = num_keys
+        num_heads, _, num_slots = keys.shape
+        used = np.flatnonzero(np.arange(num_slots) < counts[..., None])
+        rows = (keys + num_keys * np.arange(num_heads)[:, None, None]).ravel()[used]  # head·Nk + key of each pair
+        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_heads * num_keys))])
+        tables = {
+            "keys": keys,
+            "counts": counts[..., None],
+            "slots": used[np.argsort(rows, kind="stable")],  # of all pairs, ordered by head and key
+            "starts": starts,  # where the slots of each key begin, [heads·Nk + 1]
+        }
+        for name, table in tables.items():
+            # on the device where the caller builds modules, be it the meta device
+            buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
+            self.register_buffer(name, buffer, persistent=False)
+
+    def mask(self, start: int, stop: int) -> Tensor:
+        """True at the pairs of the queries from `start` to `stop`, [heads, stop - start, Nk]."""
+        keys, unused = self.keys[:, start:stop].long(), self.unused()[:, start:stop]
+        mask = torch.zeros(*keys.shape[:2], self.num_keys + 1, dtype=torch.bool, device=keys.device)
+        return mask.scatter_(-1, keys.masked_fill(unused, self.num_keys), True)[..., :-1]
+
+    def unused(self) -> Tensor:
+        """True at slots that hold no pair, [heads, Nq, K]."""
+        return torch.arange(self.keys.shape[-1], device=self.keys.device) >= self.counts
+
+    def products(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Inner products of [..., heads, Nq, d] with [..., heads, Nk, d] at the pairs: [..., heads, Nq, K]."""
+        products = pair_products(queries.flatten(0, -4), keys.flatten(0, -4), self.keys, self.slots, self.starts)
+        return products.view(*queries.shape[:-1], -1)
+
+    def sums(self, weights: Tensor, values: Tensor) -> Tensor:
+        """For each query the weighted sum of the values [..., heads, Nk, d] of its keys: [..., heads, Nq, d]."""
+        sums = pair_sums(weights.flatten(0, -4), values.flatten(0, -4), self.keys, self.slots, self.starts)
+        return sums.view(*weights.shape[:-1], -1)
+
+
+def _table_rows(keys: Tensor, b: Tensor) -> Tensor:
+    """Which row of `b` [calls, heads, Nk, d], seen as [calls·heads·Nk, d], each slot holds: [calls·heads·Nq, K]."""
+    if b.shape[0] * keys.numel() >= 2**31:
+        raise ValueError(f"int32 can't number {b.shape[0]} attention calls of {keys.numel()} slots; split the batch")
+    first = torch.arange(b.shape[0] * b.shape[1], dtype=torch.int32, device=b.device) * b.shape[2]
+    return (keys + first.view(*b.shape[:2], 1, 1)).view(-1, keys.shape[-1])
+
+
+# The operations take the tables of a `PairPlan`, a [calls, heads, Nq, d] and b [calls, heads, Nk, d].
+
+
+@torch.library.custom_op("videoattn::pair_products", mutates_args=())
+def pair_products(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    """Inner products of rows of `a` and `b`, [calls, heads, Nq, K]."""
+    rows = _table_rows(keys, b)
+    num_bags, num_slots = rows.shape
+    bags = torch.arange(num_bags, dtype=torch.int32, device=a.device)
+    # The derivative of a bag's sum by its weights is what is wanted; torch has no public name for it.
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        a.reshape(num_bags, -1), b.reshape(-1, b.shape[-1]), rows.view(-1), bags * num_slots,
+        bags[:, None].expand(-1, num_slots).reshape(-1), 0,
+    )  # fmt: skip
+    return products.view(*a.shape[:3], num_slots)
+
+
+@torch.library.custom_op("videoattn::pair_sums", mutates_args=())
+def pair_sums(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    """Weighted sums of rows of `b` for each query, [calls, heads, Nq, d]."""
+    rows, table = _table_rows(keys, b), b.reshape(-1, b.shape[-1])
+    sums = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.reshape(rows.shape))
+    return sums.view(*weights.shape[:3], -1)
+
+
+@torch.library.custom_op("videoattn::pair_sums_by_key", mutates_args=())
+def pair_sums_by_key(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    """Weighted sums of rows of `a` for each key, [calls, heads, Nk, d]."""
+    num_calls, num_heads, num_queries, dim = a.shape
+    calls = torch.arange(num_calls, dtype=torch.int32, device=a.device)[:, None]
+    rows = slots // keys.shape[-1] + calls * (num_heads * num_queries)
+    ends = F.pad((starts[:-1] + calls * len(slots)).view(-1), (0, 1), value=num_calls * len(slots))
+    sums = F.embedding_bag(
+        rows.view(-1), a.reshape(-1, dim), ends, mode="sum", include_last_offset=True,
+        per_sample_weights=weights.reshape(num_calls, -1).index_select(1, slots).view(-1),
+    )  # fmt: skip
+    return sums.view(num_calls, num_heads, -1, dim)
+
+
+@pair_products.register_fake
+def _(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:3], keys.shape[-1])
+
+
+@pair_sums.register_fake
+def _(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    return b.new_empty(*weights.shape[:3], b.shape[-1])
+
+
+@pair_sums_by_key.register_fake
+def _(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:2], (starts.shape[0] - 1) // a.shape[1], a.shape[-1])
+
+
+def _save_inputs(ctx: Any, inputs: Sequence[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _products_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, *plan = ctx.saved_tensors
+    by_a = pair_sums(gradient, b, *plan) if ctx.needs_input_grad[0] else None
+    by_b = pair_sums_by_key(gradient, a, *plan) if ctx.needs_input_grad[1] else None
+    return by_a, by_b, None, None, None
+
+
+def _sums_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    weights, b, *plan = ctx.saved_tensors
+    gradient = gradient.contiguous()  # once for both
+    by_weights = pair_products(gradient, b, *plan) if ctx.needs_input_grad[0] else None
+    by_b = pair_sums_by_key(weights, gradient, *plan) if ctx.needs_input_grad[1] else None
+    return by_weights, by_b, None, None, None
+
+
+def _sums_by_key_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    weights, a, *plan = ctx.saved_tensors
+    gradient = gradient.contiguous()
+    by_weights = pair_products(a, gradient, *plan) if ctx.needs_input_grad[0] else None
+    by_a = pair_sums(weights, gradient, *plan) if ctx.needs_input_grad[1] else None
+    return by_weights, by_a, None, None, None
+
+
+pair_products.register_autograd(_products_backward, setup_context=_save_inputs)
+pair_sums.register_autograd(_sums_backward, setup_context=_save_inputs)
+pair_sums_by_key.register_autograd(_sums_by_key_backward, setup_context=_save_inputs)
+
+
+# Torch's counter takes a multiply-add for two operations. Unused slots are computed, and count.
+
+
+@register_flop_formula([torch.ops.videoattn.pair_products, torch.ops.videoattn.pair_sums])
+def _count_slots(first: Sequence[int], b: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * b[0] * math.prod(keys) * b[-1]
+
+
+@register_flop_formula([torch.ops.videoattn.pair_sums_by_key])
+def _count_pairs(weights: Sequence[int], a: Sequence[int], keys: Any, slots: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * a[0] * slots[0] * a[-1]

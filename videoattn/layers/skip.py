@@ -1,0 +1,136 @@
+"""SkipAt: blocks that make their update from what the same slot computed one block earlier, without attending.
+
+Source: SkipAt (Venkataramanan et al., ICLR 2024), arXiv 2301.02240.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
+from videoattn.layers.mixer import BuildOperator, HandOn, MultiheadAttention, TokenMixer
+
+Phi = Literal["leff", "identity", "weights"]
+KERNEL_SIZE = 5
+
+
+@dataclass(frozen=True)
+class SkipSettings:
+    """In which blocks (from 0) a slot skips attention, and what stands in: leff, identity, or the weights again."""
+
+    layers: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    phi: Phi = "leff"
+    expansion: int = 2
+
+    def __post_init__(self) -> None:
+        if self.phi not in get_args(Phi):
+            raise ValueError(f"PHI expects one of {', '.join(get_args(Phi))}, got {self.phi!r}")
+        if self.expansion < 1:
+            raise ValueError(f"EXPANSION expects 1 or more, got {self.expansion}")
+        if any(layer < 1 for layer in self.layers):
+            raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.layers}")
+
+    def handed_on(self, layer: int) -> HandOn:
+        """What the slot of block `layer` has to hand on to the next block."""
+        if layer + 1 not in self.layers:
+            return "nothing"
+        return "weights" if self.phi == "weights" else "update"
+
+
+class Leff(nn.Module):
+    """Φ of SkipAt: a hidden layer with a depthwise convolution along the axes of a call, then a gate per channel.
+
+    Takes and returns [B, t, h, w, C]; the gate is formed from the mean over the tokens of each attention call.
+    Differs: the paper's formula leaves out both GELUs, which its code has.
+    """
+
+    def __init__(self, dim: int, axis: Axis, expansion: int = 2) -> None:
+        super().__init__()
+        self.axis = axis
+        k, hidden = KERNEL_SIZE, expansion * dim
+        self.expand = nn.Linear(dim, hidden)
+        self.conv: nn.Conv2d | nn.Conv3d
+        if axis is Axis.JOINT:
+            self.conv = nn.Conv3d(hidden, hidden, k, padding=k // 2, groups=hidden)
+        else:
+            kernel = (k, 1) if axis is Axis.TIME else (k, k)
+            self.conv = nn.Conv2d(hidden, hidden, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=hidden)
+        self.act = nn.GELU()
+        self.reduce = nn.Linear(hidden, dim)
+        self.gate = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.reduce(self.act(self._convolve(self.act(self.expand(x)))))
+        attended = {Axis.SPACE: (2, 3), Axis.TIME: (1,), Axis.JOINT: (1, 2, 3)}[self.axis]
+        mean = x.mean(dim=attended, keepdim=True)
+        return x * self.gate(mean.flatten(0, 3).unsqueeze(1)).squeeze(1).view(mean.shape).sigmoid()
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        batch, t, h, w, _ = x.shape
+        if self.axis is Axis.JOINT:
+            joint: Tensor = self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+            return joint
+        images = x.reshape(batch, t, h * w, -1) if self.axis is Axis.TIME else x.flatten(0, 1)
+        # channels come last in memory, as convolutions over them like it
+        return self.conv(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class SkipAttention(TokenMixer):
+    """The previous block's update again: patch rows through Φ, prefix rows as they are.
+
+    `phi` is a module on [B, t, h, w, C], e.g. `Leff`, or None for the identity. Skipped blocks hand their own update
+    on, so that several in a row form a chain.
+    """
+
+    def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, hand_on: HandOn = "nothing") -> None:
+        super().__init__(grid, axis, hand_on)
+        self.phi = phi
+
+    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if previous is None:
+            raise ValueError(f"a skipped block needs the update of the block before it along {self.axis.name}")
+        update = previous
+        if self.phi is not None:
+            prefix = 0 if self.axis is Axis.TIME else self.grid.prefix
+            patches = previous[:, :, prefix:]
+            cells = patches.unflatten(2, (-1, self.grid.h, self.grid.w)).flatten(1, 2)  # t from F or from M
+            made = self.phi(cells).view(patches.shape)
+            update = torch.cat([previous[:, :, :prefix], made], dim=2) if prefix else made
+        return update, update if self.hand_on == "update" else None
+
+
+class ReusedWeights(TokenMixer):
+    """New values mixed by the attention weights of the last block that computed some: no q, k and softmax."""
+
+    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, hand_on: HandOn = "nothing") -> None:
+        super().__init__(grid, axis, hand_on)
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if previous is None:
+            raise ValueError(f"a block that reuses weights needs those of the block before it along {self.axis.name}")
+        folded = fold(self.v(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
+        mixed = previous @ split_calls(folded, self.axis)
+        update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
+        return update, previous if self.hand_on == "weights" else None
+
+
+def build_mixer(
+    dim: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+    skip: Mapping[Axis, SkipSettings],
+) -> TokenMixer:  # fmt: skip
+    """What fills the slot along `axis` of block `layer`: attention with `operator`, or what `skip` puts there."""
+    settings = skip.get(axis, SkipSettings(()))
+    hand_on = settings.handed_on(layer)
+    if layer not in settings.layers:
+        return MultiheadAttention(dim, num_heads, grid, axis, layer, operator, hand_on=hand_on)
+    if settings.phi == "weights":
+        return ReusedWeights(dim, num_heads, grid, axis, hand_on)
+    phi = Leff(dim, axis, settings.expansion) if settings.phi == "leff" else None
+    return SkipAttention(grid, axis, phi, hand_on)

@@ -1,0 +1,164 @@
+"""Focused linear attention (FLatten): no softmax, so its cost grows with the number of tokens, not with its square."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+
+EPS = 1e-6
+# Depth in time of the convolution on a site that has frames and locations, where its space part comes first.
+JOINT_TIME_TAPS = 3
+
+
+class FocusedLinearAttention(AttentionOperator):
+    """Linear attention whose feature map sharpens directions, plus a depthwise convolution of the values.
+
+    With x ↦ (relu(x) + 1e-6) / softplus(scale), one scale per channel, a token's feature is φ(x) = x^p / ‖x^p‖ · ‖x‖
+    for p = `power` >= 1, the norms over all heads·d channels together; there is no 1/√d:
+
+        o_i = φ(q_i) (Σ_j φ(k_j)ᵀ v_j) / (φ(q_i)·Σ_j φ(k_j) + Nk·1e-6) + DWC(v)_i
+
+    The sum over keys comes first whatever the lengths: 2·N·d² multiply-accumulates per head, dearer than softmax
+    attention below d tokens.
+
+    Keys get an embedding of their position, initially zero; where there are frames and locations it is the sum of one
+    over t and one over (h, w). Prefix tokens take part in the sums, have no embedding and no part in DWC.
+
+    DWC has one kernel per channel, shared by the heads, and a bias. It spans `kernel_size` (odd; 0 leaves DWC out)
+    tokens along each axis longer than 1. Where there are frames and locations it is (1, k, k), then at most 3 along
+    time, which begins as the identity; one kernel over all three axes took over 4 times as long to train on a CPU.
+
+    Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output.
+    Raises ValueError on options out of range and on a site with a bias for logits, of which there are none.
+
+    Source: FLatten Transformer (arXiv 2308.00442) and its released code. Differs: tokens are divided by their largest
+    channel before the power, which changes nothing in real arithmetic and keeps it finite in every precision; on
+    unequal grids DWC sees values resampled to the query grid along t, h and w, there along the flattened sequence;
+    prefix tokens are not treated there.
+    """
+
+    def __init__(self, site: AttentionSite, power: float = 3, kernel_size: int = 5) -> None:
+        super().__init__(site)
+        if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < math.inf:
+            raise ValueError(f"POWER expects a number of at least 1, got {power!r}")
+        if type(kernel_size) is not int or kernel_size < 0 or (kernel_size > 0 and kernel_size % 2 == 0):
+            raise ValueError(f"KERNEL_SIZE expects an odd number, or 0 for no convolution, got {kernel_size!r}")
+        if site.has_bias:
+            raise ValueError(
+                "focused_linear attention has no logits to add a bias to; build the model without relative positions"
+            )
+        self.power = power
+        self.kernel_size = kernel_size
+        q, kv, d = site.q_grid, site.kv_grid, site.head_dim
+        width = site.num_heads * d
+        self.scale = nn.Parameter(torch.empty(width))
+        self.pos_time = nn.Parameter(torch.empty(kv.t, width)) if kv.t > 1 else None
+        self.pos_space = nn.Parameter(torch.empty(kv.h * kv.w, width)) if kv.t == 1 or kv.h * kv.w > 1 else None
+        self.dwc_space = self.dwc_time = self.dwc_bias = None
+        if kernel_size > 0:
+            taps_t, taps_h, taps_w = (kernel_size if n > 1 else 1 for n in (q.t, q.h, q.w))
+            has_space = q.t == 1 or q.h * q.w > 1
+            if has_space:
+                self.dwc_space = nn.Parameter(torch.empty(d, 1, taps_h, taps_w))
+                taps_t = min(taps_t, JOINT_TIME_TAPS)
+            if q.t > 1:
+                self.dwc_time = nn.Parameter(torch.empty(d, 1, taps_t, 1))
+            self.dwc_bias = nn.Parameter(torch.empty(d))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero scale and embeddings, a convolution as torch starts it: uniform within ±1/√taps."""
+        for parameter in (self.scale, self.pos_time, self.pos_space):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+        main = self.dwc_time if self.dwc_space is None else self.dwc_space
+        if main is None or self.dwc_bias is None:
+            return
+        bound = 1 / math.sqrt(main[0].numel())
+        nn.init.uniform_(main, -bound, bound)
+        nn.init.uniform_(self.dwc_bias, -bound, bound)
+        if self.dwc_time is not None and self.dwc_time is not main:
+            nn.init.dirac_(self.dwc_time, groups=self.site.head_dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is not None:
+            raise ValueError("focused_linear attention has no logits to add a bias to")
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with without_autocast(q.device):
+            v = v.to(dtype)
+            out = self._mix(q.to(dtype), k.to(dtype), v)
+            if self.kernel_size > 0:
+                out = out + self._convolve(v)
+        return out.to(q.dtype)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = (self.site.num_heads, self.site.head_dim)
+        q, k, v = (x.unflatten(1, (-1, self.site.num_heads)) for x in (q, k, v))  # [rows, groups, heads, N, d]
+        positions = F.pad(self._positions(), (0, 0, self.site.kv_grid.prefix, 0)).to(k.dtype)
+        k = k + positions.unflatten(1, heads).transpose(0, 1)
+        scale = F.softplus(self.scale.to(k.dtype)).unflatten(0, heads).unsqueeze(1)
+        q, k = (focus((x.relu() + EPS) / scale, self.power) for x in (q, k))
+        total = q @ k.sum(dim=-2).unsqueeze(-1) + k.shape[-2] * EPS
+        return (q @ (k.transpose(-2, -1) @ v) / total).flatten(1, 2)
+
+    def _positions(self) -> Tensor:
+        """The embedding of each patch key, [t·h·w, heads·d]."""
+        if self.pos_time is None or self.pos_space is None:
+            positions = self.pos_space if self.pos_time is None else self.pos_time
+            assert positions is not None
+            return positions
+        return (self.pos_time[:, None] + self.pos_space).flatten(0, 1)
+
+    def _convolve(self, v: Tensor) -> Tensor:
+        """DWC of the patches' values on the query grid [rows, groups·heads, Nq, d], zero for prefix tokens.
+
+        Works with tokens slowest and channels fastest, the layout in which depthwise convolution is fast.
+        """
+        assert self.dwc_bias is not None
+        grid, kv = self.site.q_grid, self.site.kv_grid
+        rows, heads, _, d = v.shape
+        x = v[:, :, kv.prefix :].transpose(1, 2).flatten(2)
+        if (grid.t, grid.h, grid.w) != (kv.t, kv.h, kv.w):
+            x = x.unflatten(1, (kv.t, kv.h, kv.w)).permute(0, 4, 1, 2, 3)
+            x = F.interpolate(x, size=(grid.t, grid.h, grid.w), mode="trilinear", align_corners=False)
+            x = x.permute(0, 2, 3, 4, 1)
+        if self.dwc_space is not None:
+            x = x.reshape(rows * grid.t, grid.h, grid.w, heads * d)
+            x = _depthwise(x, self.dwc_space.repeat(heads, 1, 1, 1))
+        if self.dwc_time is not None:
+            x = x.reshape(rows, grid.t, grid.h * grid.w * heads, d)
+            x = _depthwise(x, self.dwc_time)
+        x = x.reshape(rows, grid.patches, heads, d) + self.dwc_bias.to(x.dtype)
+        return F.pad(x, (0, 0, 0, 0, grid.prefix, 0)).transpose(1, 2)
+
+    def macs(self) -> int:
+        """Products and every tap of the convolution, at the border too, as convolutions are counted elsewhere."""
+        d, q, kv = self.site.head_dim, self.site.q_grid, self.site.kv_grid
+        taps = sum(kernel[0].numel() for kernel in (self.dwc_space, self.dwc_time) if kernel is not None)
+        return self.site.num_heads * d * (d * (q.tokens + kv.tokens) + q.tokens + taps * q.patches)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, power={self.power}, kernel_size={self.kernel_size}"
+
+
+def focus(x: Tensor, power: float) -> Tensor:
+    """x^p / ‖x^p‖ · ‖x‖ for positive x [rows, groups, heads, N, d], the norms over heads and d together.
+
+    The map commutes with a positive factor, so each token is divided by its largest channel first: no power overflows,
+    and no norm is zero. For the same reason the factor needs no gradient.
+    """
+    largest = x.detach().amax(dim=(2, 4), keepdim=True)
+    x = x / largest
+    powered = x.pow(power)
+    norms: list[Tensor] = [torch.linalg.vector_norm(y, dim=(2, 4), keepdim=True) for y in (x, powered)]
+    return powered * (largest * norms[0] / norms[1])
+
+
+def _depthwise(x: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve maps [B, height, width, C] with one kernel per channel [C, 1, kh, kw], zeros beyond the border."""
+    padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.to(x.dtype), padding=padding, groups=kernel.shape[0])
+    return y.permute(0, 2, 3, 1)

@@ -1,0 +1,98 @@
+"""Sums over relative positions on a grid, y_i = Σ_j table(i - j) x_j, exactly: as matrix products or by FFT.
+
+A table is [heads, L, ...] with one dimension for each of t, h, w: L functions per head. Along an axis of n tokens it
+has 2n - 1 entries, relative position δ at index δ + n - 1. Where the axes `wrap` it has n entries, δ at index δ mod n:
+the far end of an axis is next to its beginning. An axis of length 1 has a single entry either way.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from videoattn.grid import TokenGrid
+
+
+def table_sizes(grid: TokenGrid, wrap: bool) -> list[int]:
+    """Entries of a table along t, h, w."""
+    return [n if wrap else 2 * n - 1 for n in (grid.t, grid.h, grid.w)]
+
+
+def reversed_toeplitz(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
+    """Matrices [heads, N, L, N] whose rows are tokens i, and whose columns are tokens j in reverse order.
+
+    So ordered, a row is a window of the table, and neither the matrices nor their gradient need an index.
+    """
+    for dim, n in enumerate((grid.t, grid.h, grid.w), start=2):
+        if wrap and n > 1:
+            table = torch.cat([table.narrow(dim, 1, n - 1), table], dim)
+        table = table.unfold(dim, n, 1)
+    # to the wanted type after the windows are taken: the gradient of an entry is a sum over up to N of them
+    return table.permute(0, 2, 3, 4, 1, 5, 6, 7).to(dtype).flatten(5).flatten(1, 3)
+
+
+def toeplitz_sums(x: Tensor, matrices: Tensor) -> Tensor:
+    """[B, heads, N, d] and matrices of `reversed_toeplitz` to [B, heads, N, L, d]."""
+    sums: Tensor = torch.einsum("hilj,bhjd->bhild", matrices, x.flip(-2))
+    return sums
+
+
+def fourier_sums(x: Tensor, table: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
+    """[B, heads, N, d] to [B, heads, N, L, d] in x's type, which is float32 or float64.
+
+    Sequences are padded with zeros so far that nothing wraps around, unless it should. On the way back each axis is cut
+    to its N as soon as it is transformed, which takes about half the time of one transform of all axes.
+    """
+    lengths, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
+    dims = tuple(range(-len(sizes), 0))
+    x_spectrum = torch.fft.rfftn(x.transpose(-2, -1).unflatten(-1, lengths), s=sizes, dim=dims)
+    table_spectrum = torch.fft.rfftn(table.to(x.dtype).flatten(2).unflatten(2, entries), s=sizes, dim=dims)
+    y: Tensor = x_spectrum.unsqueeze(2) * table_spectrum.unsqueeze(2)
+    for dim, n, m, size in zip(dims, lengths, entries, sizes, strict=True):
+        y = torch.fft.irfft(y, n=size, dim=dim) if dim == -1 else torch.fft.ifft(y, dim=dim)
+        y = y.narrow(dim, m - n, n)  # relative position 0 stands at index m - n
+    return y.flatten(-len(sizes)).permute(0, 1, 4, 2, 3)
+
+
+def table_macs(num_tables: int, grid: TokenGrid, wrap: bool) -> int:
+    """Of the transform of real functions on the padded grid, as `videoattn.profile_operations` counts it."""
+    sizes = [size for _, _, size in _long_axes(grid, wrap)]
+    return round(5 * num_tables * math.prod(sizes) * math.log2(math.prod(sizes)) / 4)
+
+
+def fourier_macs(num_channels: int, num_patterns: int, grid: TokenGrid, wrap: bool) -> int:
+    """Of the transforms in `fourier_sums` for one row with heads·d channels, that of the table left out."""
+    axes = _long_axes(grid, wrap)
+    macs = table_macs(num_channels, grid, wrap)  # the same sizes
+    *shape, last = (size for _, _, size in axes)
+    for dim, size in enumerate(shape):
+        points = num_channels * num_patterns * math.prod(shape) * (last // 2 + 1)
+        macs += round(5 * points * math.log2(size) / 2)
+        shape[dim] = axes[dim][0]
+    return macs + round(5 * num_channels * num_patterns * math.prod(shape) * last * math.log2(last) / 4)
+
+
+def _long_axes(grid: TokenGrid, wrap: bool) -> list[tuple[int, int, int]]:
+    """Tokens, table entries and transform length of each axis longer than 1, or of a single axis of 1.
+
+    An axis that wraps is transformed as it is, others at a fast size of at least 2n - 1: a product of 2, 3, 5 and 7,
+    along the last axis, where spectra are halved, an even one.
+    """
+    lengths = [n for n in (grid.t, grid.h, grid.w) if n > 1] or [1]
+    if wrap:
+        return [(n, n, n) for n in lengths]
+    last = len(lengths) - 1
+    return [(n, 2 * n - 1, _fast_size(2 * n - 1, even=i == last)) for i, n in enumerate(lengths)]
+
+
+def _fast_size(size: int, even: bool) -> int:
+    """The least product of 2, 3, 5 and 7 that is at least `size`, which may stay 1."""
+    while size > 1:
+        rest = size
+        for factor in (2, 3, 5, 7):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1 and not (even and size % 2):
+            break
+        size += 1
+    return size
