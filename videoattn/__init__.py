@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from videoattn import models
     from videoattn.config_file import load_config
+    from videoattn.conversion import convert, restore
     from videoattn.models.build import build_model
     from videoattn.models.checkpoints import from_checkpoint, load_weights
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build_model", "from_checkpoint", "load_config", "load_weights", "models"]
+__all__ = [
+    "__version__", "build_model", "convert", "from_checkpoint", "load_config", "load_weights", "models", "restore",
+]  # fmt: skip
 
 _HOMES = {
     "build_model": "videoattn.models.build",
+    "convert": "videoattn.conversion",
     "from_checkpoint": "videoattn.models.checkpoints",
     "load_config": "videoattn.config_file",
     "load_weights": "videoattn.models.checkpoints",
+    "restore": "videoattn.conversion",
 }
 
 
