@@ -5,11 +5,12 @@ Examples:
     python docs/write_tables.py
     python docs/write_tables.py --page attention.md
 
-The tables: what works where, the options of each method, how sparse Fibonacci attention is, and what whole models cost
-(counted, which takes about a minute).
+The tables: what works where, the options of each method, how sparse Fibonacci attention is, what whole models cost
+(counted, which takes about a minute), and how fast operators are (as benchmarks/operators.py has measured).
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from videoattn.operators.fibonacci_sets import offset_sets
 from videoattn.profile import Profile, profile
 
 PAGE = Path(__file__).parent / "attention.md"
+TIMES = Path(__file__).parents[1] / "benchmarks/results/operators_cpu.json"
 MARKED = re.compile(r"(<!-- table: (\w+)[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 HEADS = 12
 
@@ -155,6 +157,23 @@ def methods_table() -> str:
     return markdown(["G multiply-accumulates of a clip", *titles], rows)
 
 
+def times_table() -> str:
+    """Times as fast as dense attention, forward, then forward and backward."""
+    sites = json.loads(TIMES.read_text(encoding="utf-8"))["sites"]
+    methods = list(dict.fromkeys(method for figures in sites.values() for method in figures))
+    rows = []
+    for method in methods:
+        cells = [
+            " / ".join(f"{figures[method][kind]['times_as_fast']:.2g}" for kind in ("forward", "forward and backward"))
+            if method in figures
+            else "not measured"
+            for figures in sites.values()
+        ]
+        rows.append([method, *cells])
+    titles = [f"{length} ({axis})" for axis, length in (name.split() for name in sites)]
+    return markdown(["tokens of a call", *titles], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "support": render_support,
     "fibonacci_options": operator_options("fibonacci"),
@@ -164,6 +183,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "density": density_table,
     "savings": savings_table,
     "methods": methods_table,
+    "times": times_table,
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 Examples:
     python tools/train_net.py --cfg configs/Motion/divided_fibonacci_time.yaml
     python tools/train_net.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
+    python tools/train_net.py --cfg configs/Motion/divided.yaml ATTENTION.TIME.NAME lisa    # docs/attention.md
     torchrun --nproc_per_node 8 tools/train_net.py --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
 
 OUTPUT_DIR then holds config.yaml, environment.json, log.jsonl (one line per event), run.log and checkpoints/. The same

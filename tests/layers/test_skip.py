@@ -198,6 +198,16 @@ def test_an_exported_model_gives_the_same_logits(phi: Any) -> None:
     torch.testing.assert_close(program.module()(random_clip(seed=2)), model(random_clip(seed=2)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("phi", PHIS)
+def test_a_compiled_model_gives_the_same_logits(phi: Any) -> None:
+    skip = {axis: SkipSettings((1,), phi) for axis in (Axis.TIME, Axis.SPACE)}
+    model = small_model(depth=2, skip=skip)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(random_clip()), model(random_clip()), rtol=1e-3, atol=1e-4)
+
+
 def test_the_chains_of_two_axes_are_independent() -> None:
     time_only = {Axis.TIME: SkipSettings((1,), "identity")}
     model = small_model(depth=2, skip=time_only)

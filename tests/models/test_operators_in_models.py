@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from tests.models.small_models import ATTENTION_TYPES, CLIP_SIZE, random_clip, small_model
+from tests.models.small_models import ATTENTION_TYPES, CLIP_SIZE, SMALL, random_clip, small_model
 from videoattn.grid import Axis
 from videoattn.models import TimeSformer
 from videoattn.models.timesformer import AXES
@@ -54,6 +55,14 @@ class TestOperatorInModel:
             cost = costs[f"{module_name}.operator"]
             assert cost.macs_needed == operator.macs() * model.grid.num_calls(axis)
             assert cost.macs_executed >= cost.macs_needed
+
+    def test_torchs_counter_sees_the_same_products(self, name: str, attention_type: str, axis: Axis) -> None:
+        with torch.device("meta"):  # on a CPU torch's counter does not know torch's own fused attention
+            model = TimeSformer(**{**SMALL, "attention_type": attention_type, "operators": {axis: OPERATORS[name]}})
+            clip = torch.empty(1, 3, *CLIP_SIZE)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(clip)
+        assert counter.get_total_flops() == 2 * profile(model, CLIP_SIZE).macs_executed
 
     def test_an_exported_model_gives_the_same_logits(self, name: str, attention_type: str, axis: Axis) -> None:
         model = model_with(name, attention_type, axis)

@@ -26,25 +26,38 @@ REFUSED: dict[str, dict[str, str]] = {
     "lisa": {"relative positions in logits": _NO_LOGITS},
     "focused_linear": {"relative positions in logits": _NO_LOGITS},
 }
-# SkipAt needs a block before it on the same grid, and weights that can be used again.
-SKIP_NEEDS: dict[str, str] = {
-    "leff": "any operator before it",
-    "identity": "any operator before it",
-    "weights": f"{' or '.join(name for name, kind in OPERATORS.items() if kind.forms_weights)} before it",
+# The operators whose weights a block can reuse, by Φ; SkipAt needs a block before it on the same grid in any case.
+SKIPS_AFTER: dict[str, tuple[str, ...]] = {
+    "leff": tuple(OPERATORS),
+    "identity": tuple(OPERATORS),
+    "weights": tuple(name for name, kind in OPERATORS.items() if kind.forms_weights),
 }
+_POOLING = ("pooled keys", "relative positions in logits")
 
 
 def render_support() -> str:
-    """The table as Markdown, with the reasons for refusals below it."""
-    reasons = sorted({reason for row in REFUSED.values() for reason in row.values()})
-    lines = ["| method | " + " | ".join(SLOTS) + " |", "|---" * (len(SLOTS) + 1) + "|"]
+    """The table as Markdown, with notes below it."""
+    notes: list[str] = []
+
+    def noted(cell: str, note: str) -> str:
+        if note not in notes:
+            notes.append(note)
+        return f"{cell} ({notes.index(note) + 1})"
+
+    rows = []
     for name in OPERATORS:
         refused = REFUSED.get(name, {})
-        cells = [f"no ({reasons.index(refused[slot]) + 1})" if slot in refused else "yes" for slot in SLOTS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        f"| skipat, {phi} | " + " | ".join([f"yes, {need}"] * 4 + ["not yet"] * 2) + " |"
-        for phi, need in SKIP_NEEDS.items()
-    ]
-    lines += ["", *(f"({i}) {reason}." for i, reason in enumerate(reasons, start=1))]
-    return "\n".join(lines)
+        rows.append([name, *(noted("no", refused[slot]) if slot in refused else "yes" for slot in SLOTS)])
+    for phi, operators in SKIPS_AFTER.items():
+        after = "after a block with any operator"
+        if len(operators) < len(OPERATORS):
+            after = f"after a block with {', '.join(operators[:-1])} or {operators[-1]}"
+        rows.append(
+            [
+                f"skipat, {phi}",
+                *("not yet" if slot in _POOLING else noted("yes", f"{after}; not block 0") for slot in SLOTS),
+            ]
+        )
+    lines = [["method", *SLOTS], ["---"] * (len(SLOTS) + 1), *rows]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*table, "", *(f"({i}) {note}." for i, note in enumerate(notes, start=1))])
