@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models.small_models import SMALL, random_clip, released, save, small_model
+from tests.models.small_models import SMALL, random_clip, randomize, released, save, small_model
 from videoattn import config_file
 from videoattn.grid import Axis
-from videoattn.models import TimeSformer
+from videoattn.models import TimeSformer, build_model
 from videoattn.models import checkpoints as module
 from videoattn.models.checkpoints import (
     CheckpointError,
@@ -40,6 +40,25 @@ def test_our_training_checkpoint_describes_its_whole_model(tmp_path: Path) -> No
         assert torch.equal(model(clip), source(clip))
     longer = from_checkpoint(path, clip_size=(6, 24, 24))
     assert isinstance(longer, TimeSformer) and longer.clip_size == (6, 24, 24)
+
+
+def test_our_training_checkpoint_describes_operators_of_single_blocks_and_skipped_ones(tmp_path: Path) -> None:
+    cfg = config_file.load_config(
+        None,
+        [
+            *"DATA.NUM_FRAMES 4 DATA.TRAIN_CROP_SIZE 24 DATA.TEST_CROP_SIZE 24 TIMESFORMER.PATCH_SIZE 8".split(),
+            *"TIMESFORMER.EMBED_DIM 24 TIMESFORMER.DEPTH 5 TIMESFORMER.NUM_HEADS 3 ATTENTION.SKIP.SPACE 2-3".split(),
+            *("ATTENTION.TIME", "[{NAME: lisa, LAYERS: 0-1, NUM_PATTERNS: 2}, {NAME: focused_linear, LAYERS: 4}]"),
+        ],
+    )
+    source = randomize(build_model(cfg))
+    content = {"epoch": 1, "model_state": source.state_dict(), "cfg": config_file.dump_config(cfg)}
+    path = save(content, tmp_path / "a.pyth")
+    model = from_checkpoint(path)
+    with torch.no_grad():
+        assert torch.equal(model(random_clip(2, (4, 24, 24))), source(random_clip(2, (4, 24, 24))))
+    with pytest.raises(CheckpointError, match=r"of another shape: .*operator"):
+        from_checkpoint(path, clip_size=(6, 24, 24))  # LiSA's tables belong to one grid
 
 
 @pytest.mark.parametrize("attention_type", ["divided_space_time", "joint_space_time"])
