@@ -69,9 +69,12 @@ class TestOperatorInModel:
         program = torch.export.export(model, (random_clip(),))
         torch.testing.assert_close(program.module()(random_clip(seed=2)), model(random_clip(seed=2)))
 
-    @pytest.mark.slow
-    def test_a_compiled_model_gives_the_same_logits(self, name: str, attention_type: str, axis: Axis) -> None:
-        model = model_with(name, attention_type, axis, depth=1)
-        compiled = torch.compile(model, fullgraph=True)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(random_clip()), model(random_clip()), rtol=1e-3, atol=1e-4)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(("attention_type", "axis"), [SLOTS[0], SLOTS[2]])  # the slots along time, and joint
+def test_a_compiled_model_gives_the_same_logits(name: str, attention_type: str, axis: Axis) -> None:
+    model = model_with(name, attention_type, axis, depth=1)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(random_clip()), model(random_clip()), rtol=1e-3, atol=1e-4)
