@@ -124,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     planned = plan(size, folder, args.seeds, args.num_workers or max(1, min(8, (os.cpu_count() or 1) // args.jobs)))
     runs = select(planned, args.only)
     failures: list[str] = []
+    if args.report_only and not folder.exists():
+        raise ValueError(f"--report-only: nothing has run in {folder}; give the --folder of a study")
     if not args.report_only:
         with locked(folder) as lock:
             adopted = adopt_runs(args.out / f"benchmarks/results/motion_study_{args.size}.json", planned)

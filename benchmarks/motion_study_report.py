@@ -33,6 +33,8 @@ HOW_TO_READ = """\
   of clips; the clips themselves are the same for all. The last weights are evaluated, not the best ones. To the spread
   over seeds comes that of the validation clips: n of them tell a share p up to sqrt(p (1 - p) / n). A difference of
   less than about twice either says nothing.
+- **epochs** are few. Where top-1 still rose at the end (`top1_by_epoch` in the JSON), a low figure says that a method
+  learns slowly by this recipe, not that it can't.
 - **MACs**: multiply-accumulates of one clip (one view), where one multiply-add counts as 1. *Executed* is what runs;
   *needed* counts in attention the attending pairs alone. Where executed exceeds needed, a masked product also computes
   excluded pairs, and the method's saving is not had yet.
@@ -210,7 +212,13 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
     colours = {method: "black" if method == "dense" else f"C{number}" for number, method in enumerate(methods)}
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     for axes, variant in zip(figure.subplots(1, len(VARIANTS)), VARIANTS, strict=True):
-        for entry in (e for e in ran if e["variant"] == variant):
+        axes.set_title(f"{variant} clips")
+        own = [entry for entry in ran if entry["variant"] == variant]
+        if not own:
+            axes.text(0.5, 0.5, "not run yet", transform=axes.transAxes, ha="center", color="grey")
+            axes.set_axis_off()
+            continue
+        for entry in own:
             x, y, colour = entry["macs_needed"] / 1e6, 100 * entry["top1_mean"], colours[entry["method"]]
             axes.plot([x, entry["macs_executed"] / 1e6], [y, y], color=colour, linewidth=0.8, alpha=0.6)
             axes.errorbar(
@@ -218,7 +226,6 @@ def draw(path: Path, content: Mapping[str, Any]) -> None:
                 capsize=3, linewidth=1, alpha=0.85,
             )  # fmt: skip
         axes.axhline(100 / content["size"][variant]["num_classes"], color="grey", linestyle=":", linewidth=1)
-        axes.set_title(f"{variant} clips")
         axes.set_xlabel("million multiply-accumulates of a clip, needed (line: to executed)")
         axes.set_ylabel("top-1 %")
         axes.grid(alpha=0.25)
