@@ -1,6 +1,8 @@
 """One thread for each test process, so that several can share a machine; GPU tests skip where there is no GPU."""
 
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in programs that tests start
 
@@ -16,3 +18,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch counts how often a function was compiled in a process, and refuses after some models; tests are many."""
+    yield
+    if request.node.get_closest_marker("slow") and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
