@@ -3,7 +3,7 @@
 
 Examples:
     python benchmarks/operators.py                              # writes benchmarks/results/operators_cpu.json
-    python benchmarks/operators.py --sites "time 8" "joint 1568" --rounds 20 --out /tmp/operators.json
+    python benchmarks/operators.py --sites "time 8" "joint 1568" --rounds 20 --out operators.json
 
 Operators alone, no projections: q, k and v are strided views of one packed tensor, as in a model. The methods take
 turns in every round, so that what slows the machine slows them alike; given are medians, and the median over rounds of

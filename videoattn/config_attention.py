@@ -12,7 +12,7 @@ from videoattn.config_types import NotNegative, Positive, Section
 
 def parse_layers(value: object) -> object:
     """Block numbers counted from 0 as a sorted tuple, out of a number, text such as "4-11" or "0, 3-5", or a list."""
-    items = value if isinstance(value, tuple) else str(value).split(",") if isinstance(value, str) else (value,)
+    items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     numbers: set[int] = set()
     for item in items:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(item).strip())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from videoattn.layers.mixer import MultiheadAttention, TokenMixer
+from videoattn.layers.mixer import MultiheadAttention, TokenMixer, reorder_qkv_rows
 from videoattn.layers.skip import ReusedWeights
 
 _DENSE = {f"{module}.{kind}" for module in ("norm", "qkv", "proj") for kind in ("weight", "bias")}
@@ -44,7 +44,7 @@ def suit_attention(state: Mapping[str, Tensor], model: nn.Module) -> SuitedState
             for key in theirs - ours.keys():
                 value = suited.state.pop(start + key)
                 if isinstance(mixer, ReusedWeights) and key.startswith("qkv."):
-                    rows = value.unflatten(0, (mixer.num_heads, 3, -1))[:, 2].flatten(0, 1)
+                    _, _, rows = reorder_qkv_rows(value, mixer.num_heads, to_packed=False).chunk(3)
                     suited.state[start + key.replace("qkv.", "v.")] = rows
                 else:
                     suited.dropped.append(start + key)
