@@ -217,6 +217,19 @@ def test_what_is_wrong_with_an_operator_is_said_with_its_line(tmp_path: Path, te
     assert words in problem
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("ATENTION.TIME.NAME", "ATTENTION.TIME.NAME"),
+        ("ATTENTION.TME.VARIANT", "ATTENTION.TIME.VARIANT"),
+        ("ATTENTION.JONT.LAYERS", "ATTENTION.JOINT.LAYERS"),
+        ("ATTENTION.SKP.TIME", "ATTENTION.SKIP.TIME"),
+    ],
+)
+def test_a_misspelt_axis_is_told_the_nearest_key(key: str, meant: str) -> None:
+    assert problems_of(None, key, "1") == [f"command line: {key} is not a setting; did you mean {meant}?"]
+
+
 def test_an_option_beside_a_list_is_refused(tmp_path: Path) -> None:
     (problem,) = problems_of(write(tmp_path, TWO), "ATTENTION.JOINT.VARIANT", "wythoff")
     assert problem.startswith("command line: ATTENTION.JOINT.VARIANT can't stand beside a list of operators")

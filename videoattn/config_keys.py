@@ -43,6 +43,7 @@ _FIELDS = list_fields(Config)
 _SECTIONS = {key.rpartition(".")[0] for key in _FIELDS} - {""} | set(_AXES)
 _KEYS = [key for key in _FIELDS if key not in _SECTIONS]
 _OPTIONS = {name: [key for key in list_fields(section) if key != "NAME"] for name, section in OPERATOR_SECTIONS.items()}
+_SPELT = _KEYS + [f"{axis}.{name}" for axis in _AXES for name in dict.fromkeys(["NAME", *sum(_OPTIONS.values(), [])])]
 
 
 def takes_text(key: str) -> bool:
@@ -99,10 +100,10 @@ def _nearest(key: str) -> str | None:
     section, _, name = key.upper().rpartition(".")
     if _OPERATOR.fullmatch(section):
         return f"{section}.{name}"
-    namesakes = [other for other in _KEYS if other.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(key.upper(), _KEYS, n=1, cutoff=0.85)
+    namesakes = [other for other in _SPELT if other.rpartition(".")[2] == name]
+    close = difflib.get_close_matches(key.upper(), _SPELT, n=1, cutoff=0.85)
     close += difflib.get_close_matches(key.upper(), namesakes, n=1, cutoff=0.0)
-    close += difflib.get_close_matches(key.upper(), _KEYS, n=1)
+    close += difflib.get_close_matches(key.upper(), _SPELT, n=1)
     close += difflib.get_close_matches(section or name, _SECTIONS, n=1)
     return close[0] if close else None
 
