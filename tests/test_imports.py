@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"grid"},
     "operators": {"grid", "kernels"},
     "layers": {"grid", "kernels", "operators"},
-    "models": {"grid", "operators", "layers", "config", "config_attention", "config_file"} | SINGLE_FILES,
+    "models": {"grid", "operators", "layers", "config", "config_types", "config_attention", "config_file"}
+    | SINGLE_FILES,
     "conversion_sites": {"grid", "operators", "layers"},
     "conversion": {"grid", "operators", "layers", "conversion_sites"},
     "profile": {"grid", "operators", "profile_operations", "profile_measure"} | SINGLE_FILES,

@@ -102,26 +102,27 @@ def test_an_official_file_loads_as_it_is_and_means_what_ours_means(tmp_path: Pat
     inert = {note.key: note.value for note in report.inert}
     gpus = original["NUM_GPUS"]
     assert inert == {
-        "DATA.INPUT_CHANNEL_NUM": (3,), "MODEL.ARCH": "vit", "MODEL.DROPOUT_RATE": 0.5,
+        "DATA.INPUT_CHANNEL_NUM": (3,), "MODEL.ARCH": "vit",
         "NUM_GPUS": gpus, "NUM_SHARDS": 1, "TEST.ENABLE": original["TEST"]["ENABLE"],
     }  # fmt: skip
     translated = [note.key for note in report.translated]
     paths = ["DATA.PATH_TO_DATA_DIR"] if name in SSV2 else []
     channels = ["DATA.REVERSE_INPUT_CHANNEL"] if name in SSV2 else []
     defaults = ["GLOBAL_BATCH_SIZE", "TIMESFORMER.PRETRAINED_MODEL", "TRAIN.CHECKPOINT_EPOCH_RESET"]
-    assert translated == ["MODEL.MODEL_NAME", *paths, *defaults, *channels]
+    assert translated == ["MODEL.MODEL_NAME", *paths, *defaults[:2], "MODEL.DROPOUT_RATE", *defaults[2:], *channels]
     assert cfg.data.path_to_data_dir == original["DATA"]["PATH_TO_DATA_DIR"].strip()
     assert cfg.data.reverse_input_channel == (name in SSV2)
 
 
 def test_the_report_names_key_value_line_and_reason(tmp_path: Path) -> None:
-    path = write(tmp_path, "NUM_GPUS: 8\nMODEL:\n  NUM_CLASSES: 5\n  DROPOUT_RATE: 0.5\nMIXUP: {ENABLED: True}")
+    path = write(tmp_path, "NUM_GPUS: 8\nMODEL:\n  NUM_CLASSES: 5\n  HEAD_ACT: softmax\nMIXUP: {ENABLED: True}")
     cfg, report = load_config_with_report(path)
     assert cfg.mixup.enable is True
     assert format_report(report).splitlines() == [
         "Keys that mean nothing here:",
         f"  NUM_GPUS 8 ({path}:1): the launcher decides how many processes and machines there are",
-        f"  MODEL.DROPOUT_RATE 0.5 ({path}:4): the official ViT never reads it",
+        f"  MODEL.HEAD_ACT 'softmax' ({path}:4): models return logits here; "
+        "TEST.AGGREGATE says what evaluation adds up",
         "Published settings:",
         f"  MIXUP.ENABLED True ({path}:5): read as MIXUP.ENABLE True: TimeSformer's name",
     ]
@@ -192,15 +193,19 @@ def test_a_published_key_is_refused_at_values_that_would_matter(key: str, harmle
     assert problem.startswith(f"command line: {key} expects ") and problem.endswith("which is not supported")
 
 
-@pytest.mark.parametrize("key", ["BN.NUM_SPLITS", "MVIT.DEPTH", "AVA.BGR", "TENSORBOARD.MODEL_VIS.TOPK", "PREFETCH.A"])
+@pytest.mark.parametrize(
+    "key", ["BN.NUM_SPLITS", "MVIT.REV.RESPATH_FUSE", "AVA.BGR", "TENSORBOARD.MODEL_VIS.TOPK", "PREFETCH.A"]
+)
 def test_sections_of_other_models_change_nothing(key: str) -> None:
     cfg, report = load_config_with_report(None, [key, "7"])
     assert cfg == Config() and [note.key for note in report.inert] == [key]
 
 
-def test_models_that_cannot_be_built_yet_are_refused_before_their_keys(tmp_path: Path) -> None:
-    path = write(tmp_path, "MODEL: {MODEL_NAME: MViT}\nMVIT: {DEPTH: 16}\nTRAIN: {NO_SUCH_KEY: 1}")
-    assert problems_of(path) == [f"{path}:1: MODEL.MODEL_NAME: MViT is not supported yet"]
+def test_models_that_cannot_be_built_are_refused_before_their_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, "MODEL: {MODEL_NAME: MaskMViT}\nMVIT: {DEPTH: 16}\nTRAIN: {NO_SUCH_KEY: 1}")
+    assert problems_of(path) == [
+        f"{path}:1: MODEL.MODEL_NAME: MaskMViT is not supported; this project trains classifiers"
+    ]
 
 
 def test_two_names_of_one_setting_in_one_file_are_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in format_report(config_report).splitlines():
             logger.info("%s", line)
         model = build_model(cfg)
-        load_report = load_weights(model, weights)
+        load_report = load_weights(model, weights, allow_resize=cfg.test.allow_resize)
         logger.info("%s", load_report)
         loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
                               local_world_size=process.local_world_size)  # fmt: skip

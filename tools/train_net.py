@@ -178,7 +178,15 @@ def find_checkpoint(cfg: Config, folder: Path) -> Path | None:
 def start_weights(cfg: Config, model: nn.Module) -> None:
     """Load what the run starts from, if anything, and say what was loaded."""
     if cfg.train.checkpoint_file_path:
-        logger.info("%s", load_weights(model, cfg.train.checkpoint_file_path, allow_new_head=cfg.train.finetune))
+        logger.info(
+            "%s",
+            load_weights(
+                model,
+                cfg.train.checkpoint_file_path,
+                allow_new_head=cfg.train.finetune,
+                allow_resize=cfg.train.finetune,
+            ),
+        )
     elif cfg.timesformer.pretrained_model:
         logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
 

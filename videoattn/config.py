@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from videoattn.config_attention import Attention
-from videoattn.config_types import Fraction, NonNegativeFloat, NotNegative, Positive, Section
+from videoattn.config_types import Fraction, NonNegativeFloat, NotNegative, Positive, Section, Size3, Stride
 
 
 class Train(Section):
@@ -26,7 +26,9 @@ class Train(Section):
     auto_resume: bool = Field(True, description="continue from the newest checkpoint in OUTPUT_DIR")
     checkpoint_file_path: str = Field("", description="weights to start from")
     checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
-    finetune: bool = Field(False, description="allow a head with another number of classes to start anew")
+    finetune: bool = Field(
+        False, description="weights may be of other classes (a new head) and other clip sizes (resized positions)"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     compile: bool = Field(False, description="torch.compile the model")
     deterministic: bool = Field(True, description="ask torch for deterministic algorithms")
@@ -45,6 +47,7 @@ class Test(Section):
         "auto", description="what DATA.ENSEMBLE_METHOD combines; auto: logits for TimeSformer, as published"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    allow_resize: bool = Field(False, description="weights may be of clips of another size; positions are resized")
     save_results_path: str = Field("", description="folder for results.json and predictions.csv; '': OUTPUT_DIR/test")
 
 
@@ -120,6 +123,7 @@ class Model(Section):
     loss_func: Literal["cross_entropy", "soft_cross_entropy"] = Field(
         "cross_entropy", description="the same here: targets are soft where MIXUP makes them so"
     )
+    dropout_rate: Fraction = Field(0.5, description="before the head of an MViT; TimeSformer has none, as published")
     act_checkpoint: bool = Field(False, description="recompute blocks in the backward pass to save memory")
 
 
@@ -140,6 +144,42 @@ class TimeSformer(Section):
     drop_path_unit: Literal["call", "sample"] = Field(
         "call", description="what is dropped: an attention call (published) or a clip"
     )
+
+
+class MViT(Section):
+    """MViT's own settings; what is left out comes from the named size.
+
+    Lists such as DIM_MUL hold [block, factor], those of strides [block, t, h, w], blocks counted from 0.
+    """
+
+    attention_type: Literal["joint", "divided"] = Field(
+        "joint", description="divided: along time first, then pooled within frames"
+    )
+    patch_kernel: Size3 | None = None
+    patch_stride: Size3 | None = None
+    patch_padding: Size3 | None = None
+    embed_dim: Positive | None = None
+    num_heads: Positive | None = None
+    depth: Positive | None = None
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    qkv_bias: bool | None = None
+    cls_embed_on: bool | None = Field(None, description="a class token; without, the head sees the tokens' mean")
+    dim_mul: tuple[tuple[int, float], ...] | None = Field(None, description="where the width grows: [block, factor]")
+    head_mul: tuple[tuple[int, float], ...] | None = Field(None, description="where heads grow: [block, factor]")
+    dim_mul_in_att: bool | None = Field(None, description="widths grow in attention (MViTv2), not the MLP before")
+    pool_q_stride: tuple[Stride, ...] | None = Field(None, description="where queries are pooled: [block, t, h, w]")
+    pool_kv_stride: tuple[Stride, ...] | None = Field(None, description="the same of keys and values")
+    pool_kv_stride_adaptive: Size3 | None = Field(None, description="of block 0; falls as queries are pooled")
+    pool_kvq_kernel: Size3 | None = Field(None, description="left out by SlowFast's names: one more than the stride")
+    use_abs_pos: bool | None = None
+    sep_pos_embed: bool | None = Field(None, description="absolute positions apart in space and time; others are not")
+    rel_pos_spatial: bool | None = None
+    rel_pos_temporal: bool | None = None
+    rel_pos_zero_init: bool = False
+    residual_pooling: bool | None = Field(None, description="add pooled queries to what attention returns")
+    zero_decay_pos_cls: bool = Field(True, description="no weight decay on positions and the class token")
+    droppath_rate: Fraction | None = None
+    init: Literal["published", "from_scratch"] = Field("published", description="from_scratch: for small widths")
 
 
 class Solver(Section):
@@ -206,6 +246,7 @@ class Config(Section):
     mixup: Mixup = Mixup()
     model: Model = Model()
     timesformer: TimeSformer = TimeSformer()
+    mvit: MViT = MViT()
     attention: Attention = Attention()
     solver: Solver = Solver()
     ema: Ema = Ema()

@@ -6,14 +6,23 @@ the file. Keys of published SlowFast and TimeSformer files are read as `videoatt
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from videoattn.config import Config
 from videoattn.config_keys import describe_problems, merge_settings, nest_settings, sort_keys, takes_text
-from videoattn.published_keys import UNSUPPORTED_MODELS, Note, fill_defaults, names_published_timesformer, read_layer
+from videoattn.published_keys import (
+    PUBLISHED_MVIT,
+    PUBLISHED_TIMESFORMER,
+    UNSUPPORTED_MODELS,
+    Note,
+    fill_slowfast_defaults,
+    fill_timesformer_defaults,
+    published_name,
+    read_layer,
+)
 from videoattn.strict_yaml import (
     COMMAND_LINE,
     ConfigError,
@@ -60,7 +69,10 @@ def load_config(path: str | Path | None, overrides: Sequence[object] = ()) -> Co
 
 def load_config_with_report(path: str | Path | None, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
     """`load_config`, and what became of the keys that only published files have."""
-    return _build([*(_read_files(Path(path)) if path is not None else []), _read_overrides(overrides)])
+    notes: list[Note] = []
+    layers = _read_files(Path(path), notes) if path is not None else []
+    cfg, report = _build([*layers, _read_overrides(overrides)])
+    return cfg, replace(report, translated=(*notes, *report.translated))
 
 
 def parse_config(text: str, source: str) -> Config:
@@ -117,8 +129,12 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
         settings = merge_settings(settings, renamed)
         translated += notes
         problems += conflicts
-    if any(names_published_timesformer(layer) for layer in layers):
-        settings, notes = fill_defaults(settings)
+    names = {published_name(layer) for layer in layers}
+    if PUBLISHED_TIMESFORMER in names:
+        settings, notes = fill_timesformer_defaults(settings)
+        translated += notes
+    elif PUBLISHED_MVIT in names:
+        settings, notes = fill_slowfast_defaults(settings)
         translated += notes
     model = settings.get("MODEL.MODEL_NAME")
     if model and isinstance(model.value, str) and model.value in UNSUPPORTED_MODELS:
@@ -156,8 +172,11 @@ def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
     return settings
 
 
-def _read_files(path: Path, chain: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
-    """The settings of a file's bases, then its own."""
+def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
+    """The settings of a file's bases, then its own.
+
+    Some published files repeat keys; their last value holds, as there, and `notes` tell.
+    """
     if path.resolve() in [above.resolve() for above in chain]:
         raise ConfigError([f"{chain[0]}: {_BASE} runs in a circle: {' -> '.join(map(str, (*chain, path)))}"])
     try:
@@ -165,11 +184,19 @@ def _read_files(path: Path, chain: tuple[Path, ...] = ()) -> list[dict[str, Sett
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
-    settings = read_settings(text, str(path))
+    repeated: list[str] = []
+    settings = read_settings(text, str(path), repeated=repeated)
+    if repeated and published_name(settings) is None:
+        raise ConfigError(repeated)
+    for problem in repeated:
+        place, _, rest = problem.partition(": ")
+        key, _, where = rest.partition(" is repeated; ")
+        value = settings[key].value if key in settings else None
+        notes.append(Note(key, value, f"the last of several; {where}", place))
     base = settings.pop(_BASE, Setting((), ""))
     layers = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
         if not isinstance(name, str) or not name:
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
-        layers += _read_files(path.parent / name, (*chain, path))
+        layers += _read_files(path.parent / name, notes, (*chain, path))
     return [*layers, settings]

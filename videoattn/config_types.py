@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Size3 = tuple[NotNegative, NotNegative, NotNegative]
+Stride = tuple[NotNegative, Positive, Positive, Positive]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 
 

@@ -1,8 +1,8 @@
 """Keys of published SlowFast and TimeSformer files: which mean nothing here and why, and how the others are read.
 
 `INERT` is the one table of keys that cannot change a result here. A key that is harmless only at some values names
-them; at any other value it is refused. `read_layer` and `fill_defaults` turn published names, values and defaults
-into this project's. Source: both projects' default settings and the code that reads them.
+them; at any other value it is refused. `read_layer` and the functions that fill defaults in turn published names,
+values and defaults into this project's. Source: both projects' default settings and the code that reads them.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from videoattn.strict_yaml import COMMAND_LINE, Setting
 
 PUBLISHED_TIMESFORMER = "vit_base_patch16_224"
+PUBLISHED_MVIT = "MViT"
 IMAGENET_VIT = "timm:vit_base_patch16_224.orig_in21k_ft_in1k"
 
 
@@ -52,7 +53,19 @@ INERT: dict[str, Inert] = {
     "NONLOCAL.*": Inert(_OTHER_FAMILY),
     "SLOWFAST.*": Inert(_OTHER_FAMILY),
     "X3D.*": Inert(_OTHER_FAMILY),
-    "MVIT.*": Inert("read for MODEL.MODEL_NAME MViT only"),
+    "MVIT.MODE": _unsupported("pooling other than by convolution", "conv"),
+    "MVIT.POOL_FIRST": _unsupported("pooling before the projections", False),
+    "MVIT.PATCH_2D": _unsupported("patches of single frames", False),
+    "MVIT.NORM": _unsupported("other norms", "layernorm"),
+    "MVIT.NORM_STEM": _unsupported("a norm behind the patch embedding", False),
+    "MVIT.DROPOUT_RATE": _unsupported("dropout within blocks", 0.0, 0),
+    "MVIT.LAYER_SCALE_INIT_VALUE": _unsupported("layer scale", 0.0, 0),
+    "MVIT.SEPARATE_QKV": Inert("one packed projection computes the same; checkpoints of both kinds load"),
+    "MVIT.HEAD_INIT_SCALE": _unsupported("another start of the head", 1.0, 1),
+    "MVIT.USE_MEAN_POOLING": _unsupported("a mean of patch tokens before the norm", False),
+    "MVIT.USE_FIXED_SINCOS_POS": _unsupported("fixed positions", False),
+    "MVIT.REV.ENABLE": _unsupported("reversible blocks", False),
+    "MVIT.REV.*": Inert("read with MVIT.REV.ENABLE only"),
     "MASK.ENABLE": _unsupported("masked pre-training", False),
     "MASK.*": Inert("read for masked pre-training only"),
     "CONTRASTIVE.*": Inert("read for contrastive pre-training only"),
@@ -72,7 +85,7 @@ INERT: dict[str, Inert] = {
     "TRAIN.CHECKPOINT_TYPE": _unsupported("a Caffe2 checkpoint", "pytorch"),
     "TRAIN.CHECKPOINT_INFLATE": _unsupported("inflated 2-D convolutions", False),
     "TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN": _unsupported("renamed tensors", (), None),
-    "TRAIN.CHECKPOINT_IN_INIT": _unsupported("weights loaded before the model is distributed", False),
+    "TRAIN.CHECKPOINT_IN_INIT": Inert("weights are always loaded before the model is distributed"),
     "TEST.CHECKPOINT_TYPE": _unsupported("a Caffe2 checkpoint", "pytorch"),
     "TEST.NUM_TEMPORAL_CLIPS": _unsupported("evaluation with several numbers of clips", (), None),
     "AUG.RE_SPLIT": _unsupported("no erasing in the first augmented copy", False),
@@ -87,10 +100,9 @@ INERT: dict[str, Inert] = {
     "MODEL.ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
     "MODEL.SINGLE_PATHWAY_ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
     "MODEL.MULTI_PATHWAY_ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
-    "MODEL.DROPOUT_RATE": Inert("the official ViT never reads it"),
-    "MODEL.DROPCONNECT_RATE": Inert("the official ViT never reads it"),
-    "MODEL.FC_INIT_STD": Inert("the official ViT never reads it"),
-    "MODEL.HEAD_ACT": Inert("the official ViT returns logits whatever it says"),
+    "MODEL.DROPCONNECT_RATE": Inert("neither TimeSformer nor MViT reads it"),
+    "MODEL.FC_INIT_STD": Inert("neither TimeSformer nor MViT reads it"),
+    "MODEL.HEAD_ACT": Inert("models return logits here; TEST.AGGREGATE says what evaluation adds up"),
     "MODEL.FROZEN_BN": Inert("no model here has batch normalisation"),
     "MODEL.DETACH_FINAL_FC": _unsupported("training of the head alone", False),
     "MODEL.FP16_ALLREDUCE": _unsupported("gradients exchanged in half precision", False),
@@ -132,8 +144,7 @@ INERT: dict[str, Inert] = {
 
 # Published names of models that no builder here knows; a config that names one is refused before anything else.
 UNSUPPORTED_MODELS: dict[str, str] = {
-    "MViT": "MViT is not supported yet",
-    "PTVMViT": "MViT is not supported yet",
+    "PTVMViT": "PTVMViT is pytorchvideo's name for it; use MViT or mvit_v1_b",
     **{
         name: f"{name} is not supported; this project builds video transformers"
         for name in ("SlowFast", "ResNet", "X3D", "PTVSlowFast", "PTVResNet", "PTVX3D", "PTVCSN", "PTVR2plus1D")
@@ -144,6 +155,7 @@ UNSUPPORTED_MODELS: dict[str, str] = {
 # (published key, value) -> (our key, value, why)
 TRANSLATED: list[tuple[str, object, str, object, str]] = [
     ("MODEL.MODEL_NAME", PUBLISHED_TIMESFORMER, "MODEL.MODEL_NAME", "timesformer_base", "TimeSformer's published name"),
+    ("MODEL.MODEL_NAME", PUBLISHED_MVIT, "MODEL.MODEL_NAME", "mvit", "SlowFast's name"),
     ("DATA.DECODING_BACKEND", "torchvision", "DATA.DECODING_BACKEND", "auto", "torchvision no longer decodes videos"),
     ("SOLVER.OPTIMIZING_METHOD", "mt_adamw", "SOLVER.OPTIMIZING_METHOD", "adamw", "the same method, computed faster"),
     ("TRAIN.MIXED_PRECISION", True, "TRAIN.PRECISION", "fp16", "SlowFast's name"),
@@ -153,7 +165,15 @@ TRANSLATED: list[tuple[str, object, str, object, str]] = [
     ("NUM_GPUS", 0, "DEVICE", "cpu", "no GPU"),
 ]
 
-# What a published TimeSformer file means by leaving a key out, where that is not this project's default.
+# What a published file means by leaving a key out, where that is not this project's default.
+SLOWFAST_DEFAULTS: dict[str, object] = {
+    "RNG_SEED": 1,
+    "TRAIN.BATCH_SIZE": 64,
+    "TRAIN.EVAL_PERIOD": 10,
+    "TRAIN.CHECKPOINT_PERIOD": 10,
+    "TRAIN.CHECKPOINT_EPOCH_RESET": False,
+    "DATA_LOADER.NUM_WORKERS": 8,
+}
 TIMESFORMER_DEFAULTS: dict[str, object] = {
     "GLOBAL_BATCH_SIZE": 64,
     "RNG_SEED": 1,
@@ -166,8 +186,10 @@ TIMESFORMER_DEFAULTS: dict[str, object] = {
 
 
 def find_inert(key: str) -> Inert | None:
-    """The table's entry for a key: its own, or that of its section."""
-    return INERT.get(key) or INERT.get(f"{key.split('.')[0]}.*")
+    """The table's entry for a key: its own, or that of the innermost section which has one."""
+    parts = key.split(".")
+    entries = (INERT.get(".".join([*parts[:n], "*"])) for n in range(len(parts), 0, -1))
+    return INERT.get(key) or next(filter(None, entries), None)
 
 
 def is_harmless(entry: Inert, value: object) -> bool:
@@ -198,27 +220,70 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
     return settings, notes, problems
 
 
+def published_name(layer: Mapping[str, Setting]) -> str | None:
+    """The name by which a file or command line asks for a model, if only published files use it."""
+    name = layer.get("MODEL.MODEL_NAME")
+    return str(name.value) if name and name.value in (PUBLISHED_TIMESFORMER, PUBLISHED_MVIT) else None
+
+
 def names_published_timesformer(layer: Mapping[str, Setting]) -> bool:
     """Whether a file or command line asks for the model by the name that TimeSformer's own files use."""
-    name = layer.get("MODEL.MODEL_NAME")
-    return name is not None and name.value == PUBLISHED_TIMESFORMER
+    return published_name(layer) == PUBLISHED_TIMESFORMER
 
 
-def fill_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
+class _Filling:
+    """Settings that defaults are put into, with a note on each."""
+
+    def __init__(self, settings: Mapping[str, Setting], source: str) -> None:
+        self.settings, self.notes, self.source = dict(settings), list[Note](), source
+
+    def put(self, key: str, value: object, reason: str) -> None:
+        self.settings[key] = Setting(value, self.source)
+        self.notes.append(Note(key, value, reason, self.source))
+
+    def put_missing(self, values: Mapping[str, object]) -> None:
+        for key, value in values.items():
+            if key not in self.settings:
+                self.put(key, value, "what a file means there by leaving it out")
+
+    def reads_ssv2(self) -> bool:
+        """Whether the run that the settings describe reads Something-Something."""
+        train = self.settings.get("TRAIN.ENABLE")
+        only_tests = train is not None and train.value is False
+        dataset = self.settings.get("TEST.DATASET" if only_tests else "TRAIN.DATASET")
+        return dataset is not None and dataset.value == "ssv2"
+
+
+def fill_slowfast_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
+    """A published SlowFast file of an MViT with what it means by leaving keys out: settings, translations.
+
+    Channel order: there Something-Something frames are read as BGR, so that REVERSE_INPUT_CHANNEL makes them RGB.
+    """
+    filling = _Filling(settings, "SlowFast's default")
+    filling.put_missing(SLOWFAST_DEFAULTS)
+    given = filling.settings.get("DATA.REVERSE_INPUT_CHANNEL")
+    if filling.reads_ssv2() and (given is None or given.source != COMMAND_LINE):
+        reversed_there = given is not None and given.value is True
+        colours = "RGB" if reversed_there else "BGR"
+        filling.put(
+            "DATA.REVERSE_INPUT_CHANNEL", not reversed_there, f"the original's weights saw {colours} frames here"
+        )
+    return filling.settings, filling.notes
+
+
+def fill_timesformer_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
     """A published TimeSformer file with what it means by leaving keys out: settings, translations.
 
     Channel order: the original ignores REVERSE_INPUT_CHANNEL, but reads Something-Something frames as BGR.
     """
-    filled, notes = dict(settings), []
-    source = "TimeSformer's default"
-
-    def put(key: str, value: object, reason: str) -> None:
-        filled[key] = Setting(value, source)
-        notes.append(Note(key, value, reason, source))
-
-    for key, value in TIMESFORMER_DEFAULTS.items():
-        if key not in filled:
-            put(key, value, "what a file means there by leaving it out")
+    filling = _Filling(settings, "TimeSformer's default")
+    filled, put = filling.settings, filling.put
+    filling.put_missing(TIMESFORMER_DEFAULTS)
+    dropout = filled.pop("MODEL.DROPOUT_RATE", None)
+    if dropout:
+        filling.notes.append(
+            Note("MODEL.DROPOUT_RATE", dropout.value, "without effect: the official ViT never reads it", dropout.source)
+        )
     if "TRAIN.CHECKPOINT_EPOCH_RESET" not in filled:
         finetune = filled.get("TRAIN.FINETUNE")
         if not (finetune and finetune.value is True):
@@ -227,16 +292,13 @@ def fill_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], 
     if mixup and mixup.value is True and (loss is None or loss.value == "cross_entropy"):
         put("MODEL.LOSS_FUNC", "soft_cross_entropy", "there mixup always uses soft targets")
 
-    train = filled.get("TRAIN.ENABLE")
-    dataset = filled.get("TEST.DATASET" if train and train.value is False else "TRAIN.DATASET")
-    bgr = dataset is not None and dataset.value == "ssv2"
     given = filled.get("DATA.REVERSE_INPUT_CHANNEL")
     if given is None or given.source != COMMAND_LINE:
-        if bgr:
+        if filling.reads_ssv2():
             put("DATA.REVERSE_INPUT_CHANNEL", True, "the original ignores the key, yet its weights saw BGR frames here")
         elif given is not None and given.value is True:
             put("DATA.REVERSE_INPUT_CHANNEL", False, "the original ignores the key, and its weights saw RGB frames")
-    return filled, notes
+    return filled, filling.notes
 
 
 def _same(given: object, expected: object) -> bool:

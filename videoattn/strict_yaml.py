@@ -47,24 +47,30 @@ class Setting:
     source: str
 
 
-def read_settings(text: str, source: str, prefix: str = "") -> dict[str, Setting]:
+def read_settings(text: str, source: str, prefix: str = "", repeated: list[str] | None = None) -> dict[str, Setting]:
     """The settings in YAML text by dotted key, e.g. `DATA.NUM_FRAMES`.
 
     `source` is the file's name or COMMAND_LINE. With a `prefix`, the text is that key's value.
-    Raises ConfigError on text that is no YAML and on repeated keys.
+    Raises ConfigError on text that is no YAML and on repeated keys; given a list `repeated`, what there is to say of
+    those goes there instead, and their last value holds.
     """
     settings: dict[str, Setting] = {}
     problems: list[str] = []
+    repeats: list[str] = []
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
-            _collect(loader, node, prefix, source, settings, problems)
+            _collect(loader, node, prefix, source, settings, problems, repeats)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = _place(source, mark.line) if mark else source
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise ConfigError([f"{place}: {f'{prefix}: ' if prefix else ''}not valid YAML: {what}"]) from None
+    if repeated is None:
+        problems += repeats
+    else:
+        repeated += repeats
     if problems:
         raise ConfigError(problems)
     return settings
@@ -127,12 +133,13 @@ def _place(source: str, line: int) -> str:
 
 
 def _collect(
-    loader: _Loader, node: yaml.Node, key: str, source: str, settings: dict[str, Setting], problems: list[str]
-) -> None:
+    loader: _Loader, node: yaml.Node, key: str, source: str, settings: dict[str, Setting], problems: list[str],
+    repeats: list[str],
+) -> None:  # fmt: skip
     place = _place(source, node.start_mark.line)
     if key and isinstance(node, yaml.SequenceNode) and any(isinstance(item, yaml.MappingNode) for item in node.value):
         for number, item in enumerate(node.value):
-            _collect(loader, item, f"{key}.{number}", source, settings, problems)
+            _collect(loader, item, f"{key}.{number}", source, settings, problems, repeats)
         return
     if not isinstance(node, yaml.MappingNode) or node.tag != _MAPPING:
         value = freeze(loader.construct_object(node, deep=True))
@@ -150,11 +157,13 @@ def _collect(
         dotted = f"{key}.{name}" if key else str(name)
         if not isinstance(name, str):
             problems.append(f"{place}: a key is a word in capitals, got {show(name)}")
-        elif name in places:
-            problems.append(f"{place}: {dotted} is repeated; it first stands at {places[name]}")
         else:
-            places[name] = place
-            _collect(loader, value_node, dotted, source, settings, problems)
+            if name in places:
+                repeats.append(f"{place}: {dotted} is repeated; it first stands at {places[name]}")
+                for earlier in [other for other in settings if other == dotted or other.startswith(f"{dotted}.")]:
+                    del settings[earlier]
+            places.setdefault(name, place)
+            _collect(loader, value_node, dotted, source, settings, problems, repeats)
 
 
 def _thaw(value: Any) -> Any:

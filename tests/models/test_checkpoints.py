@@ -86,7 +86,13 @@ def test_dense_weights_load_into_the_sparse_twin(tmp_path: Path) -> None:
 
 def test_embeddings_of_another_clip_size_are_resized_in_their_dimensions(tmp_path: Path) -> None:
     source, target = small_model(clip_size=(6, 32, 48)), small_model(seed=5)
-    report = load_weights(target, save(source.state_dict(), tmp_path / "a.pyth"))
+    path, before = save(source.state_dict(), tmp_path / "a.pyth"), target.pos_embed.clone()
+    with pytest.raises(
+        CheckpointError, match=r"of another size \(allow_resize=True resizes time_embed and pos_embed to"
+    ):
+        load_weights(target, path)
+    assert torch.equal(target.pos_embed, before)
+    report = load_weights(target, path, allow_resize=True)
     assert report.resized == ["time_embed", "pos_embed"]
     assert torch.equal(target.pos_embed, resize_space(source.pos_embed, (4, 6), (2, 3)))
     assert target.time_embed is not None and source.time_embed is not None
@@ -95,7 +101,7 @@ def test_embeddings_of_another_clip_size_are_resized_in_their_dimensions(tmp_pat
 
 def test_square_positions_are_resized_to_a_grid_that_is_not_square(tmp_path: Path) -> None:
     source, target = small_model(clip_size=(4, 24, 24)), small_model(seed=5)
-    load_weights(target, save(released(source), tmp_path / "a.pyth"))
+    load_weights(target, save(released(source), tmp_path / "a.pyth"), allow_resize=True)
     assert torch.equal(target.pos_embed, resize_space(source.pos_embed, (3, 3), (2, 3)))
 
 

@@ -9,7 +9,6 @@ from tests.models.small_models import SMALL, random_clip, randomize, released, s
 from videoattn import config_file
 from videoattn.grid import Axis
 from videoattn.models import TimeSformer, build_model
-from videoattn.models import checkpoints as module
 from videoattn.models.checkpoints import (
     CheckpointError,
     from_checkpoint,
@@ -87,7 +86,7 @@ def test_a_standard_width_tells_the_heads_and_it_is_logged(tmp_path: Path, caplo
     source = small_model(embed_dim=192, depth=1, clip_size=(2, 24, 24))
     caplog.set_level("INFO")
     model = from_checkpoint(save(released(source), tmp_path / "a.pyth"))
-    assert module._num_heads(model) == 3  # type: ignore[arg-type]
+    assert model.blocks[0].mixers["space"].num_heads == 3
     assert "3 heads assumed from width 192" in caplog.text
 
 

@@ -68,11 +68,13 @@ def layer_index(name: str, num_blocks: int) -> int:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, zero_wd_1d_param: bool = False, layer_decay: float = 1.0
-) -> list[dict[str, object]]:
+    model: nn.Module, weight_decay: float, zero_wd_1d_param: bool = False, layer_decay: float = 1.0,
+    zero_wd_positions: bool = False,
+) -> list[dict[str, object]]:  # fmt: skip
     """Groups of parameters that share weight decay and `lr_scale`, which falls by `layer_decay` per layer of depth.
 
-    With `zero_wd_1d_param`, vectors and biases are not decayed; without, everything is, as TimeSformer was trained.
+    With `zero_wd_1d_param`, vectors and biases are not decayed, with `zero_wd_positions` neither are position
+    embeddings, tables of relative positions and the class token; without, everything is, as TimeSformer was trained.
     """
     num_blocks = 1 + max((int(m) for name, _ in model.named_parameters() for m in re.findall(r"blocks\.(\d+)\.", name)),
                          default=-1)  # fmt: skip
@@ -81,6 +83,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         exempt = zero_wd_1d_param and (parameter.dim() <= 1 or name.endswith(".bias"))
+        exempt |= zero_wd_positions and re.search(r"(^|\.)(cls_token|pos_embed\w*|relative\..+)$", name) is not None
         scale = layer_decay ** (num_blocks + 1 - layer_index(name, num_blocks)) if layer_decay < 1 else 1.0
         groups.setdefault((0.0 if exempt else weight_decay, scale), []).append(parameter)
     return [{"params": params, "weight_decay": wd, "lr_scale": scale} for (wd, scale), params in groups.items()]
@@ -89,7 +92,8 @@ def parameter_groups(
 def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW over `parameter_groups`; learning rates are set per step by `set_learning_rate`."""
     solver = cfg.solver
-    groups = parameter_groups(model, solver.weight_decay, solver.zero_wd_1d_param, solver.layer_decay)
+    positions = cfg.mvit.zero_decay_pos_cls and cfg.model.model_name.startswith("mvit")
+    groups = parameter_groups(model, solver.weight_decay, solver.zero_wd_1d_param, solver.layer_decay, positions)
     if solver.optimizing_method == "sgd":
         # Nesterov's rule needs momentum and no dampening; without them it is plain SGD, as in SlowFast
         nesterov = solver.nesterov and solver.momentum > 0 and solver.dampening == 0

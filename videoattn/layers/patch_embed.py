@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from videoattn.grid import TokenGrid
+
 
 class PatchEmbed(nn.Module):
     """A convolution with stride = kernel = patch size on every frame: [B, 3, T, H, W] to [B, T, h·w, C]."""
@@ -13,3 +15,28 @@ class PatchEmbed(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         frames = self.proj(clip.transpose(1, 2).flatten(0, 1))
         return frames.flatten(2).transpose(1, 2).unflatten(0, (clip.shape[0], clip.shape[2]))
+
+
+class TubeletEmbed(nn.Module):
+    """A convolution over overlapping tubelets: clips [B, 3, T, H, W] of `clip_size` to patch tokens [B, t·h·w, C].
+
+    Raises ValueError where the stride does not divide the clip, or kernel and padding lead to another grid.
+    """
+
+    def __init__(
+        self, embed_dim: int, clip_size: tuple[int, int, int], kernel: tuple[int, int, int],
+        stride: tuple[int, int, int], padding: tuple[int, int, int], in_channels: int = 3,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = list(zip(clip_size, kernel, stride, padding, strict=True))
+        self.grid = TokenGrid(*(max(1, n // s) for n, _, s, _ in sizes))
+        if min(clip_size) < 1 or any(n % s or (n + 2 * p - k) // s + 1 != n // s for n, k, s, p in sizes):
+            raise ValueError(
+                f"patches of kernel {kernel}, stride {stride} and padding {padding} need clips whose T, H and W the "
+                f"stride divides, got T x H x W = {' x '.join(map(str, clip_size))}"
+            )
+        self.proj = nn.Conv3d(in_channels, embed_dim, kernel, stride, padding)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        tokens: Tensor = self.proj(clip).flatten(2).transpose(1, 2)
+        return tokens

@@ -108,15 +108,19 @@ class ReusedWeights(TokenMixer):
     def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, hand_on: HandOn = "nothing") -> None:
         super().__init__(grid, axis, hand_on)
         self.num_heads = num_heads
+        self.kv_grid = grid
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
+    def values(self, x: Tensor) -> Tensor:
+        """The values [B, N, heads, d] that are mixed, on `kv_grid`."""
+        return self.v(self.norm(x)).unflatten(2, (self.num_heads, -1))
+
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if previous is None:
             raise ValueError(f"a block that reuses weights needs those of the block before it along {self.axis.name}")
-        folded = fold(self.v(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
-        mixed = previous @ split_calls(folded, self.axis)
+        mixed = previous @ split_calls(fold(self.values(x), self.kv_grid, self.axis), self.axis)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
         return update, previous if self.hand_on == "weights" else None
 

@@ -33,6 +33,7 @@ SKIPS_AFTER: dict[str, tuple[str, ...]] = {
     "weights": tuple(name for name, kind in OPERATORS.items() if kind.forms_weights),
 }
 _POOLING = ("pooled keys", "relative positions in logits")
+_SAME_KEYS = ", which pools its keys to the same grid; residual pooling is left out"
 
 
 def render_support() -> str:
@@ -55,7 +56,12 @@ def render_support() -> str:
         rows.append(
             [
                 f"skipat, {phi}",
-                *("not yet" if slot in _POOLING else noted("yes", f"{after}; not block 0") for slot in SLOTS),
+                *(
+                    noted("yes", f"{after}; not block 0")
+                    if slot not in _POOLING
+                    else noted("yes", f"{after} of the same stage" + (_SAME_KEYS if phi == "weights" else ""))
+                    for slot in SLOTS
+                ),
             ]
         )
     lines = [["method", *SLOTS], ["---"] * (len(SLOTS) + 1), *rows]

@@ -1,6 +1,17 @@
 """Models, their named sizes, and the builder that reads a config."""
 
 from videoattn.models.build import MODELS, build_model
+from videoattn.models.mvit import (
+    MVIT_SIZES,
+    MViT,
+    mvit_v1_b,
+    mvit_v1_b_32x3,
+    mvit_v1_b_32x3_depth16,
+    mvit_v2_b,
+    mvit_v2_l,
+    mvit_v2_s,
+)
+from videoattn.models.mvit_plan import MViTShape
 from videoattn.models.timesformer import (
     TIMESFORMER_SIZES,
     TimeSformer,
@@ -13,9 +24,18 @@ from videoattn.models.timesformer import (
 
 __all__ = [
     "MODELS",
+    "MVIT_SIZES",
+    "MViT",
+    "MViTShape",
     "TIMESFORMER_SIZES",
     "TimeSformer",
     "build_model",
+    "mvit_v1_b",
+    "mvit_v1_b_32x3",
+    "mvit_v1_b_32x3_depth16",
+    "mvit_v2_b",
+    "mvit_v2_l",
+    "mvit_v2_s",
     "timesformer_base",
     "timesformer_base_hr",
     "timesformer_base_l",

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,22 @@ from typing import Any
 from torch import nn
 
 from videoattn.config import Config
+from videoattn.config import MViT as MViTSection
 from videoattn.config_attention import OperatorSection
+from videoattn.config_types import Section
 from videoattn.grid import Axis
 from videoattn.layers.mixer import BuildOperator
 from videoattn.layers.skip import SkipSettings
+from videoattn.models.mvit import MVIT_AXES, MVIT_SIZES, MViT
+from videoattn.models.mvit_plan import MViTShape
 from videoattn.models.timesformer import AXES, TIMESFORMER_SIZES, TimeSformer
 from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention
 
+# "mvit" is what SlowFast calls MViT: no block pools or widens unless the settings say so.
+_MVITS: dict[str, dict[str, Any]] = {"mvit": {}, **MVIT_SIZES}
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    name: partial(TimeSformer, **size) for name, size in TIMESFORMER_SIZES.items()
+    **{name: partial(TimeSformer, **size) for name, size in TIMESFORMER_SIZES.items()},
+    **{name: partial(MViT, **size) for name, size in _MVITS.items()},
 }
 
 
@@ -44,9 +52,9 @@ def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
         raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(layers)}")
 
 
-def attention_arguments(cfg: Config, attention_type: str, depth: int) -> dict[str, Any]:
+def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, depth: int) -> dict[str, Any]:
     """`operators` and `skip` of a model. Raises ValueError where ATTENTION speaks of an axis that the model lacks."""
-    axes, settings = AXES[attention_type], cfg.attention
+    settings = cfg.attention
     for axis in Axis:
         sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
         used = [section.name for section in sections if section.name != "dense"] + ["SKIP"] * bool(skipped)
@@ -74,24 +82,78 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
             f"DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE must agree, since the model's positions are learned for one "
             f"size; got {cfg.data.train_crop_size} and {cfg.data.test_crop_size}"
         )
-    settings = cfg.timesformer
-    sizes: dict[str, Any] = {
-        name: value
-        for name in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-        if (value := getattr(settings, name)) is not None
+    shared = {
+        "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
+        "num_classes": cfg.model.num_classes,
+        "act_checkpoint": cfg.model.act_checkpoint,
     }
+    return shared | (_mvit_arguments(cfg) if cfg.model.model_name in _MVITS else _timesformer_arguments(cfg))
+
+
+def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
+    settings = cfg.timesformer
+    sizes = _given(settings, ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
     depth = settings.depth or TIMESFORMER_SIZES[cfg.model.model_name]["depth"]
     return {
         **sizes,
-        "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
-        "num_classes": cfg.model.num_classes,
         "attention_type": settings.attention_type,
-        **attention_arguments(cfg, settings.attention_type, depth),
+        **attention_arguments(cfg, AXES[settings.attention_type], settings.attention_type, depth),
         "drop_path_rate": settings.drop_path_rate,
         "drop_path_unit": settings.drop_path_unit,
-        "act_checkpoint": cfg.model.act_checkpoint,
         "init": settings.init,
     }
+
+
+def _given(settings: Section, names: Sequence[str]) -> dict[str, Any]:
+    """The settings of these names that are given, by name."""
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def _mvit_arguments(cfg: Config) -> dict[str, Any]:
+    settings, size = cfg.mvit, _MVITS[cfg.model.model_name]
+    shape = mvit_shape(settings, size.get("shape", MViTShape()))
+    plain = ("mlp_ratio", "qkv_bias", "patch_kernel", "patch_stride", "patch_padding", "rel_pos_spatial",
+             "rel_pos_temporal", "rel_pos_zero_init", "residual_pooling")  # fmt: skip
+    positions = size.get("positions", "none" if settings.use_abs_pos is False else "separable")
+    if settings.use_abs_pos is not None:
+        positions = "separable" if settings.use_abs_pos else "none"
+    separable = settings.sep_pos_embed if settings.sep_pos_embed is not None else cfg.model.model_name != "mvit"
+    if positions == "separable" and not separable:
+        raise ValueError("MVIT.SEP_POS_EMBED expects True: one embedding per place and time together is not supported")
+    return {
+        "shape": shape,
+        "attention_type": settings.attention_type,
+        **attention_arguments(cfg, MVIT_AXES[settings.attention_type], settings.attention_type, shape.depth),
+        **_given(settings, plain),
+        "positions": positions,
+        "class_token": settings.cls_embed_on is not False,
+        "dropout": cfg.model.dropout_rate,
+        "init": settings.init,
+        **({} if settings.droppath_rate is None else {"drop_path_rate": settings.droppath_rate}),
+    }
+
+
+def mvit_shape(settings: MViTSection, base: MViTShape) -> MViTShape:
+    """`base` with what MVIT.* says otherwise. Raises ValueError naming the key at fault."""
+    changes = _given(settings, ("embed_dim", "num_heads", "depth", "pool_kv_stride_adaptive"))
+    changes |= {
+        name: {layer: factor for layer, factor in pairs}
+        for name, pairs in _given(settings, ("dim_mul", "head_mul")).items()
+    }
+    changes |= {
+        name: {layer: tuple(stride) for layer, *stride in strides}
+        for name, strides in _given(settings, ("pool_q_stride", "pool_kv_stride")).items()
+    }
+    if settings.dim_mul_in_att is not None:
+        changes["dim_mul_in_attention"] = settings.dim_mul_in_att
+    if settings.pool_kvq_kernel is not None:
+        changes["pool_kernel"] = settings.pool_kvq_kernel
+    if settings.pool_kv_stride is not None:
+        changes["pool_kv_stride_adaptive"] = settings.pool_kv_stride_adaptive
+    try:
+        return replace(base, **changes)
+    except ValueError as error:
+        raise ValueError(f"MVIT: {error}") from None
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from videoattn.layers.mixer import MultiheadAttention, TokenMixer, reorder_qkv_rows
+from videoattn.layers.pooled_attention import PooledAttention
 from videoattn.layers.skip import ReusedWeights
 
-_DENSE = {f"{module}.{kind}" for module in ("norm", "qkv", "proj") for kind in ("weight", "bias")}
+# What attention slots have that are not dense: an operator's parameters, SkipAt's, the values of reused weights.
+_NOT_DENSE = ("operator.", "phi.", "v.")
 
 
 @dataclass
@@ -35,9 +37,9 @@ def suit_attention(state: Mapping[str, Tensor], model: nn.Module) -> SuitedState
         start = f"{name}."
         theirs = {key.removeprefix(start) for key in state if key.startswith(start)}
         ours = dict(mixer.state_dict())
-        if theirs == ours.keys() or not theirs or theirs - _DENSE:
+        if theirs == ours.keys() or not theirs or any(key.startswith(_NOT_DENSE) for key in theirs):
             continue
-        if isinstance(mixer, MultiheadAttention):
+        if isinstance(mixer, (MultiheadAttention, PooledAttention)):
             added = [key for key in ours if key.startswith("operator.")]
         else:
             added = [key for key in ours if key.startswith("phi.")]

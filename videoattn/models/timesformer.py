@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from videoattn.grid import Axis, TokenGrid, unfold
 from videoattn.layers.drop_path import DropPath, DropUnit
 from videoattn.layers.mixer import BuildOperator
+from videoattn.layers.mlp import Mlp
 from videoattn.layers.patch_embed import PatchEmbed
 from videoattn.layers.position import sincos_embeddings
 from videoattn.layers.skip import SkipSettings, build_mixer
@@ -24,17 +25,6 @@ AXES: dict[str, tuple[Axis, ...]] = {
     "joint_space_time": (Axis.JOINT,),
     "space_only": (Axis.SPACE,),
 }
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
 
 
 class TimeSformerBlock(nn.Module):

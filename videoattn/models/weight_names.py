@@ -11,8 +11,11 @@ from torch import Tensor
 from videoattn.layers.mixer import reorder_qkv_rows
 from videoattn.models.weight_files import CheckpointError, some_names
 
-# ours; TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others
-Family = Literal["videoattn", "timesformer", "huggingface", "vit"]
+# ours; TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others;
+# MViT in SlowFast, torchvision and pytorchvideo
+Family = Literal["videoattn", "timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
+# Those that hold MViTs, whose names are in `videoattn.models.mvit_names`.
+MVIT_FAMILIES: tuple[Family, ...] = ("slowfast", "torchvision", "pytorchvideo")
 
 _BLOCKS = {
     "videoattn": "blocks.",
@@ -53,12 +56,24 @@ def find_family(names: Iterable[str]) -> Family:
         return "videoattn"
     if any(name.startswith("timesformer.encoder.layer.") for name in names):
         return "huggingface"
+    if any(name.startswith("pos_encoding.") for name in names):
+        return "torchvision"
+    if any(name.startswith("cls_positional_encoding.") for name in names):
+        return "pytorchvideo"
+    if any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names):
+        return "slowfast"
     if any(re.match(r"blocks\.\d+\.attn\.qkv\.", name) for name in names):
         temporal = any(name == "time_embed" or ".temporal_" in name for name in names)
         return "timesformer" if temporal else "vit"
     raise CheckpointError(
-        f"expected a TimeSformer (ours, the released one's, or transformers') or an image ViT, got {some_names(names)}"
+        "expected a TimeSformer (ours, the released one's, or transformers'), an MViT (ours, SlowFast's, torchvision's "
+        f"or pytorchvideo's) or an image ViT, got {some_names(names)}"
     )
+
+
+def holds_mvit(names: Iterable[str], family: Family) -> bool:
+    """Whether these are the names of an MViT's tensors."""
+    return family in MVIT_FAMILIES or (family == "videoattn" and any(".shortcut." in n or ".pool_" in n for n in names))
 
 
 def attention_type_of(names: Iterable[str]) -> str:

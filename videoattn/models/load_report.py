@@ -1,0 +1,73 @@
+"""What became of every tensor when weights were loaded, and the check that none is left over."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from videoattn.models.weight_files import CheckpointError, some_names
+from videoattn.models.weight_names import Family
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor, by our names, except `dropped`, which the model has no use for.
+
+    `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
+    """
+
+    source: str
+    family: Family
+    ema: bool = False
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kind = f"{self.family}, averaged weights" if self.ema else self.family
+        parts = [f"{self.source} ({kind}): {len(self.loaded)} tensors loaded"]
+        for what in ("resized", "initialised", "dropped"):
+            names = getattr(self, what)
+            counts = Counter(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names)
+            listed = ", ".join(name + (f" ({n})" if n > 1 else "") for name, n in counts.items())
+            parts.append(f"{len(names)} {what}" + (f": {listed}" if names else ""))
+        return "; ".join(parts + self.notes)
+
+
+def keep_head(
+    state: dict[str, Tensor], target: Mapping[str, Tensor], report: LoadReport, *, new: bool, sizes: str
+) -> dict[str, Tensor]:
+    """The state with its own head, or with the model's where `new`; `sizes` says of both what they have.
+
+    Raises CheckpointError where the file's head is for other classes and no new one is wanted.
+    """
+    theirs, ours = state.get("head.weight"), target["head.weight"]
+    if not new:
+        if theirs is None or theirs.shape[0] != ours.shape[0]:
+            raise CheckpointError(f"the classes differ (allow_new_head=True starts a new head): {sizes}")
+        return state
+    report.dropped += [name for name in state if name.startswith("head.")]
+    report.initialised += [name for name in target if name.startswith("head.")]
+    rest = {name: value for name, value in state.items() if not name.startswith("head.")}
+    return rest | {name: value for name, value in target.items() if name.startswith("head.")}
+
+
+def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state in the model's order. Raises CheckpointError naming tensors missing, unexpected or of another shape."""
+    problems = {
+        "missing": [name for name in target if name not in state],
+        "unexpected": [name for name in state if name not in target],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in target.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    found = [f"{len(names)} {what}: {some_names(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError("; ".join(found))
+    return {name: state[name] for name in target}

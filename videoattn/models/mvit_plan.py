@@ -1,0 +1,177 @@
+"""How the blocks of an MViT change token grid and width: one record per block, worked out from a few numbers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from videoattn.grid import Axis, TokenGrid
+from videoattn.layers.mixer import BuildOperator, TokenMixer
+from videoattn.layers.pooled_attention import UNPOOLED, PooledAttention, Pooling, ReusedPooledWeights, Size3
+from videoattn.layers.skip import Leff, SkipAttention, SkipSettings
+
+AttentionType = Literal["joint", "divided"]
+
+
+@dataclass(frozen=True)
+class MViTBlockPlan:
+    """A block's widths, its grid, and what is pooled in it.
+
+    `dim` channels come in, `attention_dim` leave attention, `dim_out` leave the block. `table_lengths` are those of
+    the tables of relative positions along t, h and w.
+    """
+
+    grid: TokenGrid
+    dim: int
+    attention_dim: int
+    dim_out: int
+    num_heads: int
+    pool_q: Pooling
+    pool_kv: Pooling
+    table_lengths: Size3
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention_dim // self.num_heads
+
+    @property
+    def grid_out(self) -> TokenGrid:
+        return self.pool_q.apply_to(self.grid)
+
+
+@dataclass(frozen=True)
+class MViTShape:
+    """The numbers that tell MViTs apart; mappings are from a block's index to what changes there.
+
+    Width and heads grow by `dim_mul` and `head_mul`: in that block's attention if `dim_mul_in_attention` (MViTv2), else
+    in the MLP of the block before (MViTv1). Queries of the blocks in `pool_q_stride` are pooled. Keys and values are
+    pooled by `pool_kv_stride_adaptive` in block 0, which shrinks as queries are pooled, or by `pool_kv_stride`. Without
+    `pool_kernel`, a pooling's kernel is one more than its stride.
+    """
+
+    embed_dim: int = 96
+    depth: int = 16
+    num_heads: int = 1
+    dim_mul: Mapping[int, float] = field(default_factory=dict)
+    head_mul: Mapping[int, float] = field(default_factory=dict)
+    dim_mul_in_attention: bool = False
+    pool_q_stride: Mapping[int, Size3] = field(default_factory=dict)
+    pool_kv_stride: Mapping[int, Size3] = field(default_factory=dict)
+    pool_kv_stride_adaptive: Size3 | None = None
+    pool_kernel: Size3 | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool_kv_stride and self.pool_kv_stride_adaptive:
+            raise ValueError("give POOL_KV_STRIDE or POOL_KV_STRIDE_ADAPTIVE, not both")
+        for name in ("dim_mul", "head_mul", "pool_q_stride", "pool_kv_stride"):
+            beyond = [layer for layer in getattr(self, name) if not 0 <= layer < self.depth]
+            if beyond:
+                raise ValueError(
+                    f"{name.upper()} expects blocks 0 to {self.depth - 1} of a model of depth {self.depth}, "
+                    f"got {beyond}"
+                )
+
+
+def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType = "joint") -> list[MViTBlockPlan]:
+    """The blocks of an MViT whose patch tokens lie on `grid`. Raises ValueError where a number doesn't fit.
+
+    A divided model pools in space alone, by the same strides and with kernels of 1 along time.
+    """
+    plans = []
+    dim, num_heads = shape.embed_dim, shape.num_heads
+    kv_stride = shape.pool_kv_stride_adaptive
+    nominal = (grid.t, grid.h, grid.w)  # sizes rounded down, which published tables of relative positions have
+    for layer in range(shape.depth):
+        num_heads = _grow(num_heads, shape.head_mul.get(layer, 1), "HEAD_MUL", layer)
+        dim_out = (
+            dim if shape.dim_mul_in_attention else _grow(dim, shape.dim_mul.get(layer + 1, 1), "DIM_MUL", layer + 1)
+        )
+        if shape.dim_mul_in_attention:
+            dim_out = _grow(dim, shape.dim_mul.get(layer, 1), "DIM_MUL", layer)
+        attention_dim = dim_out if shape.dim_mul_in_attention else dim
+        if attention_dim % num_heads:
+            raise ValueError(f"block {layer} has a width of {attention_dim}, which {num_heads} heads do not divide")
+        q_stride = shape.pool_q_stride.get(layer)
+        if kv_stride is not None and q_stride is not None:
+            kv_stride = _triple(max(k // q, 1) for k, q in zip(kv_stride, q_stride, strict=True))
+        pool_q = _pooling(q_stride, shape.pool_kernel, attention_type, layer)
+        pool_kv = _pooling(kv_stride or shape.pool_kv_stride.get(layer), shape.pool_kernel, attention_type, layer)
+        _, *sides = (
+            max(n // s_q, n // s_kv) for n, s_q, s_kv in zip(nominal, pool_q.stride, pool_kv.stride, strict=True)
+        )
+        plan = MViTBlockPlan(
+            grid, dim, attention_dim, dim_out, num_heads, pool_q, pool_kv,
+            table_lengths=_triple(2 * size - 1 for size in (nominal[0], *sides)),
+        )  # fmt: skip
+        plans.append(plan)
+        grid, dim = plan.grid_out, dim_out
+        nominal = _triple(n // s for n, s in zip(nominal, pool_q.stride, strict=True))
+    return plans
+
+
+def _grow(number: int, factor: float, key: str, layer: int) -> int:
+    grown = number * factor
+    if grown != int(grown) or grown < 1:
+        raise ValueError(f"{key} {factor} at block {layer} does not make a whole number of {number}")
+    return int(grown)
+
+
+def _pooling(stride: Size3 | None, kernel: Size3 | None, attention_type: AttentionType, layer: int) -> Pooling:
+    if stride is None:
+        return UNPOOLED
+    kernel = kernel or _triple(s + 1 if s > 1 else 1 for s in stride)
+    if attention_type == "divided":
+        if stride[0] > 1:
+            raise ValueError(f"a divided MViT pools in space alone, got stride {stride} in block {layer}")
+        kernel = (1, *kernel[1:])
+    return Pooling(kernel, stride)
+
+
+def _triple(sizes: Iterable[int]) -> Size3:
+    t, h, w = sizes
+    return t, h, w
+
+
+def build_pooled_mixer(
+    plan: MViTBlockPlan, axis: Axis, layer: int, operator: BuildOperator, skip: Mapping[Axis, SkipSettings],
+    before: MViTBlockPlan | None, rel_pos: str, residual_pooling: bool, qkv_bias: bool,
+) -> TokenMixer:  # fmt: skip
+    """What fills the slot along `axis` of block `layer`: attention with `operator`, or what `skip` puts there.
+
+    Attention along time works on the block's width and grid before pooling. `rel_pos` holds the letters of the axes
+    with relative positions; `before` is the block before. Raises ValueError for a skipped block whose slot has another
+    grid or width than the one before: chains start anew in each stage.
+    """
+    along_time = axis is Axis.TIME
+    settings = skip.get(axis, SkipSettings(()))
+    hand_on = settings.handed_on(layer)
+    dim_out = plan.dim if along_time else plan.attention_dim
+    num_heads = max(1, plan.dim // plan.head_dim) if along_time else plan.num_heads
+    letters = {Axis.TIME: "t", Axis.SPACE: "hw", Axis.JOINT: "thw"}[axis]
+    relative = {
+        letter: length
+        for letter, length in zip("thw", plan.table_lengths, strict=True)
+        if letter in letters and letter in rel_pos
+    }
+    pooling = (UNPOOLED, UNPOOLED) if along_time else (plan.pool_q, plan.pool_kv)
+    if layer not in settings.layers:
+        return PooledAttention(
+            plan.dim, dim_out, num_heads, plan.grid, axis, layer, operator, *pooling, relative,
+            residual_pooling and not along_time, qkv_bias, hand_on,
+        )  # fmt: skip
+    grid = plan.grid if along_time else plan.grid_out
+    assert before is not None  # SkipSettings refuses block 0
+    slot_before = (before.grid, before.dim) if along_time else (before.grid_out, before.attention_dim)
+    if slot_before != (grid, dim_out):
+        raise ValueError(
+            f"block {layer} can't skip attention along {axis.name}: its {dim_out} channels on {grid} do not follow "
+            f"from the {slot_before[1]} channels on {slot_before[0]} of block {layer - 1}"
+        )
+    if settings.phi == "weights":
+        if not along_time and before.pool_kv.apply_to(before.grid) != plan.pool_kv.apply_to(plan.grid):
+            raise ValueError(
+                f"block {layer} can't reuse the attention weights of block {layer - 1} along {axis.name}: its keys lie "
+                f"on {plan.pool_kv.apply_to(plan.grid)}, theirs on {before.pool_kv.apply_to(before.grid)}"
+            )
+        return ReusedPooledWeights(dim_out, num_heads, plan.grid, axis, pooling[1], hand_on)
+    phi = Leff(dim_out, axis, settings.expansion) if settings.phi == "leff" else None
+    return SkipAttention(grid, axis, phi, hand_on)
