@@ -40,7 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "profile_table": {"profile"},
     "data": {"config"} | SINGLE_FILES,
     "engine": {"config", "data"} | SINGLE_FILES,
-    "zoo": {"config", "config_file", "models", "layers", "operators", "grid"} | SINGLE_FILES,
+    "download": {"files"},
+    "zoo": {"config", "config_file", "download"} | SINGLE_FILES,
+    "zoo_rows": {"zoo"},
     "command_line": {"config", "config_file", "data", "engine"} | SINGLE_FILES,
     "": {"config_file", "models", "conversion"},
 }

@@ -6,7 +6,11 @@ Examples:
     python tools/test_net.py --cfg FILE --weights TimeSformer_divST_8x32_224_K400.pyth DATA.PATH_TO_DATA_DIR data/k400
     python tools/test_net.py --weights runs/motion/checkpoints/checkpoint_best.pyth TEST.NUM_SPATIAL_CROPS 1
     torchrun --nproc_per_node 8 tools/test_net.py --cfg FILE --weights FILE TEST.BATCH_SIZE 64 TEST.PRECISION bf16
+    python tools/test_net.py --zoo motion_timesformer_fibonacci
+    python tools/test_net.py --zoo timesformer_base_k400 DATA.PATH_TO_DATA_DIR data/k400
 
+--zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
+fetched unless --weights names them; the clips of this project's own rows are rendered.
 Without --weights and TEST.CHECKPOINT_FILE_PATH, the best checkpoint in OUTPUT_DIR/checkpoints is taken, or else the
 newest. A training checkpoint of this project carries its settings, so that --cfg may be left out. results.json,
 predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
@@ -14,6 +18,8 @@ predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PA
 
 import argparse
 import hashlib
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,20 +43,35 @@ from videoattn.engine.checkpoint import BEST, list_checkpoints
 from videoattn.engine.distributed import init_distributed, shutdown
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
+from videoattn.engine.results import Results
 from videoattn.files import atomic_write
 from videoattn.models import build_model
 from videoattn.models.checkpoints import LoadReport, load_weights
 from videoattn.models.weight_files import read_weight_file
+from videoattn.zoo import ZooRow, check_class_order, compare, locate_weights
+from videoattn.zoo_rows import find_row
+
+ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", metavar="NAME", help="a row of model_zoo.md, instead of --cfg")
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; the same as TEST.CHECKPOINT_FILE_PATH FILE")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    cfg, config_report = read_config(args.cfg, args.weights, parse_overrides(args))
+    overrides = parse_overrides(args)
+    row = None
+    if args.zoo is None:
+        cfg, config_report = read_config(args.cfg, args.weights, overrides)
+        weights = find_weights(cfg)
+    elif args.cfg is not None:
+        raise ValueError("--zoo brings its own settings: expected no --cfg FILE besides, but KEY VALUE pairs")
+    else:
+        row = find_row(args.zoo)
+        cfg, weights = prepare_row(row, args.weights, overrides)
+        config_report = ConfigReport()
     folder = Path(cfg.test.save_results_path or Path(cfg.output_dir, "test"))
-    weights = find_weights(cfg)
 
     process = init_distributed(cfg.dist_backend, cfg.device)
     try:
@@ -66,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = loader.class_names
         if names is not None and len(names) != cfg.model.num_classes:
             raise ValueError(f"MODEL.NUM_CLASSES is {cfg.model.num_classes}, {loader.videos.source} has {len(names)}")
+        if row is not None:
+            check_class_order(row, names)
         with closing(loader):
             results = evaluate(
                 model.to(process.device),
@@ -86,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.write(folder, names, describe(cfg, loader.videos.source, load_report))
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
-            for line in results.lines():
+            for line in [*results.lines(), *(compare_with_row(row, overrides, cfg, results) if row else [])]:
                 logger.info("%s", line)
             logger.info("results in %s", folder)
         if not results.videos:
@@ -107,6 +130,45 @@ def read_config(path: Path | None, weights: str | None, overrides: list[str]) ->
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
         return load_config_with_report(Path(folder) / "config.yaml", overrides)
+
+
+def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple[Config, Path]:
+    """The settings of a row's evaluation and its weights; clips of our own rows are rendered if they are not there.
+
+    Raises ValueError that says all that is missing.
+    """
+    missing, path = [], None
+    try:
+        path = locate_weights(row, weights, ROOT)
+    except ValueError as error:
+        missing.append(str(error))
+    cfg = row.config(overrides)
+    if not cfg.data.path_to_data_dir:
+        if row.is_ours:
+            folder = ROOT / "datasets" / "motion_zoo"
+            make = [sys.executable, str(ROOT / "datasets/make_motion.py"), str(folder), *row.clips_from]
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0 and subprocess.run(make).returncode:
+                raise ValueError(f"the clips of {row.name} could not be rendered into {folder}")
+            cfg = row.config(["DATA.PATH_TO_DATA_DIR", str(folder), *overrides])
+        else:
+            lists = "the json files of its annotations" if row.dataset == "ssv2" else "test.csv of its validation set"
+            missing.append(f"{row.name} needs DATA.PATH_TO_DATA_DIR FOLDER with {lists} ({row.dataset})")
+    if path is None or missing:
+        raise ValueError("\n".join(missing))
+    return cfg, path
+
+
+def compare_with_row(row: ZooRow, overrides: list[str], cfg: Config, results: Results) -> list[str]:
+    """Published and measured accuracy of a row, in lines."""
+    shares = [results.top_k(k) for k in (1, 5)]
+    if shares[0] is None:
+        return [f"{row.name}: no labelled video was evaluated, so that nothing can be compared"]
+    top1, top5 = (None if share is None else 100 * share for share in shares)
+    changed = row.departures(overrides)
+    lines = [f"not the published protocol: {', '.join(changed)} given on the command line"] if changed else []
+    decoder = "PyAV" if cfg.data.decoding_backend == "auto" else cfg.data.decoding_backend
+    assert top1 is not None
+    return [*lines, *compare(row, top1, top5, len(results.videos), len(results.paths), decoder)]
 
 
 def find_weights(cfg: Config) -> Path:

@@ -29,7 +29,7 @@ def fit_timesformer(
 ) -> dict[str, Tensor]:
     """The model's complete new state from the file's tensors, noted in `report`."""
     target = model.state_dict()
-    num_heads = _num_heads(model)
+    num_heads = count_heads(model)
     if file.settings.get("num_heads", num_heads) != num_heads:
         raise CheckpointError(f"the file has {file.settings['num_heads']} heads, the model {num_heads}")
     state = to_ours(file.tensors, report.family, num_heads)
@@ -125,5 +125,5 @@ def timesformer_arguments(
     }
 
 
-def _num_heads(model: TimeSformer) -> int:
+def count_heads(model: TimeSformer) -> int:
     return next(module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention))

@@ -132,6 +132,7 @@ def write_weight_file(
         with atomic_write(path) as temporary:
             try:
                 safetensors.torch.save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
+                os.chmod(temporary, 0o666 & ~_umask())  # safetensors lets nobody else read
             except safetensors.SafetensorError as error:
                 raise OSError(str(error)) from error
     elif path.suffix in PICKLES:
@@ -139,6 +140,12 @@ def write_weight_file(
             torch.save({"model_state": tensors, **(metadata or {})}, temporary)
     else:
         raise ValueError(f"{path}: expected a name that ends in .safetensors, {', '.join(PICKLES)}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Write model_zoo.md anew from the rows of videoattn.zoo_rows.
+
+Examples:
+    python docs/write_model_zoo.py
+    python docs/write_model_zoo.py --check     # status 1 if model_zoo.md is not what the rows say
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from videoattn.command_line import run_tool
+from videoattn.files import atomic_write
+from videoattn.zoo import ZooRow
+from videoattn.zoo_rows import ZOO
+
+PAGE = Path(__file__).parents[1] / "model_zoo.md"
+HEAD = """# Model zoo
+
+*Written by `python docs/write_model_zoo.py` from `videoattn/zoo_rows.py`; a test keeps the two together.*
+
+    python tools/test_net.py --zoo NAME DATA.PATH_TO_DATA_DIR FOLDER
+
+evaluates a row by exactly the protocol that its published accuracy is of, and prints published against measured. The
+weights are fetched, checked and kept (in `$VIDEOATTN_CACHE`, by default `~/.cache/videoattn`); where there is no
+network, the command says which file to put where, and `--weights FILE` takes one from anywhere. Checksums are noted at
+the first download, since the publishers give none. Files are read without running code that may be in them.
+`videoattn.from_checkpoint(FILE)` builds any of these models in Python.
+
+Accuracies are the publishers', on the validation set; **nobody has evaluated the published rows with this project
+yet**, for want of the videos and weights where it is made. Parameters and multiply-accumulates (MACs: one multiply-add
+is one; many papers call this FLOPs) are counted here, attention included, and tests keep them.
+
+Columns: *views* are clips x crops a video. *sampling*: `first` takes a single clip from the video's start, as
+TimeSformer's code does (its paper says the middle); `spread` takes clips from end to end; `segments` takes a frame from
+each of so many equal parts of the video. *sum of*: what is added up over views. *colours*: the order of channels that
+the weights saw; pixels are normalised by mean 0.45 and deviation 0.225, those of MViTv2-L by ImageNet's.
+Classes are numbered by the alphabet in all published rows; `test_net` checks yours where it can.
+"""
+OURS = """
+## Motion: weights in this repository
+
+Small models trained on Motion, the built-in clips (8 classes, 32 x 32 pixels, 400 validation clips), one per attention
+method, with the same recipe and seed. `python tools/test_net.py --zoo NAME` renders the clips and reproduces the
+number to the digit on a CPU. One seed says little about a method; [docs/motion_study.md](docs/motion_study.md) has
+more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; compare")
+    args = parser.parse_args(argv)
+    page = render()
+    if args.check:
+        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page)
+    with atomic_write(PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(f"{PAGE}: {len(ZOO)} rows")
+    return 0
+
+
+def render() -> str:
+    """The page."""
+    parts = [HEAD]
+    for dataset, title in (("kinetics400", "Kinetics-400"), ("kinetics600", "Kinetics-600"),
+                           ("ssv2", "Something-Something-V2")):  # fmt: skip
+        parts.append(f"\n## {title}\n\n{table([row for row in ZOO.values() if row.dataset == dataset])}")
+    parts.append(f"{OURS}\n{our_table([row for row in ZOO.values() if row.is_ours])}")
+    notes = sorted({row.note for row in ZOO.values() if row.note})
+    parts.append("\n## Notes\n\n" + "".join(f"- {note}: {', '.join(names_with(note))}.\n" for note in notes))
+    return "".join(parts)
+
+
+def names_with(note: str) -> list[str]:
+    return [f"`{row.name}`" for row in ZOO.values() if row.note == note]
+
+
+def table(rows: Sequence[ZooRow]) -> str:
+    head = ["name", "model", "frames x rate, crop", "views", "sampling", "sum of", "colours", "top-1 / top-5",
+            "parameters M", "MACs a view G", "weights"]  # fmt: skip
+    lines = []
+    for row in rows:
+        p = row.protocol
+        sampling = "segments" if p.sampling == "segments" else "spread" if p.spread else "first"
+        frames = f"{p.num_frames}" if p.sampling == "segments" else f"{p.num_frames} x {p.sampling_rate}"
+        link = f"[{row.file}]({row.urls[0]}), [source]({row.source})"
+        lines.append([
+            f"`{row.name}`", row.title, f"{frames}, {p.crop}", f"{p.clips} x {p.crops}", sampling, p.aggregate,
+            p.channel_order, f"{percent(row.top1)} / {percent(row.top5)}", f"{row.parameters:.2f}",
+            f"{row.gmacs:,.1f}", link,
+        ])  # fmt: skip
+    return as_table(head, lines)
+
+
+def our_table(rows: Sequence[ZooRow]) -> str:
+    head = ["name", "model", "top-1", "parameters K", "MACs a view M", "trained by"]
+    lines = [
+        [f"`{row.name}`", row.title, percent(row.top1), f"{1e3 * row.parameters:.1f}", f"{1e3 * row.gmacs:.2f}",
+         f"`{row.trained_by}`"]
+        for row in rows
+    ]  # fmt: skip
+    return as_table(head, lines)
+
+
+def percent(accuracy: float | None) -> str:
+    """With as many digits as were published, but at least one."""
+    return "-" if accuracy is None else f"{accuracy:.1f}" if round(accuracy, 1) == accuracy else f"{accuracy:g}"
+
+
+def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
