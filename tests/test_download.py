@@ -15,7 +15,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/whole ignores ranges, /ranged honours them, /broken stops half-way, /page is a web page, others are not there."""
+    """/whole ignores ranges, /ranged honours them, /broken stops half-way, /page is a web page; no others are."""
 
     asked: list[tuple[str, str | None]] = []
 

@@ -56,8 +56,9 @@ class Trainer:
         self.network: Any = torch.compile(model) if compile_model else model
         if process.world_size > 1:
             ids = [process.local_rank] if process.device.type == "cuda" else None
-            # buffers are tables that every process builds alike
-            self.network = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
+            # our models' buffers are tables that every process builds alike; running means are not
+            running = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+            self.network = DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=running)
 
     def step(
         self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch

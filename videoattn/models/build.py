@@ -16,6 +16,7 @@ from videoattn.config_types import Section
 from videoattn.grid import Axis
 from videoattn.layers.mixer import BuildOperator
 from videoattn.layers.skip import SkipSettings
+from videoattn.models.baselines import BASELINES, PREFIX, Baseline
 from videoattn.models.mvit import MVIT_AXES, MVIT_SIZES, MViT
 from videoattn.models.mvit_plan import MViTShape
 from videoattn.models.timesformer import AXES, TIMESFORMER_SIZES, TimeSformer
@@ -26,6 +27,7 @@ _MVITS: dict[str, dict[str, Any]] = {"mvit": {}, **MVIT_SIZES}
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(TimeSformer, **size) for name, size in TIMESFORMER_SIZES.items()},
     **{name: partial(MViT, **size) for name, size in _MVITS.items()},
+    **{f"{PREFIX}{name}": partial(Baseline, name, clip_size=size) for name, (_, size) in BASELINES.items()},
 }
 
 
@@ -61,7 +63,7 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
         if axis not in axes and used:
             raise ValueError(
                 f"ATTENTION.{axis.name} or ATTENTION.SKIP.{axis.name} asks for {', '.join(used)}, but a model of "
-                f"ATTENTION_TYPE {attention_type} attends along {' and '.join(axis.name for axis in axes)} alone"
+                f"ATTENTION_TYPE {attention_type} attends along {' and '.join(a.name for a in axes) or 'no axis'} alone"
             )
         _check_layers(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
     operators = {axis: bind_operators(getattr(settings, axis.value), depth, f"ATTENTION.{axis.name}") for axis in axes}
@@ -82,12 +84,25 @@ def model_arguments(cfg: Config) -> dict[str, Any]:
             f"DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE must agree, since the model's positions are learned for one "
             f"size; got {cfg.data.train_crop_size} and {cfg.data.test_crop_size}"
         )
+    if cfg.model.model_name.startswith(PREFIX):
+        return _baseline_arguments(cfg)
     shared = {
         "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
         "num_classes": cfg.model.num_classes,
         "act_checkpoint": cfg.model.act_checkpoint,
     }
     return shared | (_mvit_arguments(cfg) if cfg.model.model_name in _MVITS else _timesformer_arguments(cfg))
+
+
+def _baseline_arguments(cfg: Config) -> dict[str, Any]:
+    attention_arguments(cfg, (), "of its own", 0)  # refuses whatever ATTENTION asks for
+    if cfg.model.act_checkpoint:
+        raise ValueError(f"MODEL.ACT_CHECKPOINT expects False for {cfg.model.model_name}, which has no such blocks")
+    return {
+        "clip_size": (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size),
+        "num_classes": cfg.model.num_classes,
+        "dropout": cfg.model.dropout_rate,
+    }
 
 
 def _timesformer_arguments(cfg: Config) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from videoattn.compat import import_timm
+from videoattn.models.baselines import Baseline
 from videoattn.models.build import parse_description
-from videoattn.models.load_report import LoadReport
+from videoattn.models.load_report import LoadReport, complete
 from videoattn.models.mvit import MViT
 from videoattn.models.mvit_names import mvit_from_ours, mvit_to_ours
 from videoattn.models.mvit_weights import fit_mvit, mvit_arguments
@@ -148,8 +149,10 @@ def save_weights(
 def _fill(
     model: nn.Module, file: WeightFile, head: Head, file_grid: tuple[int, int] | None, allow_resize: bool
 ) -> LoadReport:
+    if isinstance(model, Baseline):
+        return _fill_baseline(model, file, head)
     if not isinstance(model, (TimeSformer, MViT)):
-        raise ValueError(f"weights are loaded into a TimeSformer or an MViT, got {type(model).__name__}")
+        raise ValueError(f"weights are loaded into models of this package, got {type(model).__name__}")
     with naming_file(file.source):
         report = LoadReport(file.source, find_family(file.tensors), file.ema)
         if holds_mvit(file.tensors, report.family) != isinstance(model, MViT):
@@ -162,4 +165,20 @@ def _fill(
     model.load_state_dict(state)
     special = {*report.resized, *report.initialised}
     report.loaded = [name for name in state if name not in special]
+    return report
+
+
+def _fill_baseline(model: Baseline, file: WeightFile, head: Head) -> LoadReport:
+    """Fill one of pytorchvideo's networks from a file of ours or of theirs, by the names that it has there."""
+    report = LoadReport(file.source, "pytorchvideo", file.ema)
+    target = model.network.state_dict()
+    state = {name.removeprefix("network."): value for name, value in file.tensors.items()}
+    if head == "may_differ":
+        others = [n for n, v in target.items() if n in state and state[n].shape != v.shape and ".proj." in n]
+        report.dropped += others
+        report.initialised += others
+        state |= {name: target[name] for name in others}
+    with naming_file(file.source):
+        model.network.load_state_dict(complete(state, target))
+    report.loaded = [name for name in target if name not in report.initialised]
     return report

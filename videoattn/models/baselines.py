@@ -1,0 +1,114 @@
+"""Convolutional networks, and MViT, as pytorchvideo builds them: to train, evaluate and profile beside our own models.
+
+They take the clips that ours take, and return logits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videoattn.compat import import_pytorchvideo
+
+PREFIX = "pytorchvideo/"
+SLOWFAST_ALPHA = 4  # frames of the fast pathway for each of the slow one
+
+
+def _x3d(depth_factor: float) -> Callable[..., nn.Module]:
+    def build(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> nn.Module:
+        network: nn.Module = import_pytorchvideo("models.x3d").create_x3d(
+            input_clip_length=clip_size[0], input_crop_size=clip_size[1], model_num_class=num_classes,
+            dropout_rate=dropout, depth_factor=depth_factor, head_activation=None,
+        )  # fmt: skip
+        return network
+
+    return build
+
+
+def _resnet(module: str, function: str, **arguments: Any) -> Callable[..., nn.Module]:
+    def build(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> nn.Module:
+        create = getattr(import_pytorchvideo(f"models.{module}"), function)
+        network: nn.Module = create(model_num_class=num_classes, dropout_rate=dropout, **arguments)
+        return network
+
+    return build
+
+
+def _csn(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> nn.Module:
+    return _resnet("csn", "create_csn", model_depth=101, stem_pool=nn.MaxPool3d)(clip_size, num_classes, dropout)
+
+
+def _mvit(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> nn.Module:
+    doubling = [[1, 2.0], [3, 2.0], [14, 2.0]]
+    create = import_pytorchvideo("models.vision_transformers").create_multiscale_vision_transformers
+    wanted = torch.get_default_device()
+    with torch.device("cpu"):  # it asks for numbers while it builds, which no other default device need have
+        network: nn.Module = create(
+            spatial_size=clip_size[1:], temporal_size=clip_size[0], embed_dim_mul=doubling, atten_head_mul=doubling,
+            pool_q_stride_size=[[1, 1, 2, 2], [3, 1, 2, 2], [14, 1, 2, 2]], pool_kv_stride_adaptive=[1, 8, 8],
+            pool_kvq_kernel=[3, 3, 3], head_num_classes=num_classes, head_dropout_rate=dropout, head_activation=None,
+        )  # fmt: skip
+    return network.to(wanted)
+
+
+# name: builder, and the clip (T, H, W) that the published weights are for
+BASELINES: dict[str, tuple[Callable[..., nn.Module], tuple[int, int, int]]] = {
+    "slow_r50": (_resnet("resnet", "create_resnet", model_depth=50, stem_conv_kernel_size=(1, 7, 7)), (8, 224, 224)),
+    "slowfast_r50": (
+        _resnet("slowfast", "create_slowfast", model_depth=50, slowfast_fusion_conv_kernel_size=(7, 1, 1)),
+        (32, 224, 224),
+    ),
+    "x3d_xs": (_x3d(2.2), (4, 160, 160)),
+    "x3d_s": (_x3d(2.2), (13, 160, 160)),
+    "x3d_m": (_x3d(2.2), (16, 224, 224)),
+    "x3d_l": (_x3d(5.0), (16, 312, 312)),
+    "r2plus1d_r50": (_resnet("r2plus1d", "create_r2plus1d"), (16, 224, 224)),
+    "csn_r101": (_csn, (32, 224, 224)),
+    "mvit_base_16x4": (_mvit, (16, 224, 224)),
+}
+
+
+class Baseline(nn.Module):
+    """One of pytorchvideo's networks for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits.
+
+    Means over the grid are taken at whatever size it has, so that any clip will do; at the published size that is
+    what pytorchvideo computes. SlowFast gets every frame on its fast pathway and every fourth on its slow one. Raises
+    ImportError where pytorchvideo is not installed, ValueError for a clip that the network cannot take.
+    """
+
+    def __init__(
+        self, name: str, clip_size: tuple[int, int, int] | None = None, num_classes: int = 400, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        if name not in BASELINES:
+            raise ValueError(f"{PREFIX}{name} is not known; expected one of {', '.join(PREFIX + n for n in BASELINES)}")
+        build, published = BASELINES[name]
+        self.clip_size = clip_size or published
+        self.num_classes = num_classes
+        self.two_pathways = name.startswith("slowfast")
+        if self.two_pathways and self.clip_size[0] % SLOWFAST_ALPHA:
+            raise ValueError(f"{PREFIX}{name} needs a multiple of {SLOWFAST_ALPHA} frames, got {self.clip_size[0]}")
+        try:
+            self.network = build(self.clip_size, num_classes, dropout)
+        except ImportError as error:
+            raise ImportError(f"{PREFIX}{name} needs pytorchvideo 0.1.5, which can't be imported: {error}") from error
+        for module in list(self.network.modules()):
+            for child_name, child in list(module.named_children()):
+                if isinstance(child, nn.AvgPool3d):
+                    setattr(module, child_name, nn.AdaptiveAvgPool3d(1))
+                elif type(child).__name__ == "Swish":  # the same, as an operation that torch knows
+                    setattr(module, child_name, nn.SiLU())
+
+    def forward(self, clip: Tensor) -> Tensor:
+        if tuple(clip.shape[1:]) != (3, *self.clip_size):
+            raise ValueError(
+                f"the model takes clips [B, 3, T, H, W] with T, H, W = {self.clip_size}, got {tuple(clip.shape)}"
+            )
+        logits: Tensor = self.network(self._pathways(clip) if self.two_pathways else clip)
+        return logits
+
+    def _pathways(self, clip: Tensor) -> list[Tensor]:
+        frames = self.clip_size[0]
+        slow = torch.linspace(0, frames - 1, frames // SLOWFAST_ALPHA, device=clip.device).long()  # as published
+        return [clip.index_select(2, slow), clip]
