@@ -24,6 +24,8 @@ from tests.convertible_models import (
     transformers,
 )
 from tests.models.small_models import CLIP_SIZE, randomize
+from tests.models.small_mvits import CLIP_SIZE as MVIT_CLIP_SIZE
+from tests.models.small_mvits import small_mvit
 from videoattn.compat import import_timm
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
@@ -306,3 +308,22 @@ def test_every_operator_is_known_by_its_name() -> None:
         videoattn.convert(vit, space=name, verbose=False)
         assert type(vit.blocks[0].attn.operator) is operator
         assert vit(torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_an_mvit_takes_operators_and_gives_its_own_back(kind: str) -> None:
+    clip = torch.randn(2, 3, *MVIT_CLIP_SIZE, generator=torch.Generator().manual_seed(3))
+    model = small_mvit(kind)
+    before = outputs(model, clip)
+    convert(model, ("joint",), "dense")
+    torch.testing.assert_close(outputs(model, clip), before, rtol=1e-5, atol=1e-5)
+    videoattn.restore(model, verbose=False)
+    report = convert(model, ("joint",), "fibonacci")
+    assert len(report.replacements) == 4
+    built = small_mvit(kind, operators={Axis.JOINT: FibonacciAttention})
+    torch.testing.assert_close(outputs(model, clip), outputs(built, clip), rtol=1e-5, atol=1e-5)
+    videoattn.restore(model, verbose=False)
+    assert torch.equal(outputs(model, clip), before)
+    if kind == "v2":
+        with pytest.raises(ValueError, match="bias"):
+            convert(model, ("joint",), "lisa")

@@ -40,11 +40,19 @@ OFFICIAL = {  # the configuration that describes the same evaluation
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_parameters_and_multiply_accumulates_are_those_of_the_model(row: Any) -> None:
+def test_parameters_and_multiply_accumulates_are_those_of_the_model(row: Any, counted: dict[Any, float]) -> None:
     with torch.device("meta"):
         model: Any = build_model(row.config())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(row.parameters, abs=0.0051)
-    assert profile(model, model.clip_size).macs_needed / 1e9 == pytest.approx(row.gmacs, rel=1e-4)
+    sizes = (row.model, model.clip_size, str(row.settings))  # rows that differ in the head alone are counted once
+    if sizes not in counted:
+        counted[sizes] = profile(model, model.clip_size).macs_needed / 1e9
+    assert counted[sizes] == pytest.approx(row.gmacs, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[Any, float]:
+    return {}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.mixer import MultiheadAttention
+from videoattn.layers.pooled_attention import PooledAttention
 from videoattn.operators import AttentionOperator, AttentionSite
 
 
@@ -257,7 +258,7 @@ def our_slots(model: Any) -> Iterator[Slot]:
     for layer, block in enumerate(model.blocks):
         for axis in block.axes:
             mixer = block.mixers[axis.value]
-            if isinstance(mixer, MultiheadAttention):
+            if isinstance(mixer, (MultiheadAttention, PooledAttention)):
                 yield Slot(layer, axis, mixer, mixer.operator.site, None)
 
 
@@ -268,6 +269,7 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Slot]]] = {
     "transformers.models.vivit.modeling_vivit.VivitModel": tubelet_slots,
     "transformers.models.videomae.modeling_videomae.VideoMAEModel": tubelet_slots,
     "videoattn.models.timesformer.TimeSformer": our_slots,
+    "videoattn.models.mvit.MViT": our_slots,
 }
 REFUSED = {
     "transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining": (

@@ -65,7 +65,7 @@ class TokenPool(nn.Module):
         pooled = depthwise_conv3d(volume, filters, self.pooling.stride).flatten(1, 3).unflatten(2, x.shape[2:])
         if grid.prefix:
             pooled = torch.cat([x[:, : grid.prefix], pooled], dim=1)
-        return self.norm(pooled)
+        return self.norm(pooled).to(x.dtype)  # under autocast norms may give float32
 
     def extra_repr(self) -> str:
         return f"kernel={self.pooling.kernel}, stride={self.pooling.stride}"
