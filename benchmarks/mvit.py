@@ -99,7 +99,7 @@ def block_runs(models: dict[str, nn.Module], number: int) -> dict[str, Run]:
 
 
 def time_runs(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Median thread seconds of each, in turns after a round that does not count, and how many times slower others are."""
+    """Median thread seconds of each, in turns after a round that does not count; and how much slower others are."""
     taken: dict[str, dict[str, list[float]]] = {name: {"forward": [], "train": []} for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():

@@ -22,7 +22,8 @@ from videoattn.layers.patch_embed import TubeletEmbed
 from videoattn.layers.pooled_attention import Pooling, RelativePositions, Size3
 from videoattn.layers.position import sincos_embeddings
 from videoattn.layers.skip import SkipSettings
-from videoattn.models.mvit_plan import AttentionType, MViTBlockPlan, MViTShape, build_pooled_mixer, plan_blocks
+from videoattn.models.mvit_mixers import build_pooled_mixer
+from videoattn.models.mvit_plan import AttentionType, MViTBlockPlan, MViTShape, plan_blocks
 from videoattn.operators import DenseAttention
 
 Positions = Literal["separable", "none"]
