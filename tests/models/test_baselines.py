@@ -11,10 +11,10 @@ from tests.models.small_models import random_clip, save
 from tools.profile_net import main as profile_net
 from videoattn.command_line import run_tool
 from videoattn.compat import import_pytorchvideo
-from videoattn.config_file import load_config
+from videoattn.config_file import dump_config, load_config
 from videoattn.models import MODELS, build_model
 from videoattn.models.baselines import BASELINES, PREFIX, Baseline
-from videoattn.models.checkpoints import CheckpointError, load_weights, save_weights
+from videoattn.models.checkpoints import CheckpointError, from_checkpoint, load_weights, save_weights
 from videoattn.profile import profile
 
 PUBLISHED = {  # millions of parameters, G multiply-accumulates of one clip of the published size
@@ -91,6 +91,18 @@ def test_weights_are_saved_and_load_again_with_theirs_and_our_names(tmp_path: Pa
     ]  # fmt: skip
     with pytest.raises(CheckpointError, match="missing: "):
         load_weights(Baseline("slow_r50", CLIP_SIZE), tmp_path / "a.safetensors")
+
+
+def test_a_checkpoint_of_ours_describes_the_network(tmp_path: Path) -> None:
+    cfg = load_config(None, [
+        "MODEL.MODEL_NAME", "pytorchvideo/x3d_xs", "DATA.NUM_FRAMES", 8, "DATA.TRAIN_CROP_SIZE", 64,
+        "DATA.TEST_CROP_SIZE", 64, "MODEL.NUM_CLASSES", 5,
+    ])  # fmt: skip
+    source = build_model(cfg).eval()
+    save_weights(source.state_dict(), tmp_path / "a.pyth", cfg=dump_config(cfg))
+    model, clip = from_checkpoint(tmp_path / "a.pyth"), random_clip(1, CLIP_SIZE)
+    with torch.no_grad():
+        assert torch.equal(model(clip), source(clip))
 
 
 def test_settings_that_it_cannot_have_are_refused() -> None:

@@ -108,6 +108,8 @@ def from_checkpoint(
             build, said = parse_description(file.cfg)
             arguments = {**said, **given}
         elif family in MVIT_FAMILIES:
+            if num_heads is not None:
+                raise CheckpointError("the file holds an MViT, whose numbers of heads it tells: expected no num_heads")
             build, arguments = MViT, mvit_arguments(file, family, given, notes)
         else:
             arguments = timesformer_arguments(file, family, given, notes)

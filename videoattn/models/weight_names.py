@@ -52,7 +52,7 @@ _NAME = re.compile(r"(?P<module>.+?)(?P<kind>\.weight|\.bias)?")
 def find_family(names: Iterable[str]) -> Family:
     """The family whose names these are, without wrapper prefixes. Raises CheckpointError listing some if none fits."""
     names = list(names)
-    if any(re.match(r"blocks\.\d+\.mixers\.", name) for name in names):
+    if any(re.match(r"blocks\.\d+\.mixers\.|network\.", name) for name in names):  # the latter: a baseline
         return "videoattn"
     if any(name.startswith("timesformer.encoder.layer.") for name in names):
         return "huggingface"
