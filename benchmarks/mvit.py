@@ -3,7 +3,7 @@
 
 Examples:
     python benchmarks/mvit.py
-    python benchmarks/mvit.py --blocks 0 1 4 --rounds 3 --out /tmp/mvit.json
+    python benchmarks/mvit.py --blocks 0 1 4 --rounds 3 --out mvit.json
 
 Every block that differs is timed by itself, then the whole model; forward, and forward with backward. The three take
 turns, round by round, on one thread, and thread CPU time is taken, since other processes take the cores now and then.

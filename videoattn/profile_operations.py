@@ -128,6 +128,7 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::fft_irfft2": count_fourier("to_real", 2),
     "aten::fft_irfftn": count_fourier("to_real", None),
     # every slot of the table of pairs, be it unused
+    "videoattn::depthwise_conv3d": lambda arguments, outputs: math.prod(outputs[0]) * math.prod(arguments[1][1:]),
     "videoattn::pair_products": count_product(0),
     "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
 }

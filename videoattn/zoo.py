@@ -26,7 +26,8 @@ class Protocol:
     """How a row was evaluated: everything that changes a score besides the weights.
 
     `spread` clips reach both ends of a video and a single one is centred; otherwise a single clip is the video's first.
-    `aggregate` is what the views' sum is taken of.
+    `short_side` is that of frames before a single crop is cut out of them (its first number; the second is of training
+    alone); three crops are cut from frames of side `crop`. `aggregate` is what the views' sum is taken of.
     """
 
     num_frames: int

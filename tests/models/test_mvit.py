@@ -144,16 +144,12 @@ def test_a_compiled_model_trains_as_the_plain_one(kind: str, attention_type: str
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: n + m)
 
 
-def takes_bias(kind: str) -> bool:
-    return kind == "v2"
-
-
 @pytest.mark.parametrize("kind", ["v1", "v2"])
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize(("attention_type", "axis"), SLOTS)
 class TestOperatorInMViT:
     def build(self, kind: str, name: str, attention_type: str, axis: Axis) -> MViT:
-        if takes_bias(kind) and name in ("lisa", "focused_linear"):
+        if kind == "v2" and name in ("lisa", "focused_linear"):
             with pytest.raises(ValueError, match="bias"):
                 small_mvit(kind, attention_type=attention_type, operators={axis: OPERATORS[name]})
             pytest.skip("refused as promised: there are no logits for relative positions")

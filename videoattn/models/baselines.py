@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.compat import import_pytorchvideo
+from videoattn.layers.blocks import check_clip
 
 PREFIX = "pytorchvideo/"
 SLOWFAST_ALPHA = 4  # frames of the fast pathway for each of the slow one
@@ -101,10 +102,7 @@ class Baseline(nn.Module):
                     setattr(module, child_name, nn.SiLU())
 
     def forward(self, clip: Tensor) -> Tensor:
-        if tuple(clip.shape[1:]) != (3, *self.clip_size):
-            raise ValueError(
-                f"the model takes clips [B, 3, T, H, W] with T, H, W = {self.clip_size}, got {tuple(clip.shape)}"
-            )
+        check_clip(clip, self.clip_size)
         logits: Tensor = self.network(self._pathways(clip) if self.two_pathways else clip)
         return logits
 

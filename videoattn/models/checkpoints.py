@@ -111,6 +111,8 @@ def from_checkpoint(
             if num_heads is not None:
                 raise CheckpointError("the file holds an MViT, whose numbers of heads it tells: expected no num_heads")
             build, arguments = MViT, mvit_arguments(file, family, given, notes)
+        elif holds_mvit(file.tensors, family):
+            raise CheckpointError("the file does not say how its MViT pools: build the model and use load_weights")
         else:
             arguments = timesformer_arguments(file, family, given, notes)
         with torch_seed(0):  # initial values are overwritten; the caller's generator stays untouched

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -48,12 +48,29 @@ def keep_head(
     theirs, ours = state.get("head.weight"), target["head.weight"]
     if not new:
         if theirs is None or theirs.shape[0] != ours.shape[0]:
-            raise CheckpointError(f"the classes differ (allow_new_head=True starts a new head): {sizes}")
+            raise CheckpointError(
+                f"the classes differ (allow_new_head=True, or TRAIN.FINETUNE True, starts a new head): {sizes}"
+            )
         return state
     report.dropped += [name for name in state if name.startswith("head.")]
     report.initialised += [name for name in target if name.startswith("head.")]
     rest = {name: value for name, value in state.items() if not name.startswith("head.")}
     return rest | {name: value for name, value in target.items() if name.startswith("head.")}
+
+
+def note_resized(
+    names: Sequence[str], report: LoadReport, clip_size: tuple[int, int, int], *, allowed: bool, sizes: str
+) -> None:
+    """Note the tensors of positions that were resized to a model for clips of `clip_size`.
+
+    Raises CheckpointError where there are some and resizing is not `allowed`; `sizes` says of both what they have.
+    """
+    if names and not allowed:
+        permit = "allow_resize=True, or TRAIN.FINETUNE or TEST.ALLOW_RESIZE True, resizes"
+        raise CheckpointError(
+            f"the file is for clips of another size ({permit} {some_names(names, 3)} to {clip_size}): {sizes}"
+        )
+    report.resized += names
 
 
 def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videoattn.grid import Axis, TokenGrid, unfold
+from videoattn.layers.blocks import check_clip, run_blocks
 from videoattn.layers.drop_path import DropPath
 from videoattn.layers.mixer import BuildOperator
 from videoattn.layers.mlp import Mlp
@@ -225,17 +225,8 @@ class MViT(nn.Module):
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """The normalised class token, or the mean of the normalised tokens, [B, C]."""
-        if tuple(clip.shape[1:]) != (3, *self.clip_size):
-            raise ValueError(
-                f"the model takes clips [B, 3, T, H, W] with T, H, W = {self.clip_size}, got {tuple(clip.shape)}"
-            )
-        x = self.embed(clip)
-        previous: dict[str, Tensor] = {}
-        for block in self.blocks:
-            if self.act_checkpoint and self.training:
-                x, previous = checkpoint(block, x, previous, use_reentrant=False)
-            else:
-                x, previous = block(x, previous)
+        check_clip(clip, self.clip_size)
+        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
         return self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
 
     def forward(self, clip: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def _reorder(tensors: Mapping[str, Tensor], to_packed: bool) -> dict[str, Tensor
     heads = MViTGeometry.of(tensors).num_heads if any(".qkv." in name for name in tensors) else ()
     reordered = {}
     for name, value in tensors.items():
-        if match := re.fullmatch(r"blocks\.(\d+)\.mixers\.(?:joint|space)\.qkv\.(weight|bias)", name):
+        if match := re.fullmatch(r"blocks\.(\d+)\.mixers\.joint\.qkv\.(weight|bias)", name):
             value = reorder_qkv_rows(value, heads[int(match[1])], to_packed)
         reordered[name] = value
     return reordered

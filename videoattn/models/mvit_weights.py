@@ -12,7 +12,7 @@ from torch import Tensor
 from videoattn.layers.pooled_attention import Size3, resize_table
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.build import parse_description
-from videoattn.models.load_report import LoadReport, complete, keep_head
+from videoattn.models.load_report import LoadReport, complete, keep_head, note_resized
 from videoattn.models.mvit import MViT
 from videoattn.models.mvit_names import MViTGeometry, mvit_to_ours
 from videoattn.models.mvit_plan import MViTShape
@@ -39,18 +39,14 @@ def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, head: str, allow
             raise CheckpointError(f"a divided model can't become a joint one: {both}")
         if head == "keep":
             raise CheckpointError(
-                f"a joint model can start a divided one but is none (allow_new_head=True starts one): {both}"
+                f"a joint model can start a divided one but is none "
+                f"(allow_new_head=True, or TRAIN.FINETUNE True, starts one): {both}"
             )
         state = _divide(state, target, report)
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
     resized = _resize(state, target, model)
-    if resized and not allow_resize:
-        raise CheckpointError(
-            f"the file is for clips of another size (allow_resize=True resizes {', '.join(list(resized)[:3])} "
-            f"{f'and {len(resized) - 3} more ' if len(resized) > 3 else ''}to {model.clip_size}): {both}"
-        )
-    report.resized += list(resized)
+    note_resized(list(resized), report, model.clip_size, allowed=allow_resize, sizes=both)
     suited = suit_attention({**state, **resized}, model)
     report.initialised += suited.initialised
     report.dropped += suited.dropped

@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videoattn.grid import Axis, TokenGrid, unfold
+from videoattn.layers.blocks import check_clip, run_blocks
 from videoattn.layers.drop_path import DropPath, DropUnit
 from videoattn.layers.mixer import BuildOperator
 from videoattn.layers.mlp import Mlp
@@ -171,17 +171,8 @@ class TimeSformer(nn.Module):
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """The normalised class token [B, C]."""
-        if tuple(clip.shape[1:]) != (3, *self.clip_size):
-            raise ValueError(
-                f"the model takes clips [B, 3, T, H, W] with T, H, W = {self.clip_size}, got {tuple(clip.shape)}"
-            )
-        x = self.embed(clip)
-        previous: dict[str, Tensor] = {}
-        for block in self.blocks:
-            if self.act_checkpoint and self.training:
-                x, previous = checkpoint(block, x, previous, use_reentrant=False)
-            else:
-                x, previous = block(x, previous)
+        check_clip(clip, self.clip_size)
+        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
         x = x[:, 0]
         if self.frames_apart:
             x = x.unflatten(0, (clip.shape[0], -1)).mean(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from videoattn.layers.mixer import MultiheadAttention
 from videoattn.layers.position import resize_space, resize_time
-from videoattn.models.load_report import LoadReport, complete, keep_head
+from videoattn.models.load_report import LoadReport, complete, keep_head, note_resized
 from videoattn.models.sparse_twin import suit_attention
 from videoattn.models.timesformer import TimeSformer
 from videoattn.models.weight_files import CheckpointError, WeightFile
@@ -43,14 +43,16 @@ def fit_timesformer(
             raise CheckpointError(f"the attention types differ: {both}")
         if head == "keep":
             raise CheckpointError(
-                f"a file without time can start a video model but is none (allow_new_head=True starts one): {both}"
+                f"a file without time can start a video model but is none "
+                f"(allow_new_head=True, or TRAIN.FINETUNE True, starts one): {both}"
             )
         state = _add_time(state, target, ours.attention_type, report)
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
+    resized: list[str] = []
     if theirs.num_frames != ours.num_frames and theirs.num_frames is not None and ours.num_frames is not None:
         state["time_embed"] = resize_time(state["time_embed"], ours.num_frames)
-        report.resized.append("time_embed")
+        resized.append("time_embed")
     grid = (model.grid.h, model.grid.w)
     if file_grid is None and "clip_size" in file.settings:
         height, width = file.settings["clip_size"][1:]
@@ -58,13 +60,9 @@ def fit_timesformer(
     old_grid = source_grid(theirs.num_positions, grid, file_grid)
     if old_grid != grid:
         state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
-        report.resized.append("pos_embed")
+        resized.append("pos_embed")
 
-    if report.resized and not allow_resize:
-        raise CheckpointError(
-            f"the file is for clips of another size (allow_resize=True resizes {' and '.join(report.resized)} to "
-            f"{model.clip_size}): {both}"
-        )
+    note_resized(resized, report, model.clip_size, allowed=allow_resize, sizes=both)
     suited = suit_attention(state, model)
     state = suited.state
     report.initialised += suited.initialised
