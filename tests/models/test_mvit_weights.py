@@ -154,6 +154,14 @@ def test_files_that_do_not_fit_are_refused_and_change_nothing(
     assert_same(target.state_dict(), before)
 
 
+def test_an_mvit_is_not_saved_under_a_timesformers_names(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="huggingface names the tensors of TimeSformers or ViTs, and these are of"
+    ):
+        save_weights(small_mvit().state_dict(), tmp_path / "a.pyth", "huggingface", num_heads=3)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_mvit_is_no_timesformer(tmp_path: Path) -> None:
     path = save(mvit_from_ours(small_mvit().state_dict(), "slowfast"), tmp_path / "a.pyth")
     with torch.device("meta"):

@@ -134,6 +134,9 @@ def save_weights(
     `clip_size` and the YAML text `cfg` are noted in the file for `from_checkpoint`. Raises OSError naming a file that
     can't be written.
     """
+    if family != "videoattn" and holds_mvit(state, "videoattn") != (family in MVIT_FAMILIES):
+        held, wanted = ("an MViT", "TimeSformers or ViTs") if family not in MVIT_FAMILIES else ("no MViT", "MViTs")
+        raise CheckpointError(f"{family} names the tensors of {wanted}, and these are of {held}")
     if family in MVIT_FAMILIES:
         tensors = mvit_from_ours(state, family)
     elif family != "videoattn" and num_heads is None:
