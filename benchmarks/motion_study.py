@@ -90,7 +90,7 @@ SIZES = {
         short=Clips(num_classes=8, num_train=3200, num_val=400, rendered_frames=18, num_frames=8, sampling_rate=2,
                     num_views=3, epochs=10),
         long=Clips(num_classes=6, num_train=3200, num_val=400, rendered_frames=48, num_frames=12, sampling_rate=4,
-                   num_views=1, epochs=2),
+                   num_views=1, epochs=4),
     ),
     "full": Size(
         image=64, patch=8, width=128, depth=6, heads=4, skipped="2-3", batch=64, lr=1e-3, precision="bf16", rounds=20,
