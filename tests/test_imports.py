@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "config_keys": {"strict_yaml", "config", "config_types", "config_attention", "published_keys"},
     "config_file": {"strict_yaml", "config", "config_keys", "published_keys"},
     "grid": set(),
-    "kernels": {"grid"},
+    "kernels": {"grid", "files"},
     "operators": {"grid", "kernels"},
     "layers": {"grid", "kernels", "operators"},
     "models": {"grid", "operators", "layers", "config", "config_types", "config_attention", "config_file"}

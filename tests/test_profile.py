@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.compat import import_torchvision
 from videoattn.grid import Axis, TokenGrid
+from videoattn.kernels.jumps import is_compiled
 from videoattn.models import TimeSformer, timesformer_base, timesformer_base_hr, timesformer_base_l
 from videoattn.operators import AttentionOperator, AttentionSite, DenseAttention, FibonacciAttention
 from videoattn.profile import MAC_FORMULAS, Profile, UnknownOperationError, measure, profile
@@ -174,12 +175,28 @@ def test_sums_over_pairs_execute_the_slots_of_their_tables(semantics: str) -> No
     options: dict[str, Any] = {"attention_type": "joint_space_time", "operators": {Axis.JOINT: operator}}
     model = build_meta(SMALL, **options)
     result = profile(model, model.clip_size)
-    plan = model.blocks[0].mixers["joint"].operator.plan
+    plan = model.blocks[0].mixers["joint"].operator.pairs
     assert plan.keys.shape[:2] == (3, 24)
     # the class token asks all 25 tokens; two products of 8 channels a head in each of two blocks
     assert result.attention_executed == 2 * 2 * 8 * (plan.keys.numel() + 3 * 25)
     dense = profile_meta(SMALL, attention_type="joint_space_time")
     assert result.attention_needed < result.attention_executed < dense.attention_executed
+    assert result.macs_executed == count_by_torch(model, torch.empty(1, 3, *model.clip_size, device="meta"))
+    real = SMALL(**options)
+    assert profile(real, real.clip_size).to_dict() == result.to_dict()
+
+
+@pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("axis", Axis)
+def test_the_compiled_form_executes_what_is_needed(axis: Axis) -> None:
+    kinds = {Axis.JOINT: "joint_space_time", Axis.TIME: "divided_space_time", Axis.SPACE: "space_only"}
+    options: dict[str, Any] = {
+        "attention_type": kinds[axis],
+        "operators": {axis: partial(FibonacciAttention, implementation="compiled")},
+    }
+    model = build_meta(SMALL, **options)
+    result = profile(model, model.clip_size)
+    assert result.attention_needed == result.attention_executed
     assert result.macs_executed == count_by_torch(model, torch.empty(1, 3, *model.clip_size, device="meta"))
     real = SMALL(**options)
     assert profile(real, real.clip_size).to_dict() == result.to_dict()

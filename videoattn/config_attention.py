@@ -58,8 +58,9 @@ class Fibonacci(OperatorSection):
     )
     order: Literal["thw", "hwt"] = Field("thw", description="raster in which joint attention measures distance")
     geometry: Literal["raster", "axial"] = Field("raster", description="distance in the raster, or along t, h, w apart")
-    implementation: Literal["auto", "masked", "pairs"] = Field(
-        "auto", description="masked: a dense product; pairs: attending pairs alone; auto: the faster one"
+    implementation: Literal["auto", "masked", "pairs", "compiled"] = Field(
+        "auto",
+        description="masked: a dense product; pairs: attending pairs alone; compiled: these in C++; auto: the fastest",
     )
 
 

@@ -1,9 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and where those are kept that can be had again."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where fetched weights and compiled kernels are kept: VIDEOATTN_CACHE, else ~/.cache/videoattn."""
+    return Path(os.environ.get("VIDEOATTN_CACHE") or Path.home() / ".cache/videoattn")
 
 
 @contextmanager

@@ -97,6 +97,12 @@ def count_fourier(kind: str, num_dims: int | None) -> MacFormula:
     return formula
 
 
+def count_jumps(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """The attending pairs in each call of all heads of the pattern, in both products."""
+    (rows, heads, _, dim), (pattern_heads,), num_pairs = outputs[0], arguments[2], arguments[9]
+    return int(2 * rows * heads // pattern_heads * num_pairs * dim)
+
+
 # Operations whose MACs are counted, by the name in the traced graph. A custom operation of the package stands here
 # under "namespace::name", a custom autograd function under "prim::PythonOp.Name".
 MAC_FORMULAS: dict[str, MacFormula] = {
@@ -129,6 +135,7 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::fft_irfftn": count_fourier("to_real", None),
     # every slot of the table of pairs, be it unused
     "videoattn::depthwise_conv3d": lambda arguments, outputs: math.prod(outputs[0]) * math.prod(arguments[1][1:]),
+    "videoattn::jump_attention": count_jumps,
     "videoattn::pair_products": count_product(0),
     "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
 }

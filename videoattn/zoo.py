@@ -1,6 +1,5 @@
 """Published checkpoints: where they are, what they score, and the protocol that produced the score."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal
 from videoattn.config import Config
 from videoattn.config_file import load_config
 from videoattn.download import DownloadError, fetch
+from videoattn.files import cache_folder
 
 Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
 NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
@@ -123,11 +123,6 @@ class ZooRow:
             return value
 
         return [key for key in self.all_settings() if look_up(published, key) != look_up(given, key)]
-
-
-def cache_folder() -> Path:
-    """Where fetched weights are kept: VIDEOATTN_CACHE, else ~/.cache/videoattn."""
-    return Path(os.environ.get("VIDEOATTN_CACHE") or Path.home() / ".cache/videoattn")
 
 
 def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = None) -> Path:

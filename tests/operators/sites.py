@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from videoattn.grid import Axis, TokenGrid
+from videoattn.kernels.jumps import is_compiled
 from videoattn.operators import AttentionSite
 
 HEADS, D = 3, 8
@@ -21,6 +22,11 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("focused_linear", {}),
     ("focused_linear", {"power": 4.5, "kernel_size": 0}),
 ]
+if is_compiled():
+    SETTINGS += [
+        ("fibonacci", {"implementation": "compiled"}),
+        ("fibonacci", {"geometry": "axial", "semantics": "zero_logit", "implementation": "compiled"}),
+    ]
 # axis, prefix tokens, whether keys have a coarser grid than queries
 SITES = [(axis, prefix, unequal) for axis in Axis for prefix in (0, 1) for unequal in (False, True)]
 

@@ -110,7 +110,7 @@ class TestContract:
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
         bias = torch.randn(HEADS, q.shape[2], k.shape[2], dtype=q.dtype, generator=torch.Generator().manual_seed(5))
-        if name in SOFTMAX:
+        if name in SOFTMAX and options.get("implementation") != "compiled":
             OPERATORS[name](site(axis, prefix, unequal, has_bias=True), **options)
             torch.testing.assert_close(operator(q, k, v, bias), operator.weights(q, k, bias) @ v, **WIDE)
         else:

@@ -6,6 +6,7 @@ import torch
 
 from tests.shared_files import GOLDEN, needs_golden
 from videoattn.grid import TokenGrid
+from videoattn.kernels.jumps import is_compiled
 from videoattn.operators import AttentionSite, FibonacciAttention
 from videoattn.operators import fibonacci as module
 from videoattn.operators.fibonacci_sets import offset_sets, permute_heads, published_rows
@@ -63,7 +64,7 @@ def test_masks_equal_the_official_masks():
 
 
 @needs_golden
-@pytest.mark.parametrize("implementation", ["masked", "pairs"])
+@pytest.mark.parametrize("implementation", ["masked", "pairs", *(["compiled"] if is_compiled() else [])])
 @pytest.mark.parametrize(("name", "semantics"), [("inf", "exclude"), ("mult", "zero_logit")])
 def test_layer_equals_the_official_layer(name, semantics, implementation):
     case = golden(f"fibottention_attn_{name}_n36_d32_h4_depth0_f64")
@@ -126,7 +127,7 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
         expected[head, prefix + i, prefix + j] = sees
     assert torch.equal(weights(masked) > 0, expected) and torch.equal(weights(pairs) != 0, expected)
     assert masked.macs() == pairs.macs() == 2 * 8 * int(expected.sum())
-    assert len(pairs.plan.slots) == int(expected[:, prefix:].sum())
+    assert len(pairs.pairs.slots) == int(expected[:, prefix:].sum())
 
 
 @pytest.mark.parametrize("form", ["masked", "pairs"])

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.operators.test_fibonacci import site
 from videoattn.grid import Axis, TokenGrid
+from videoattn.kernels.jumps import is_compiled
 from videoattn.operators import AttentionSite, FibonacciAttention
 from videoattn.operators import fibonacci as module
 
@@ -20,6 +21,10 @@ def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int
     return [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
+SPARSE = ["pairs", *(["compiled"] if is_compiled() else [])]
+
+
+@pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 @pytest.mark.parametrize("options", [
     {},
@@ -31,27 +36,29 @@ def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int
 @pytest.mark.parametrize("unequal", [False, True], ids=["equal", "unequal"])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("axis", Axis)
-def test_pairs_equal_the_masked_form_with_all_gradients(axis, prefix, unequal, options, semantics):
+def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, unequal, options, semantics, form):
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
     at = site(grid, kv, layer=1)
-    masked, pairs = (
-        FibonacciAttention(at, semantics=semantics, **options, implementation=form) for form in ("masked", "pairs")
+    masked, sparse = (
+        FibonacciAttention(at, semantics=semantics, **options, implementation=name) for name in ("masked", form)
     )
     *qkv, bias = inputs_of(at, groups=4 if axis is Axis.TIME else 1)
-    for inputs in (qkv, [*qkv, bias], [*qkv, bias[:1, :1]], [*qkv, bias[:, :, :1]]):
-        expected, found = masked(*inputs), pairs(*inputs)
+    biases = ([], [bias], [bias[:1, :1]], [bias[:, :, :1]]) if form == "pairs" else ([],)
+    for inputs in ([*qkv, *bias] for bias in biases):
+        expected, found = masked(*inputs), sparse(*inputs)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         cotangent = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
         for x, y in zip(*(torch.autograd.grad(out, inputs, cotangent) for out in (found, expected)), strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
-def test_gradients_of_pairs_equal_numerical_ones(semantics):
+def test_gradients_equal_numerical_ones(semantics, form):
     at = site(TokenGrid(2, 1, 3, 1), d=2)
-    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
-    inputs = inputs_of(at)
+    operator = FibonacciAttention(at, semantics=semantics, implementation=form)
+    inputs = inputs_of(at) if form == "pairs" else inputs_of(at)[:3]
     assert torch.autograd.gradcheck(operator, inputs, fast_mode=True)
 
 
@@ -64,7 +71,7 @@ def test_zero_logits_of_a_pattern_that_is_full_are_plain_softmax():
     torch.testing.assert_close(operator(q, k, v), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["masked", "pairs"])
+@pytest.mark.parametrize("form", ["masked", *SPARSE])
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -100,36 +107,60 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def test_auto_takes_pairs_on_a_cpu_from_a_number_of_keys_on(monkeypatch):
+@pytest.mark.parametrize("form", SPARSE)
+def test_auto_takes_the_sparse_form_at_hand_on_a_cpu_from_a_number_of_keys_on(monkeypatch, form):
+    monkeypatch.setattr(module, "is_compiled", lambda: form == "compiled")
+    names = {"pairs": {"videoattn::pair_products", "videoattn::pair_sums"}, "compiled": {"videoattn::jump_attention"}}
     at = site(TokenGrid(2, 3, 4, 1))
     *qkv, _ = inputs_of(at)
-    for threshold, expected in ((25, {"videoattn::pair_products", "videoattn::pair_sums"}), (26, set())):
-        monkeypatch.setattr(module, "PAIRS_FROM_KEYS", threshold)
+    for threshold, expected in ((25, names[form]), (26, set())):
+        monkeypatch.setattr(module, f"{form.upper()}_FROM_KEYS", threshold)
         with Recorder() as recorder:
             FibonacciAttention(at)(*qkv)
         assert recorder.names == expected
 
 
-def test_pairs_form_nothing_of_queries_times_keys():
+def test_auto_leaves_a_bias_and_values_of_another_width_to_other_forms():
+    at = site(TokenGrid(2, 3, 4, 1), d=4)
+    *qkv, bias = inputs_of(at)
+    with Recorder() as recorder:
+        FibonacciAttention(at)(*qkv, bias)
+        FibonacciAttention(at)(*qkv[:2], torch.cat([qkv[2]] * 2, dim=-1))
+    assert "videoattn::jump_attention" not in recorder.names
+
+
+def test_the_compiled_form_is_refused_where_it_cannot_be(monkeypatch):
+    grid = TokenGrid(2, 3, 4, 1)
+    with pytest.raises(ValueError, match="takes no bias"):
+        FibonacciAttention(AttentionSite(grid, grid, 3, 8, 0, has_bias=True), implementation="compiled")
+    monkeypatch.setattr(module, "is_compiled", lambda: False)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+        FibonacciAttention(site(grid), implementation="compiled")
+
+
+@pytest.mark.parametrize("form", SPARSE)
+def test_sparse_forms_make_nothing_of_queries_times_keys(form):
     at = site(TokenGrid(4, 14, 14, 1), d=4)
     *qkv, _ = inputs_of(at, dtype=torch.float32)
     for semantics in ("exclude", "zero_logit"):
-        operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+        operator = FibonacciAttention(at, semantics=semantics, implementation=form)
         with Recorder() as recorder:
             operator(*qkv).sum().backward()
         assert 0 < recorder.largest < 2 * 3 * 785 * 785 / 20
 
 
-def test_tables_of_a_large_joint_site_take_15_megabytes():
-    operator = FibonacciAttention(site(TokenGrid(32, 14, 14, 1), heads=12))
+@pytest.mark.parametrize(("form", "limit"), list(zip(SPARSE, (15e6, 2**16), strict=False)))
+def test_tables_of_a_large_joint_site_are_small(form, limit):
+    operator = FibonacciAttention(site(TokenGrid(32, 14, 14, 1), heads=12), implementation=form)
     assert operator.keep is None
-    assert sum(buffer.nbytes for buffer in operator.buffers()) < 15e6
+    assert sum(buffer.nbytes for buffer in operator.buffers()) < limit
 
 
+@pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
-def test_pairs_are_exported_for_any_batch_size(semantics):
+def test_sparse_forms_are_exported_for_any_batch_size(semantics, form):
     at = site(TokenGrid(2, 3, 5, 1))
-    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+    operator = FibonacciAttention(at, semantics=semantics, implementation=form)
     example = [x.detach() for x in inputs_of(at)[:3]]
     program = torch.export.export(operator, tuple(example), dynamic_shapes=({0: torch.export.Dim("batch")},) * 3)
     batch = [torch.cat([x, 2 * x, -x]) for x in example]
@@ -137,10 +168,11 @@ def test_pairs_are_exported_for_any_batch_size(semantics):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
-def test_compiled_pairs_have_the_same_output_and_gradients(semantics):
+def test_traced_and_compiled_they_have_the_same_output_and_gradients(semantics, form):
     at = site(TokenGrid(2, 3, 5, 1))
-    operator = FibonacciAttention(at, semantics=semantics, implementation="pairs")
+    operator = FibonacciAttention(at, semantics=semantics, implementation=form)
     *qkv, _ = inputs_of(at, dtype=torch.float32)
     compiled = torch.compile(operator, fullgraph=True)
     outputs = compiled(*qkv), operator(*qkv)

@@ -49,12 +49,6 @@ class PairPlan(nn.Module):
             buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
             self.register_buffer(name, buffer, persistent=False)
 
-    def mask(self, start: int, stop: int) -> Tensor:
-        """True at the pairs of the queries from `start` to `stop`, [heads, stop - start, Nk]."""
-        keys, unused = self.keys[:, start:stop].long(), self.unused()[:, start:stop]
-        mask = torch.zeros(*keys.shape[:2], self.num_keys + 1, dtype=torch.bool, device=keys.device)
-        return mask.scatter_(-1, keys.masked_fill(unused, self.num_keys), True)[..., :-1]
-
     def unused(self) -> Tensor:
         """True at slots that hold no pair, [heads, Nq, K]."""
         return torch.arange(self.keys.shape[-1], device=self.keys.device) >= self.counts

@@ -38,10 +38,12 @@ class AttentionOperator(nn.Module):
     three may be strided views. Subclasses are final: to vary one, write another.
 
     `forms_weights` says that the values are mixed by a matrix that depends on q and k alone, which `weights` returns.
-    A subclass that takes no bias raises ValueError on a site that has one.
+    `takes_packed` says that `forward` also takes a single packed [rows, groups·heads, n, 3, d], whose gradient it then
+    forms in one piece. A subclass that takes no bias raises ValueError on a site that has one.
     """
 
     forms_weights = False
+    takes_packed = False
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()

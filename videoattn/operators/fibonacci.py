@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.grid import cells_under
+from videoattn.kernels.jumps import JumpPlan, is_compiled
 from videoattn.kernels.pairs import PairPlan
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
 from videoattn.operators.fibonacci_sets import (
@@ -23,11 +24,12 @@ from videoattn.operators.fibonacci_sets import (
 
 Semantics = Literal["exclude", "zero_logit"]
 Geometry = Literal["raster", "axial"]
-Implementation = Literal["auto", "masked", "pairs"]
+Implementation = Literal["auto", "masked", "pairs", "compiled"]
 
 # Masks up to this many elements are kept; larger ones are formed for a slice of the queries at a time.
 MASK_ELEMENTS = 2**24
-# On a CPU the pairs alone are faster from this many keys on, and the masked product below.
+# On a CPU these forms are faster from so many keys on, and the masked product below.
+COMPILED_FROM_KEYS = 16
 PAIRS_FROM_KEYS = 96
 
 
@@ -39,12 +41,15 @@ class FibonacciAttention(AttentionOperator):
     distance; `geometry="axial"` measures it along one of t, h, w at a time, with that axis's own offset sets.
     Where queries and keys have different grids, a query stands at the key cell under it.
 
-    `implementation="masked"` is the plain form, a dense product that saves nothing. "pairs" computes the same, and its
-    gradients, from attending pairs alone. "auto" takes pairs on a CPU for calls of PAIRS_FROM_KEYS keys and more.
-    Raises ValueError where some query would have no key. Source: arXiv 2406.19391.
+    `implementation="masked"` is the plain form, a dense product that saves nothing. The others compute the same, and
+    its gradients, from attending pairs alone, on a CPU: "compiled" by the C++ kernel of `videoattn.kernels.jumps`,
+    several times faster than "pairs", which needs no compiler and also takes a bias. "auto" takes the fastest there is
+    for the device and the number of keys. Raises ValueError where some query would have no key. `forward` also takes q,
+    k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`. Source: arXiv 2406.19391.
     """
 
     forms_weights = True
+    takes_packed = True
     keep: Tensor | None
 
     def __init__(
@@ -80,29 +85,46 @@ class FibonacciAttention(AttentionOperator):
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
         if geometry == "raster":
             q_cells, k_cells = raster_positions(q_cells, kv, order), raster_positions(k_cells, kv, order)
-        keys, counts = key_table(q_cells, k_cells, lengths, offsets, kv.prefix)
-        if not counts.all():
-            head, query = (int(i) for i in np.argwhere(counts == 0)[0])
+        self.jumps = JumpPlan(q_cells, k_cells, lengths, offsets, kv.prefix)
+        if not self.jumps.num_keys.all():
+            head, query = (int(i) for i in np.argwhere(self.jumps.num_keys == 0)[0])
             raise ValueError(
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
             )
-        self.plan = PairPlan(keys, counts, kv.tokens)
-        self.num_pairs = int(counts.sum()) + site.num_heads * kv.prefix * kv.tokens
+        self.compiled = implementation in ("auto", "compiled") and not site.has_bias and is_compiled()
+        if implementation == "compiled" and not self.compiled:
+            reason = "takes no bias" if site.has_bias else "needs a C++ compiler, found by CXX or as c++"
+            raise ValueError(f"IMPLEMENTATION: compiled {reason}; set IMPLEMENTATION: auto")
+        pairs = implementation == "pairs" or (implementation == "auto" and not self.compiled)
+        tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix) if pairs else None
+        self.pairs = PairPlan(*tables, kv.tokens) if tables else None
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
-        kept = implementation != "pairs" and mask_elements <= MASK_ELEMENTS
+        kept = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
         self.register_buffer("keep", self._mask(0, site.q_grid.tokens) if kept else None, persistent=False)
 
     def _mask(self, start: int, stop: int) -> Tensor:
         """[heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
         prefix = self.site.q_grid.prefix
         num_prefix_rows = max(min(stop, prefix) - start, 0)
-        patch_rows = self.plan.mask(max(start - prefix, 0), max(stop - prefix, 0))
+        patch_rows = self.jumps.mask(max(start - prefix, 0), max(stop - prefix, 0))
         return F.pad(patch_rows, (0, 0, num_prefix_rows, 0), value=True)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self._takes_pairs(q):
-            return self._attend_pairs(q, k, v, bias).to(q.dtype)
+    def forward(
+        self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        takes = self._choose(q, v, bias)
+        if takes == "compiled":
+            if bias is not None:
+                raise ValueError("IMPLEMENTATION: compiled takes no bias; set IMPLEMENTATION: auto")
+            tensors = [q] if k is None or v is None else [q, k, v]
+            # the kernel computes in float32, and reads all but float16 as it is
+            wide = [x.float() if x.dtype is torch.float16 else x for x in tensors]
+            return self.jumps.attend(wide, self.semantics == "zero_logit").to(q.dtype)
+        if k is None or v is None:
+            q, k, v = q.unbind(3)
+        if takes == "pairs" and self.pairs is not None:
+            return self._attend_pairs(self.pairs, q, k, v, bias).to(q.dtype)
         if self.keep is not None:
             return self._attend_masked(q, k, v, bias, self.keep).to(q.dtype)
         num_queries, step = q.shape[2], max(1, MASK_ELEMENTS // (self.site.num_heads * k.shape[2]))
@@ -113,10 +135,17 @@ class FibonacciAttention(AttentionOperator):
             parts.append(self._attend_masked(q[:, :, start:stop], k, v, part_bias, self._mask(start, stop)))
         return torch.cat(parts, dim=2).to(q.dtype)
 
-    def _takes_pairs(self, q: Tensor) -> bool:
+    def _choose(self, q: Tensor, v: Tensor | None, bias: Tensor | None) -> Implementation:
         if self.implementation != "auto":
-            return self.implementation == "pairs"
-        return q.device.type in ("cpu", "meta") and self.site.kv_grid.tokens >= PAIRS_FROM_KEYS
+            return self.implementation
+        num_keys = self.site.kv_grid.tokens
+        suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
+        if q.device.type in ("cpu", "meta"):
+            if self.compiled and suits_kernel and num_keys >= COMPILED_FROM_KEYS:
+                return "compiled"
+            if self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
+                return "pairs"
+        return "masked"
 
     # ---- the plain form
 
@@ -149,7 +178,7 @@ class FibonacciAttention(AttentionOperator):
 
     # ---- attending pairs alone
 
-    def _attend_pairs(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend_pairs(self, plan: PairPlan, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         heads, prefix = self.site.num_heads, self.site.q_grid.prefix
         wide, scale = torch.promote_types(q.dtype, torch.float32), 1 / math.sqrt(self.site.head_dim)
         with without_autocast(q.device):
@@ -158,12 +187,12 @@ class FibonacciAttention(AttentionOperator):
                 x.unflatten(1, (-1, heads)).to(wide).contiguous()
                 for x in (*q.split([prefix, q.shape[2] - prefix], dim=2), k, v)
             )
-            logits = self.plan.products(rest, keys) * scale
+            logits = plan.products(rest, keys) * scale
             if bias is not None:
                 bias = bias.reshape(*(1,) * (4 - bias.dim()), *bias.shape)
                 bias = bias.unsqueeze(1) if bias.shape[1] == 1 else bias.unflatten(1, (-1, heads))
-                logits = logits + self._bias_of_pairs(_rows_of(bias, prefix, q.shape[2]))
-            out = self._mix_pairs(logits, values)
+                logits = logits + self._bias_of_pairs(plan, _rows_of(bias, prefix, q.shape[2]))
+            out = self._mix_pairs(plan, logits, values)
             if prefix > 0:  # these queries attend to everything
                 logits = first @ keys.transpose(-2, -1) * scale
                 if bias is not None:
@@ -171,27 +200,27 @@ class FibonacciAttention(AttentionOperator):
                 out = torch.cat([logits.softmax(dim=-1) @ values, out], dim=-2)
         return out.flatten(1, 2)
 
-    def _mix_pairs(self, logits: Tensor, values: Tensor) -> Tensor:
-        unused = self.plan.unused()
+    def _mix_pairs(self, plan: PairPlan, logits: Tensor, values: Tensor) -> Tensor:
+        unused = plan.unused()
         logits = logits.masked_fill(unused, -math.inf)
         if self.semantics == "exclude":
-            return self.plan.sums(_softmax(logits), values)
+            return plan.sums(_softmax(logits), values)
         # The other keys share one weight: n of them with logit 0 count as one with logit log n.
-        num_others = self.site.kv_grid.tokens - self.plan.counts
+        num_others = self.site.kv_grid.tokens - plan.counts
         others = num_others.to(logits.dtype).log().expand(*logits.shape[:-1], 1)
         weights = _softmax(torch.cat([logits, others], dim=-1))
         share = weights[..., -1:] / num_others.clamp(min=1)
         excess = (weights[..., :-1] - share).masked_fill(unused, 0.0)
-        return self.plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
+        return plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
 
-    def _bias_of_pairs(self, bias: Tensor) -> Tensor:
+    def _bias_of_pairs(self, plan: PairPlan, bias: Tensor) -> Tensor:
         """What a bias of patch queries, that broadcasts to [rows, groups, heads, Nq, Nk], has at the pairs."""
-        keys = self.plan.keys.long()
+        keys = plan.keys.long()
         bias = bias.expand(*bias.shape[:2], *keys.shape[:2], self.site.kv_grid.tokens)
         return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))
 
     def macs(self) -> int:
-        return 2 * self.site.head_dim * self.num_pairs
+        return 2 * self.site.head_dim * self.jumps.num_pairs
 
 
 def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:

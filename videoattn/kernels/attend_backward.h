@@ -1,0 +1,205 @@
+// Gradients: weights and their gradients by query, then the gradients of keys and values by key. Each is a sum that
+// one thread forms in a fixed order, so that results don't depend on their number.
+#pragma once
+
+#include "attend.h"
+
+namespace {
+
+template <class T>
+struct Pairs {  // what the first pass leaves for the second
+  T* weights;      // [rows * heads, queries, prefix + num_moves], less the background's weight
+  T* gradients;    // the same of the logits, times the scale
+  T* from_prefix;  // [rows * heads, 2, prefix, prefix + num_positions]: both, of the queries of the prefix
+};
+
+template <class T, int W>
+struct ByQuery : Attend<T, W> {
+  using Base = Attend<T, W>;
+  using Base::p, Base::count, Base::width;
+  const View &out_view, &grad_view, &grad_q_view;
+  const T* const logsumexp;
+  const Pairs<T>& pairs;
+  Tokens out{}, grad{}, grad_q{};
+  const T* shifts = nullptr;
+
+  ByQuery(const Problem& p, const View& q, const View& k, const View& v, const View& out, const View& grad,
+          const View& grad_q, const T* logsumexp, const Pairs<T>& pairs)
+      : Base(p, q, k, v), out_view(out), grad_view(grad), grad_q_view(grad_q), logsumexp(logsumexp), pairs(pairs) {}
+
+  void work(const Part& part) {
+    this->begin(part);
+    out = tokens_of(p, out_view, part.item);
+    grad = tokens_of(p, grad_view, part.item);
+    grad_q = tokens_of(p, grad_q_view, part.item);
+    shifts = logsumexp + part.item * (p.prefix + p.num_queries);
+    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_moves;
+    for (int64_t position = part.from; position < part.to; position++) {
+      const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
+      if (begin == end) continue;
+      if (end + AHEAD <= p.num_queries) {
+        const int64_t later = query_token(p, end + AHEAD - 1);
+        for (const Tokens* tokens : {&this->q, &out, &grad}) prefetch(p, (*tokens)[later]);
+      }
+      this->reach(position + part.highest);
+      this->find_keys(part, position);
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t at = (part.item * p.num_queries + i) * num_slots;
+        query(query_token(p, i), pairs.weights + at, pairs.gradients + at, p.zero_logit && count < all_keys);
+      }
+    }
+    if (part.from == 0 && p.prefix > 0) {
+      this->reach(p.num_positions);
+      this->find_all_keys();
+      for (int64_t i = 0; i < p.prefix; i++) {
+        T* weights = pairs.from_prefix + (2 * part.item * p.prefix + i) * all_keys;
+        query(i, weights, weights + p.prefix * all_keys, false);
+      }
+    }
+  }
+
+  void query(int64_t token, T* weights_out, T* gradients_out, bool has_others) {
+    T *scaled = this->rows[0], *upstream = this->rows[1], *result = this->rows[2];
+    T *weights = this->numbers[0], *gradients = this->numbers[1];
+    this->load_scaled_query(token, scaled);
+    load<T, W>(p, grad[token], upstream);
+    load<T, W>(p, out[token], result);
+    const T mean = dot<T, W>(upstream, result, width);
+    this->products(scaled, this->key_rows, weights);
+    this->products(upstream, this->value_rows, gradients);
+    exponentials(weights, count, shifts[token]);
+    for (int64_t j = 0; j < count; j++) gradients[j] = weights[j] * (gradients[j] - mean) * T(p.scale);
+    const T background = has_others ? std::exp(-shifts[token]) : T(0);
+    for (int64_t j = 0; j < count; j++) {
+      weights_out[this->slots[j]] = weights[j] - background;
+      gradients_out[this->slots[j]] = gradients[j];
+    }
+    std::fill(result, result + width, T(0));
+    add_weighted<T, W>(gradients, this->key_rows.data(), count, result, width);
+    store<T, W>(p, grad_q[token], result);
+  }
+};
+
+template <class T, int W>
+struct ByKey {
+  const Problem& p;
+  const View &q_view, &grad_view, &grad_k_view, &grad_v_view;
+  const T* const logsumexp;
+  const Pairs<T>& pairs;
+  const int64_t width;
+  Tokens q{}, grad{}, grad_k{}, grad_v{};
+  Block<T> queries, upstream;             // rows of q and of the gradient by the output, in the order of positions
+  int64_t first = 0, next = 0, last = 0;  // queries: as in `Attend`
+  Block<T> rows;
+  std::vector<const T*> query_rows, upstream_rows;  // those that see the key at hand
+  std::vector<T> weights, gradients;
+
+  ByKey(const Problem& p, const View& q, const View& grad, const View& grad_k, const View& grad_v, const T* logsumexp,
+        const Pairs<T>& pairs)
+      : p(p), q_view(q), grad_view(grad), grad_k_view(grad_k), grad_v_view(grad_v), logsumexp(logsumexp), pairs(pairs),
+        width(Attend<T, W>::padded_width(p.dim)), queries(width), upstream(width), rows(width) {
+    rows.resize(3);
+  }
+
+  void work(const Part& part) {
+    q = tokens_of(p, q_view, part.item);
+    grad = tokens_of(p, grad_view, part.item);
+    grad_k = tokens_of(p, grad_k_view, part.item);
+    grad_v = tokens_of(p, grad_v_view, part.item);
+    const bool all = (p.prefix > 0 && part.from == 0) || p.zero_logit;  // the prefix's keys are seen by all queries
+    first = next = first_query(p, all ? 0 : std::max<int64_t>(0, part.from - part.highest));
+    last = first_query(p, all ? p.num_positions : std::min(p.num_positions, part.to - part.lowest));
+    queries.resize(p.prefix + last - first);
+    upstream.resize(p.prefix + last - first);
+    for (int64_t i = 0; i < p.prefix; i++) {
+      load<T, W>(p, q[i], queries[i]);
+      load<T, W>(p, grad[i], upstream[i]);
+    }
+    T* base = rows[2];
+    std::fill(base, base + width, T(0));
+    if (p.zero_logit) add_background(part, base);
+    const int32_t* moves = moves_of(p, part.head);
+    const int64_t num_moves = p.counts[part.head];
+    for (int64_t position = part.from; position < part.to; position++) {
+      reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
+      start(part, p.prefix + position);
+      for (int64_t j = 0; j < num_moves; j++) {
+        if (!inside(p, position, moves + 3 * j, -1)) continue;
+        const int64_t from = position - moves[3 * j + 2], end = first_query(p, from + 1);
+        for (int64_t i = first_query(p, from); i < end; i++) add(part, i, p.prefix + j);
+      }
+      finish(key_token(p, position));
+    }
+    if (part.from == 0)
+      for (int64_t key = 0; key < p.prefix; key++) {
+        reach(last);
+        start(part, key);
+        for (int64_t i = first; i < last; i++) add(part, i, key);
+        finish(key);
+      }
+  }
+
+  // Copy queries and their gradients on up to the `end`-th in the order of positions.
+  void reach(int64_t end) {
+    for (end = std::min(end, last); next < end; next++) {
+      if (next + AHEAD < last) {
+        const int64_t later = query_token(p, next + AHEAD);
+        prefetch(p, q[later]);
+        prefetch(p, grad[later]);
+      }
+      const int64_t token = query_token(p, next), to = p.prefix + next - first;
+      load<T, W>(p, q[token], queries[to]);
+      load<T, W>(p, grad[token], upstream[to]);
+    }
+  }
+
+  // What every value gets from the logits 0 of the keys outside the pattern.
+  void add_background(const Part& part, T* base) {
+    const T* shifts = logsumexp + part.item * (p.prefix + p.num_queries);
+    reach(last);
+    for (int64_t position = 0; position < p.num_positions; position++) {
+      if (sees_all(p, part.head, position)) continue;
+      const int64_t end = first_query(p, position + 1);
+      for (int64_t i = first_query(p, position); i < end; i++) {
+        const T background = std::exp(-shifts[query_token(p, i)]);
+        const T* row = upstream[p.prefix + i - first];
+        for (int64_t c = 0; c < width; c++) base[c] += background * row[c];
+      }
+    }
+  }
+
+  // Begin the list of queries that see the `key`-th token in the order of positions.
+  void start(const Part& part, int64_t key) {
+    query_rows.clear(), upstream_rows.clear(), weights.clear(), gradients.clear();
+    const int64_t all_keys = p.prefix + p.num_positions;
+    for (int64_t i = 0; i < p.prefix; i++) {
+      const T* at = pairs.from_prefix + (2 * part.item * p.prefix + i) * all_keys + key;
+      put(i, at[0], at[p.prefix * all_keys]);
+    }
+  }
+
+  void add(const Part& part, int64_t query, int64_t slot) {
+    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves) + slot;
+    put(p.prefix + query - first, pairs.weights[at], pairs.gradients[at]);
+  }
+
+  void put(int64_t row, T weight, T gradient) {
+    query_rows.push_back(queries[row]);
+    upstream_rows.push_back(upstream[row]);
+    weights.push_back(weight);
+    gradients.push_back(gradient);
+  }
+
+  void finish(int64_t token) {
+    T *by_key = rows[0], *by_value = rows[1];
+    std::fill(by_key, by_key + width, T(0));
+    std::copy(rows[2], rows[2] + width, by_value);
+    const int64_t count = int64_t(weights.size());
+    add_weighted<T, W>(weights.data(), upstream_rows.data(), count, by_value, width);
+    add_weighted<T, W>(gradients.data(), query_rows.data(), count, by_key, width);
+    store<T, W>(p, grad_k[token], by_key);
+    store<T, W>(p, grad_v[token], by_value);
+  }
+};
+
+}  // namespace

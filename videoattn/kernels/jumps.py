@@ -1,0 +1,271 @@
+"""Softmax attention over keys at constant distances, at the cost of the pairs that attend.
+
+No table of pairs exists: a head's keys follow from where the query stands and from the head's few jumps. On a CPU the
+operation runs `jump_attention.cpp`, where `load_library` can build it.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from videoattn.kernels.compiler import load_library
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+
+
+class JumpPlan(nn.Module):
+    """Which keys each head's queries attend to, without listing them.
+
+    Keys stand on a raster of `lengths` (one axis, or t, h, w); `q_cells` [Nq, axes] and `k_cells` [Nk, axes] say where.
+    A patch query attends every key that differs from its own cell along one axis by one of `offsets[axis][head]`, up or
+    down, and the `prefix` tokens; queries of the prefix attend to all. Tables are int32 and no part of a checkpoint;
+    those that would say that token i stands at position i are None.
+    """
+
+    moves: Tensor  # [heads, K, 3]: the axis, the step along it and the jump on the raster that it makes
+    counts: Tensor  # [heads]: how many of them are in use
+    starts: Tensor | None  # [positions + 1]: where each position's queries begin in `queries`
+    queries: Tensor | None  # [Nq]: patch queries ordered by position
+    keys: Tensor | None  # [positions]: the patch key at each position
+
+    def __init__(
+        self,
+        q_cells: np.ndarray,
+        k_cells: np.ndarray,
+        lengths: Sequence[int],
+        offsets: Sequence[Sequence[Sequence[int]]],
+        prefix: int,
+    ) -> None:
+        super().__init__()
+        self.lengths, self.prefix = tuple(lengths), prefix
+        self.num_positions, self.num_queries = len(k_cells), len(q_cells)
+        strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
+        rows = []
+        for sets in zip(*offsets, strict=True):
+            steps = {(axis if s else 0, sign * s) for axis, own in enumerate(sets) for s in own for sign in (1, -1)}
+            rows.append(sorted((axis, s, int(s * strides[axis])) for axis, s in steps))
+        moves = np.zeros((len(rows), max(map(len, rows)), 3), dtype=np.int64)
+        for head, row in enumerate(rows):
+            moves[head, : len(row)] = sorted(row, key=lambda move: move[2])
+        at, key_at = q_cells @ strides, np.argsort(k_cells @ strides)
+        order = np.argsort(at, kind="stable")
+        in_place = np.array_equal(at, np.arange(self.num_positions))
+        tables = {
+            "moves": moves,
+            "counts": np.array([len(row) for row in rows]),
+            "starts": None if in_place else np.searchsorted(at[order], np.arange(self.num_positions + 1)),
+            "queries": None if in_place else order,
+            "keys": None if np.array_equal(key_at, np.arange(self.num_positions)) else key_at,
+        }
+        for name, table in tables.items():
+            buffer = None
+            if table is not None:  # on the device where the caller builds modules, be it the meta device
+                buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
+            self.register_buffer(name, buffer, persistent=False)
+        self.num_keys = count_keys(q_cells, moves, [len(row) for row in rows], lengths) + prefix
+        prefix_pairs = len(rows) * prefix * (prefix + self.num_positions)
+        self.num_pairs = int(self.num_keys.sum()) + prefix_pairs
+
+    def attend(self, tensors: Sequence[Tensor], zero_logit: bool = False) -> Tensor:
+        """Mixed values [rows, groups·heads, prefix + Nq, d], of the dtype given, each token's heads side by side.
+
+        `tensors` are q, k and v, [rows, groups·heads, n, d], or, where queries and keys are the same tokens, one packed
+        [rows, groups·heads, n, 3, d]. They may be strided. `zero_logit` leaves keys outside the pattern logit 0 instead
+        of excluding them. Sums are formed in float32, of float64 in float64. Every query needs a key.
+        """
+        mixed, _ = jump_attention(
+            list(tensors), self.moves, self.counts, self.starts, self.queries, self.keys, list(self.lengths),
+            self.prefix, zero_logit, self.num_pairs,
+        )  # fmt: skip
+        return mixed
+
+    def mask(self, start: int, stop: int) -> Tensor:
+        """True at the pairs of the patch queries from `start` to `stop`, [heads, stop - start, prefix + Nk]."""
+        device = self.moves.device
+        at = torch.arange(self.num_queries, device=device)
+        if self.queries is not None and self.starts is not None:
+            sorted_at = torch.searchsorted(self.starts, at.int(), right=True) - 1
+            at = torch.empty_like(at).index_copy(0, self.queries.long(), sorted_at)
+        at = at[start:stop, None]
+        lengths = torch.tensor(self.lengths, device=device)
+        strides = torch.tensor([math.prod(self.lengths[i + 1 :]) for i in range(len(self.lengths))], device=device)
+        axes, steps, jumps = self.moves.long()[:, None].unbind(-1)  # [heads, 1, K] each
+        moved = at // strides[axes] % lengths[axes] + steps
+        used = torch.arange(axes.shape[-1], device=device) < self.counts[:, None, None]
+        inside = (moved >= 0) & (moved < lengths[axes]) & used
+        mask = torch.zeros(*inside.shape[:2], self.num_positions + 1, dtype=torch.bool, device=device)
+        mask.scatter_(-1, (at + jumps).where(inside, self.num_positions), True)
+        mask = mask[..., :-1] if self.keys is None else mask[..., self.keys.argsort()]
+        return F.pad(mask, (self.prefix, 0), value=True)
+
+
+def count_keys(q_cells: np.ndarray, moves: np.ndarray, counts: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+    """How many patch keys each patch query has, int64 [heads, Nq]."""
+    totals = []
+    for row, count in zip(moves, counts, strict=True):
+        axes, steps, _ = row[:count].T
+        moved = q_cells[:, axes] + steps
+        totals.append(((moved >= 0) & (moved < np.array(lengths)[axes])).sum(axis=1))
+    return np.stack(totals)
+
+
+# ---- the operation: as `JumpPlan.attend`, with the plan's tables; also returns log Σ exp of each query's logits.
+
+Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+@torch.library.custom_op("videoattn::jump_attention", mutates_args=(), device_types="cpu")
+def jump_attention(
+    tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
+    keys: Tensor | None, lengths: Sequence[int], prefix: int, zero_logit: bool, num_pairs: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, logsumexp = _empty_outputs(tensors)
+    views = _split(_readable(tensors))
+    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, zero_logit)
+    _run("jump_attention_forward", problem, (*views, out), logsumexp)
+    return out, logsumexp
+
+
+@torch.library.custom_op("videoattn::jump_attention_backward", mutates_args=(), device_types="cpu")
+def jump_attention_backward(
+    gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], moves: Tensor, counts: Tensor,
+    starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
+    zero_logit: bool, num_pairs: int,
+) -> list[Tensor]:  # fmt: skip
+    gradients = _empty_gradients(tensors)
+    views = _split(_readable(tensors))
+    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, zero_logit)
+    arguments = (*views, *_readable([out, gradient]), *_split(gradients))
+    _run("jump_attention_backward", problem, arguments, logsumexp)
+    return gradients
+
+
+def _empty_outputs(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    q, wide = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
+    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[-1]).transpose(1, 2)
+    return out, q.new_empty(q.shape[:3], dtype=wide)
+
+
+def _empty_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
+    # laid out as a projection writes them: heads side by side within each token
+    return [x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:]).transpose(1, 2) for x in tensors]
+
+
+def _split(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(tensors) if len(tensors) == 3 else tensors[0].unbind(3)
+
+
+def _readable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+@jump_attention.register_fake
+def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(tensors)
+
+
+@jump_attention_backward.register_fake
+def _(gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return _empty_gradients(tensors)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors, *tables_and_rest = inputs
+    ctx.num_tensors, ctx.tables, ctx.rest = len(tensors), tables_and_rest[:5], tables_and_rest[5:]
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
+    *tensors, out, logsumexp = ctx.saved_tensors
+    gradients = jump_attention_backward(gradient, out, logsumexp, tensors, *ctx.tables, *ctx.rest)
+    return gradients, *(None,) * 9
+
+
+jump_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+# Torch's counter takes a multiply-add for two operations. Backward: the logits anew, and four products more.
+
+
+@register_flop_formula([torch.ops.videoattn.jump_attention])
+def _count_forward(tensors: Sequence[Sequence[int]], *arguments: Any, **_: Any) -> int:
+    return 2 * multiply_adds(tensors[0], arguments[1], arguments[8])
+
+
+@register_flop_formula([torch.ops.videoattn.jump_attention_backward])
+def _count_backward(gradient: Any, out: Sequence[int], logsumexp: Any, tensors: Any, *arguments: Any, **_: Any) -> int:
+    return 5 * multiply_adds(out, arguments[1], arguments[8])
+
+
+def multiply_adds(q_shape: Sequence[int], counts_shape: Sequence[int], num_pairs: int) -> int:
+    """Of q·k and weights·v: `num_pairs` in each call of all heads of the pattern."""
+    return 2 * q_shape[0] * q_shape[1] // counts_shape[0] * num_pairs * q_shape[-1]
+
+
+# ---- the compiled form
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "head", "token"))]
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "pattern_heads", "num_positions", "num_queries",
+                                              "prefix", "dim", "num_moves", "num_axes")),
+        ("lengths", ctypes.c_int64 * 3),
+        ("strides", ctypes.c_int64 * 3),
+        *((name, ctypes.c_void_p) for name in ("moves", "counts", "starts", "queries", "keys")),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("zero_logit", "type", "threads")),
+    ]  # fmt: skip
+
+
+def is_compiled() -> bool:
+    """Whether this machine runs the operation on its CPU."""
+    return load_library("jump_attention") is not None
+
+
+def _describe(
+    views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, zero_logit: bool
+) -> _Problem:
+    q, k, v = views
+    if q.dtype not in _TYPES or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"jump attention takes q, k and v of one dtype of {', '.join(map(str, _TYPES))}, got {q.dtype}, {k.dtype}, "
+            f"{v.dtype}"
+        )
+    moves, counts = tables[:2]
+    num_positions = math.prod(lengths)
+    if k.shape[2] != prefix + num_positions or v.shape != k.shape or q.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            f"jump attention over {num_positions} keys and {prefix} prefix tokens got q {list(q.shape)}, "
+            f"k {list(k.shape)}, v {list(v.shape)}"
+        )
+    strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
+    return _Problem(
+        q.shape[0], q.shape[1], len(counts), num_positions, q.shape[2] - prefix, prefix, q.shape[3], moves.shape[1],
+        len(lengths), (ctypes.c_int64 * 3)(*lengths), (ctypes.c_int64 * 3)(*strides),
+        *(None if table is None else table.data_ptr() for table in tables),
+        1 / math.sqrt(q.shape[3]), zero_logit, _TYPES[q.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], logsumexp: Tensor) -> None:
+    if problem.rows == 0:
+        return
+    library = load_library("jump_attention")
+    if library is None:
+        raise RuntimeError("jump attention needs a C++ compiler on this machine; use another implementation")
+    views = (_View * len(tensors))(*(_View(x.data_ptr(), *x.stride()[:3]) for x in tensors))
+    failed = getattr(library, name)(ctypes.byref(problem), views, ctypes.c_void_p(logsumexp.data_ptr()))
+    if failed:
+        raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")

@@ -1,0 +1,145 @@
+// What to compute: the arguments as ctypes lays them out, where tokens lie, and which keys a query attends to.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "rows.h"
+
+namespace {
+
+struct View {  // [rows, heads, tokens, dim], the last dimension contiguous; strides in elements
+  char* data;
+  int64_t row, head, token;
+};
+
+struct Problem {
+  int64_t rows, heads;            // of q, k and v; a head's pattern is heads % pattern_heads
+  int64_t pattern_heads;
+  int64_t num_positions;          // keys without the prefix
+  int64_t num_queries;            // queries without the prefix
+  int64_t prefix, dim;
+  int64_t num_moves;              // columns of `moves`
+  int64_t num_axes;
+  int64_t lengths[3], strides[3];  // of the raster's axes
+  const int32_t* moves;           // [pattern_heads, num_moves, 3]: axis, step along it, jump on the raster
+  const int32_t* counts;          // [pattern_heads]: how many of them are in use
+  const int32_t* starts;          // [num_positions + 1]: where each position's queries begin in `queries`, or null
+  const int32_t* queries;         // [num_queries], or null where query i stands at position i
+  const int32_t* keys;            // [num_positions]: the patch token at each position, or null where it is the same
+  double scale;
+  int32_t zero_logit;             // other keys keep logit 0 instead of being excluded
+  int32_t type;                   // of the tensors: 0 float, 1 bfloat16, 2 double
+  int32_t threads;
+};
+
+// ---- tokens in memory
+
+struct Tokens {  // those of one head of one row
+  char* data;
+  int64_t step;  // in bytes
+  char* operator[](int64_t token) const { return data + token * step; }
+};
+
+inline int64_t bytes_of(const Problem& p) { return p.type == 0 ? 4 : p.type == 1 ? 2 : 8; }
+
+inline Tokens tokens_of(const Problem& p, const View& view, int64_t item) {
+  const int64_t start = item / p.heads * view.row + item % p.heads * view.head;
+  return {view.data + bytes_of(p) * start, bytes_of(p) * view.token};
+}
+
+// Rows of a head lie a whole token apart, which no processor foresees.
+inline void prefetch(const Problem& p, const char* row) {
+  for (int64_t i = 0; i < p.dim * bytes_of(p); i += 64) __builtin_prefetch(row + i);
+}
+
+template <class T, int W>
+INLINE void load(const Problem& p, const char* from, T* to) {
+  if (p.type == 1) {
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(from);
+    for (int64_t i = 0; i < p.dim; i++) to[i] = from_bfloat16(row[i]);
+  } else if (W && p.dim == W * Lanes<T>::count) {
+    std::memcpy(to, from, W * 32);
+  } else {
+    std::memcpy(to, from, p.dim * sizeof(T));
+  }
+}
+
+template <class T, int W>
+INLINE void store(const Problem& p, char* to, const T* from) {
+  if (p.type == 1) {
+    uint16_t* row = reinterpret_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < p.dim; i++) row[i] = to_bfloat16(float(from[i]));
+  } else if (W && p.dim == W * Lanes<T>::count) {
+    std::memcpy(to, from, W * 32);
+  } else {
+    std::memcpy(to, from, p.dim * sizeof(T));
+  }
+}
+
+// ---- the pattern
+
+struct Part {  // some consecutive positions of one head of one row
+  int64_t item, head, from, to;
+  int64_t lowest, highest;  // the head's extreme jumps
+};
+
+inline int64_t first_query(const Problem& p, int64_t position) { return p.starts ? p.starts[position] : position; }
+inline int64_t query_token(const Problem& p, int64_t i) { return p.prefix + (p.queries ? p.queries[i] : i); }
+inline int64_t key_token(const Problem& p, int64_t position) { return p.prefix + (p.keys ? p.keys[position] : position); }
+
+inline const int32_t* moves_of(const Problem& p, int64_t head) { return p.moves + head * p.num_moves * 3; }
+
+// Whether position + sign * move stays on the raster; other coordinates don't change.
+inline bool inside(const Problem& p, int64_t position, const int32_t* move, int sign) {
+  if (p.num_axes == 1) return uint64_t(position + sign * move[2]) < uint64_t(p.num_positions);
+  const int64_t axis = move[0], coordinate = position / p.strides[axis] % p.lengths[axis];
+  return uint64_t(coordinate + sign * move[1]) < uint64_t(p.lengths[axis]);
+}
+
+// Whether a query there attends to every key, so that none is left in the background.
+inline bool sees_all(const Problem& p, int64_t head, int64_t position) {
+  if (p.counts[head] < p.num_positions) return false;
+  const int32_t* move = moves_of(p, head);
+  int64_t count = 0;
+  for (int64_t j = 0; j < p.counts[head]; j++) count += inside(p, position, move + 3 * j, 1);
+  return count == p.num_positions;
+}
+
+inline int64_t num_parts(const Problem& p) {
+  const int64_t items = std::max<int64_t>(p.rows * p.heads, 1), wanted = (p.threads + items - 1) / items;
+  return std::max<int64_t>(1, std::min(wanted, p.num_positions / 64));
+}
+
+inline Part part_of(const Problem& p, int64_t index, int64_t parts) {
+  Part part{index / parts, index / parts % p.heads % p.pattern_heads, 0, 0, 0, 0};
+  const int64_t i = index % parts;
+  part.from = p.num_positions * i / parts;
+  part.to = p.num_positions * (i + 1) / parts;
+  const int32_t* moves = moves_of(p, part.head);
+  for (int64_t j = 0; j < p.counts[part.head]; j++) {
+    part.lowest = std::min<int64_t>(part.lowest, moves[3 * j + 2]);
+    part.highest = std::max<int64_t>(part.highest, moves[3 * j + 2]);
+  }
+  return part;
+}
+
+// Run `work(part)` for every part, by a worker per thread that holds its own memory. Throws where memory runs out.
+template <class Worker, class... Args>
+void run_parts(const Problem& p, Args&&... args) {
+  const int64_t parts = num_parts(p), total = p.rows * p.heads * parts;
+  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, total)));
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  (void)threads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  try {  // no exception may leave the region
+    Worker worker(p, args...);
+    for (int64_t i = next++; i < total; i = next++) worker.work(part_of(p, i, parts));
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  if (failed) throw std::bad_alloc();
+}
+
+}  // namespace
