@@ -143,7 +143,8 @@ def test_macs_equal_those_of_transformers() -> None:
 
 
 def test_needed_macs_count_only_attending_pairs() -> None:
-    operators = {Axis.TIME: FibonacciAttention, Axis.SPACE: partial(FibonacciAttention, semantics="zero_logit")}
+    masked = partial(FibonacciAttention, implementation="masked")
+    operators = {Axis.TIME: masked, Axis.SPACE: partial(masked, semantics="zero_logit")}
     result = profile_meta(SMALL, operators=operators, clip_size=(5, 32, 64))
     dense = profile_meta(SMALL, clip_size=(5, 32, 64))
     model = build_meta(SMALL, operators=operators, clip_size=(5, 32, 64))
@@ -161,7 +162,7 @@ def test_needed_macs_count_only_attending_pairs() -> None:
 def test_one_head_of_known_offsets_needs_the_pairs_counted_by_hand() -> None:
     result = profile_meta(
         SMALL, attention_type="space_only", num_heads=1, depth=1, clip_size=(2, 16, 96),
-        operators={Axis.SPACE: partial(FibonacciAttention, variant="wythoff", keep_self=True)},
+        operators={Axis.SPACE: partial(FibonacciAttention, variant="wythoff", implementation="masked")},
     )  # fmt: skip
     # 6 patches in a row, offsets {0, 1, 2} (the sequence 1, 2, 3 up to the window 6 // 3, and self): 6 + 2·5 + 2·4
     # pairs; the class token is 6 times a key and asks 7; two frames, two products of 24 channels

@@ -88,7 +88,7 @@ def measure(
             if place.type == "cuda":
                 torch.cuda.synchronize(place)
 
-        memory = _PeakMemory(place)
+        memory = PeakMemory(place)
         try:
             implementations = _record_products(model, step)
             for _ in range(warmup - 1):
@@ -164,7 +164,7 @@ def _borrowed(model: nn.Module, home: torch.device, place: torch.device, train: 
             buffer.copy_(before)
 
 
-class _PeakMemory:
+class PeakMemory:
     """The peak from construction on: tensors on a GPU, else the process's resident memory above what it held."""
 
     def __init__(self, device: torch.device) -> None:

@@ -108,13 +108,14 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", SPARSE)
-def test_auto_takes_the_sparse_form_at_hand_on_a_cpu_from_a_number_of_keys_on(monkeypatch, form):
+def test_auto_takes_the_kernel_on_a_cpu_else_pairs_from_a_number_of_keys_on(monkeypatch, form):
     monkeypatch.setattr(module, "is_compiled", lambda: form == "compiled")
-    names = {"pairs": {"videoattn::pair_products", "videoattn::pair_sums"}, "compiled": {"videoattn::jump_attention"}}
     at = site(TokenGrid(2, 3, 4, 1))
     *qkv, _ = inputs_of(at)
-    for threshold, expected in ((25, names[form]), (26, set())):
-        monkeypatch.setattr(module, f"{form.upper()}_FROM_KEYS", threshold)
+    kernel, pairs = {"videoattn::jump_attention"}, {"videoattn::pair_products", "videoattn::pair_sums"}
+    for threshold, names in ((25, pairs), (26, set())):
+        expected = kernel if form == "compiled" else names
+        monkeypatch.setattr(module, "PAIRS_FROM_KEYS", threshold)
         with Recorder() as recorder:
             FibonacciAttention(at)(*qkv)
         assert recorder.names == expected

@@ -28,8 +28,7 @@ Implementation = Literal["auto", "masked", "pairs", "compiled"]
 
 # Masks up to this many elements are kept; larger ones are formed for a slice of the queries at a time.
 MASK_ELEMENTS = 2**24
-# On a CPU these forms are faster from so many keys on, and the masked product below.
-COMPILED_FROM_KEYS = 16
+# Without a compiler the pairs alone are faster on a CPU from this many keys on, and the masked product below.
 PAIRS_FROM_KEYS = 96
 
 
@@ -141,7 +140,7 @@ class FibonacciAttention(AttentionOperator):
         num_keys = self.site.kv_grid.tokens
         suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
         if q.device.type in ("cpu", "meta"):
-            if self.compiled and suits_kernel and num_keys >= COMPILED_FROM_KEYS:
+            if self.compiled and suits_kernel:
                 return "compiled"
             if self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
                 return "pairs"
