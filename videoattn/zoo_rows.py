@@ -141,17 +141,43 @@ _MOTION: tuple[tuple[str, dict[str, object], str, float, float, float], ...] = (
 )
 
 
+_SMALL_MVIT: dict[str, object] = {
+    "MVIT.ATTENTION_TYPE": "divided", "MVIT.PATCH_KERNEL": (3, 7, 7), "MVIT.PATCH_STRIDE": (1, 4, 4),
+    "MVIT.PATCH_PADDING": (1, 3, 3), "MVIT.EMBED_DIM": 16, "MVIT.DEPTH": 3, "MVIT.NUM_HEADS": 1,
+    "MVIT.DIM_MUL": ((1, 2.0), (2, 2.0)), "MVIT.HEAD_MUL": ((1, 2.0), (2, 2.0)),
+    "MVIT.POOL_Q_STRIDE": ((1, 1, 2, 2), (2, 1, 2, 2)), "MVIT.POOL_KV_STRIDE_ADAPTIVE": (1, 4, 4),
+    "MVIT.POOL_KVQ_KERNEL": (3, 3, 3), "MVIT.SEP_POS_EMBED": True, "ATTENTION.TIME.NAME": "fibonacci",
+    "ATTENTION.SPACE.NAME": "fibonacci", "DATA.TARGET_FPS": 10.0,
+}  # fmt: skip
+_MOTION_PROTOCOL = Protocol(
+    num_frames=8, sampling_rate=2, crop=32, clips=3, crops=1, aggregate="logits", spread=True, short_side=(32, 32)
+)
+
+
 def _ours() -> Iterator[ZooRow]:
+    yield ZooRow(
+        name="motion_mvit_fibonacci",
+        title="small divided MViT, fibonacci along time and space",
+        dataset="motion",
+        model="mvit",
+        protocol=_MOTION_PROTOCOL,
+        file="motion_mvit_fibonacci.safetensors",
+        top1=98.5,
+        top5=None,
+        parameters=0.111768,
+        gmacs=0.019030,
+        source="configs/Motion/mvit_divided_fibonacci_small.yaml",
+        settings=_SMALL_MVIT,
+        trained_by="python tools/train_net.py --cfg configs/Motion/mvit_divided_fibonacci_small.yaml",
+        clips_from=_CLIPS,
+    )
     for method, settings, name, top1, parameters, gmacs in _MOTION:
         yield ZooRow(
             name=f"motion_timesformer_{method}",
             title=f"small TimeSformer, {'dense' if method == 'dense' else f'{method} along time'}",
             dataset="motion",
             model="timesformer_tiny",
-            protocol=Protocol(
-                num_frames=8, sampling_rate=2, crop=32, clips=3, crops=1, aggregate="logits", spread=True,
-                short_side=(32, 32),
-            ),
+            protocol=_MOTION_PROTOCOL,
             file=f"motion_timesformer_{method}.safetensors",
             top1=top1,
             top5=None,

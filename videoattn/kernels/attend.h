@@ -5,23 +5,28 @@
 
 namespace {
 
-constexpr int64_t AHEAD = 6;  // how many rows before their use memory is asked for them
+constexpr int64_t AHEAD = 6;   // how many rows before their use memory is asked for them
+constexpr int64_t FEW = 1024;  // positions up to which rows are read where they lie, if they can be
 
 template <class T, int W>
 struct Attend {
   const Problem& p;
   const View &q_view, &k_view, &v_view;
   const int64_t width;
+  bool copies = true;
+  const bool in_place;  // whether rows of the tensors have the computing type and whole vectors
   Tokens q{}, k{}, v{};  // of the part at hand
   Block<T> keys, values;
-  int64_t first = 0, next = 0, last = 0;  // positions: of the blocks' first row, copied up to here, to be copied
+  Tokens key_rows_at{}, value_rows_at{};  // the blocks', or the tensors' own
+  int64_t first = 0, next = 0, last = 0;  // positions: of the first of these rows, copied up to here, to be copied
   std::vector<const T*> key_rows, value_rows;  // those of the query at hand
   std::vector<int64_t> slots;                  // the prefix token, or after these the move, that each comes from
   int64_t count = 0;
   Block<T> numbers, rows;
 
   Attend(const Problem& p, const View& q, const View& k, const View& v)
-      : p(p), q_view(q), k_view(k), v_view(v), width(padded_width(p.dim)), keys(width), values(width),
+      : p(p), q_view(q), k_view(k), v_view(v), width(padded_width(p.dim)),
+        in_place(p.type != 1 && p.dim == width), keys(width), values(width),
         numbers((most_keys() + 15) / 8 * 8), rows(width) {
     key_rows.resize(most_keys() + 4);
     value_rows.resize(most_keys() + 4);
@@ -44,17 +49,24 @@ struct Attend {
     k = tokens_of(p, k_view, part.item);
     v = tokens_of(p, v_view, part.item);
     const bool all = p.prefix > 0 && part.from == 0;  // this part has the prefix queries
-    first = next = all ? 0 : std::max<int64_t>(0, part.from + part.lowest);
+    next = all ? 0 : std::max<int64_t>(0, part.from + part.lowest);
     last = all ? p.num_positions : std::min(p.num_positions, part.to + part.highest);
+    copies = !in_place || p.keys || last - next > FEW;
+    first = copies ? next : 0;
+    if (!copies) {
+      key_rows_at = k, value_rows_at = v;
+      return;
+    }
     keys.resize(p.prefix + last - first);
     values.resize(p.prefix + last - first);
+    key_rows_at = keys.rows(), value_rows_at = values.rows();
     for (int64_t i = 0; i < p.prefix; i++) {
       load<T, W>(p, k[i], keys[i]);
       load<T, W>(p, v[i], values[i]);
     }
   }
 
-  // Copy keys and values on up to `position`; those a little further on are fetched meanwhile.
+  // Copy keys and values on up to `position` if need be; those a little further on are fetched meanwhile.
   void reach(int64_t position) {
     for (const int64_t end = std::min(position + 1, last); next < end; next++) {
       if (next + AHEAD < last) {
@@ -62,6 +74,7 @@ struct Attend {
         prefetch(p, k[later]);
         prefetch(p, v[later]);
       }
+      if (!copies) continue;
       const int64_t token = key_token(p, next), to = p.prefix + next - first;
       load<T, W>(p, k[token], keys[to]);
       load<T, W>(p, v[token], values[to]);
@@ -73,8 +86,9 @@ struct Attend {
     for (int64_t i = 0; i < p.prefix; i++) attend_to(i, i);
     const int32_t* move = moves_of(p, part.head);
     const int64_t here = p.prefix + position - first, num_moves = p.counts[part.head];
+    const bool interior = p.num_axes == 1 && position + part.lowest >= 0 && position + part.highest < p.num_positions;
     for (int64_t j = 0; j < num_moves; j++, move += 3)
-      if (inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
+      if (interior || inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
     pad();
   }
 
@@ -85,8 +99,8 @@ struct Attend {
   }
 
   void attend_to(int64_t row, int64_t slot) {
-    key_rows[count] = keys[row];
-    value_rows[count] = values[row];
+    key_rows[count] = reinterpret_cast<const T*>(key_rows_at[row]);
+    value_rows[count] = reinterpret_cast<const T*>(value_rows_at[row]);
     slots[count++] = slot;
   }
 
@@ -101,9 +115,23 @@ struct Attend {
     dots<W>(with, rows.data(), count, width, out);
   }
 
-  void load_scaled_query(int64_t token, T* to) const {
-    load<T, W>(p, q[token], to);
-    for (int64_t i = 0; i < width; i++) to[i] *= T(p.scale);
+  // The row as it lies in memory, or a copy in `spare` where it has another type or width.
+  INLINE const T* read(const char* row, T* spare) const {
+    if (in_place) return reinterpret_cast<const T*>(row);
+    load<T, W>(p, row, spare);
+    return spare;
+  }
+
+  // Where to write such a row; `store` it afterwards.
+  INLINE T* place(char* row, T* spare) const { return in_place ? reinterpret_cast<T*>(row) : spare; }
+  INLINE void put(char* row, const T* spare) const {
+    if (!in_place) store<T, W>(p, row, spare);
+  }
+
+  // Logits of the query at hand.
+  INLINE void logits(const T* query, T* out) const {
+    products(query, key_rows, out);
+    for (int64_t j = 0; j < count; j++) out[j] *= T(p.scale);
   }
 };
 
@@ -151,22 +179,21 @@ struct Forward : Attend<T, W> {
 
   // `others` keys besides the listed ones have logit 0.
   void query(int64_t token, int64_t others) {
-    T *scaled = this->rows[0], *mixed = this->rows[1], *weights = this->numbers[0];
-    this->load_scaled_query(token, scaled);
-    this->products(scaled, this->key_rows, weights);
+    T *mixed = this->place(out[token], this->rows[1]), *weights = this->numbers[0];
+    this->logits(this->read(this->q[token], this->rows[0]), weights);
     const T top = std::max(maximum(weights, count), others > 0 ? T(0) : -std::numeric_limits<T>::infinity());
     T total = exponentials(weights, count, top);
-    std::fill(mixed, mixed + width, T(0));
-    if (others > 0) {
-      const T background = std::exp(-top);
-      total += background * T(others);
-      for (int64_t j = 0; j < count; j++) weights[j] -= background;
-      for (int64_t c = 0; c < width; c++) mixed[c] = background * this->rows[2][c];
-    }
-    add_weighted<T, W>(weights, this->value_rows.data(), count, mixed, width);
+    const T background = others > 0 ? std::exp(-top) : T(0);
+    total += background * T(others);
     const T share = T(1) / total;
-    for (int64_t c = 0; c < width; c++) mixed[c] *= share;
-    store<T, W>(p, out[token], mixed);
+    for (int64_t j = 0; j < count; j++) weights[j] = (weights[j] - background) * share;
+    T* start = nullptr;
+    if (others > 0) {
+      start = this->rows[3];
+      for (int64_t c = 0; c < width; c++) start[c] = background * share * this->rows[2][c];
+    }
+    weighted_sum<T, W>(weights, this->value_rows.data(), count, width, start, mixed);
+    this->put(out[token], mixed);
     shifts[token] = top + std::log(total);
   }
 };

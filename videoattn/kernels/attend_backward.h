@@ -59,13 +59,10 @@ struct ByQuery : Attend<T, W> {
   }
 
   void query(int64_t token, T* weights_out, T* gradients_out, bool has_others) {
-    T *scaled = this->rows[0], *upstream = this->rows[1], *result = this->rows[2];
     T *weights = this->numbers[0], *gradients = this->numbers[1];
-    this->load_scaled_query(token, scaled);
-    load<T, W>(p, grad[token], upstream);
-    load<T, W>(p, out[token], result);
-    const T mean = dot<T, W>(upstream, result, width);
-    this->products(scaled, this->key_rows, weights);
+    const T* upstream = this->read(grad[token], this->rows[1]);
+    const T mean = dot<T, W>(upstream, this->read(out[token], this->rows[2]), width);
+    this->logits(this->read(this->q[token], this->rows[0]), weights);
     this->products(upstream, this->value_rows, gradients);
     exponentials(weights, count, shifts[token]);
     for (int64_t j = 0; j < count; j++) gradients[j] = weights[j] * (gradients[j] - mean) * T(p.scale);
@@ -74,9 +71,9 @@ struct ByQuery : Attend<T, W> {
       weights_out[this->slots[j]] = weights[j] - background;
       gradients_out[this->slots[j]] = gradients[j];
     }
-    std::fill(result, result + width, T(0));
-    add_weighted<T, W>(gradients, this->key_rows.data(), count, result, width);
-    store<T, W>(p, grad_q[token], result);
+    T* result = this->place(grad_q[token], this->rows[2]);
+    weighted_sum<T, W>(gradients, this->key_rows.data(), count, width, nullptr, result);
+    this->put(grad_q[token], result);
   }
 };
 
@@ -88,17 +85,24 @@ struct ByKey {
   const Pairs<T>& pairs;
   const int64_t width;
   Tokens q{}, grad{}, grad_k{}, grad_v{};
+  const bool in_place;
+  bool copies = true;
   Block<T> queries, upstream;             // rows of q and of the gradient by the output, in the order of positions
-  int64_t first = 0, next = 0, last = 0;  // queries: as in `Attend`
+  Tokens query_rows_at{}, upstream_rows_at{};
+  int64_t first = 0, next = 0, last = 0;  // queries: to be seen first, copied up to here, to be copied
+  int64_t origin = 0;                     // the first of the rows at hand
   Block<T> rows;
   std::vector<const T*> query_rows, upstream_rows;  // those that see the key at hand
   std::vector<T> weights, gradients;
+  int64_t count = 0;
 
   ByKey(const Problem& p, const View& q, const View& grad, const View& grad_k, const View& grad_v, const T* logsumexp,
         const Pairs<T>& pairs)
       : p(p), q_view(q), grad_view(grad), grad_k_view(grad_k), grad_v_view(grad_v), logsumexp(logsumexp), pairs(pairs),
-        width(Attend<T, W>::padded_width(p.dim)), queries(width), upstream(width), rows(width) {
+        width(Attend<T, W>::padded_width(p.dim)), in_place(p.type != 1 && p.dim == width), queries(width), upstream(width), rows(width) {
     rows.resize(3);
+    const int64_t most = p.prefix + p.num_queries;  // that may see one key
+    query_rows.resize(most), upstream_rows.resize(most), weights.resize(most), gradients.resize(most);
   }
 
   void work(const Part& part) {
@@ -109,22 +113,29 @@ struct ByKey {
     const bool all = (p.prefix > 0 && part.from == 0) || p.zero_logit;  // the prefix's keys are seen by all queries
     first = next = first_query(p, all ? 0 : std::max<int64_t>(0, part.from - part.highest));
     last = first_query(p, all ? p.num_positions : std::min(p.num_positions, part.to - part.lowest));
-    queries.resize(p.prefix + last - first);
-    upstream.resize(p.prefix + last - first);
-    for (int64_t i = 0; i < p.prefix; i++) {
-      load<T, W>(p, q[i], queries[i]);
-      load<T, W>(p, grad[i], upstream[i]);
+    copies = !in_place || p.queries || last - next > FEW;
+    query_rows_at = q, upstream_rows_at = grad, origin = 0;
+    if (copies) {
+      queries.resize(p.prefix + last - first);
+      upstream.resize(p.prefix + last - first);
+      query_rows_at = queries.rows(), upstream_rows_at = upstream.rows(), origin = first;
+      for (int64_t i = 0; i < p.prefix; i++) {
+        load<T, W>(p, q[i], queries[i]);
+        load<T, W>(p, grad[i], upstream[i]);
+      }
     }
     T* base = rows[2];
     std::fill(base, base + width, T(0));
     if (p.zero_logit) add_background(part, base);
     const int32_t* moves = moves_of(p, part.head);
     const int64_t num_moves = p.counts[part.head];
+    const bool raster = p.num_axes == 1;
     for (int64_t position = part.from; position < part.to; position++) {
+      const bool interior = raster && position >= part.highest && position - part.lowest < p.num_positions;
       reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
       start(part, p.prefix + position);
       for (int64_t j = 0; j < num_moves; j++) {
-        if (!inside(p, position, moves + 3 * j, -1)) continue;
+        if (!interior && !inside(p, position, moves + 3 * j, -1)) continue;
         const int64_t from = position - moves[3 * j + 2], end = first_query(p, from + 1);
         for (int64_t i = first_query(p, from); i < end; i++) add(part, i, p.prefix + j);
       }
@@ -147,6 +158,7 @@ struct ByKey {
         prefetch(p, q[later]);
         prefetch(p, grad[later]);
       }
+      if (!copies) continue;
       const int64_t token = query_token(p, next), to = p.prefix + next - first;
       load<T, W>(p, q[token], queries[to]);
       load<T, W>(p, grad[token], upstream[to]);
@@ -162,7 +174,7 @@ struct ByKey {
       const int64_t end = first_query(p, position + 1);
       for (int64_t i = first_query(p, position); i < end; i++) {
         const T background = std::exp(-shifts[query_token(p, i)]);
-        const T* row = upstream[p.prefix + i - first];
+        const T* row = reinterpret_cast<const T*>(upstream_rows_at[p.prefix + i - origin]);
         for (int64_t c = 0; c < width; c++) base[c] += background * row[c];
       }
     }
@@ -170,7 +182,7 @@ struct ByKey {
 
   // Begin the list of queries that see the `key`-th token in the order of positions.
   void start(const Part& part, int64_t key) {
-    query_rows.clear(), upstream_rows.clear(), weights.clear(), gradients.clear();
+    count = 0;
     const int64_t all_keys = p.prefix + p.num_positions;
     for (int64_t i = 0; i < p.prefix; i++) {
       const T* at = pairs.from_prefix + (2 * part.item * p.prefix + i) * all_keys + key;
@@ -180,23 +192,23 @@ struct ByKey {
 
   void add(const Part& part, int64_t query, int64_t slot) {
     const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves) + slot;
-    put(p.prefix + query - first, pairs.weights[at], pairs.gradients[at]);
+    put(p.prefix + query - origin, pairs.weights[at], pairs.gradients[at]);
   }
 
   void put(int64_t row, T weight, T gradient) {
-    query_rows.push_back(queries[row]);
-    upstream_rows.push_back(upstream[row]);
-    weights.push_back(weight);
-    gradients.push_back(gradient);
+    query_rows[count] = reinterpret_cast<const T*>(query_rows_at[row]);
+    upstream_rows[count] = reinterpret_cast<const T*>(upstream_rows_at[row]);
+    weights[count] = weight;
+    gradients[count++] = gradient;
   }
 
   void finish(int64_t token) {
-    T *by_key = rows[0], *by_value = rows[1];
-    std::fill(by_key, by_key + width, T(0));
-    std::copy(rows[2], rows[2] + width, by_value);
-    const int64_t count = int64_t(weights.size());
-    add_weighted<T, W>(weights.data(), upstream_rows.data(), count, by_value, width);
-    add_weighted<T, W>(gradients.data(), query_rows.data(), count, by_key, width);
+    T* by_key = in_place ? reinterpret_cast<T*>(grad_k[token]) : rows[0];
+    T* by_value = in_place ? reinterpret_cast<T*>(grad_v[token]) : rows[1];
+    const T* start = p.zero_logit ? rows[2] : nullptr;
+    weighted_sum<T, W>(weights.data(), upstream_rows.data(), count, width, start, by_value);
+    weighted_sum<T, W>(gradients.data(), query_rows.data(), count, width, nullptr, by_key);
+    if (in_place) return;
     store<T, W>(p, grad_k[token], by_key);
     store<T, W>(p, grad_v[token], by_value);
   }

@@ -35,12 +35,6 @@ struct Problem {
 
 // ---- tokens in memory
 
-struct Tokens {  // those of one head of one row
-  char* data;
-  int64_t step;  // in bytes
-  char* operator[](int64_t token) const { return data + token * step; }
-};
-
 inline int64_t bytes_of(const Problem& p) { return p.type == 0 ? 4 : p.type == 1 ? 2 : 8; }
 
 inline Tokens tokens_of(const Problem& p, const View& view, int64_t item) {

@@ -42,6 +42,12 @@ inline uint16_t to_bfloat16(float x) {  // to the nearest, ties to even
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+struct Tokens {  // rows that lie `step` bytes apart
+  char* data;
+  int64_t step;
+  char* operator[](int64_t i) const { return data + i * step; }
+};
+
 template <class T>
 class Block {  // rows of `width` numbers, aligned for vectors, zero beyond a tensor's own width
  public:
@@ -57,6 +63,7 @@ class Block {  // rows of `width` numbers, aligned for vectors, zero beyond a te
     rows_ = rows;
   }
   T* operator[](int64_t row) { return data_ + row * width_; }
+  Tokens rows() const { return {reinterpret_cast<char*>(data_), int64_t(width_ * sizeof(T))}; }
 
  private:
   T* data_ = nullptr;
@@ -130,30 +137,31 @@ INLINE void dots(const double* a, const double* const* b, int64_t n, int64_t wid
 
 #undef PICK
 
-// out += sum of weights[j] * rows[j], in strips of up to eight vectors that stay in registers.
+// A strip of `weighted_sum` that stays in registers.
 template <class T, int S>
-inline void add_strip(const T* weights, const T* const* rows, int64_t n, T* out, int64_t from) {
-  Vec<T>* to = reinterpret_cast<Vec<T>*>(out) + from;
+INLINE void sum_strip(const T* weights, const T* const* rows, int64_t n, const T* start, T* out, int64_t from) {
   Vec<T> sums[S];
 #pragma GCC unroll 8
-  for (int i = 0; i < S; i++) sums[i] = to[i];
+  for (int i = 0; i < S; i++) sums[i] = start ? reinterpret_cast<const Vec<T>*>(start)[from + i] : Vec<T>{};
   for (int64_t j = 0; j < n; j++) {
     const Vec<T> weight = splat<T>(weights[j]);
     const Vec<T>* row = reinterpret_cast<const Vec<T>*>(rows[j]) + from;
 #pragma GCC unroll 8
     for (int i = 0; i < S; i++) sums[i] += weight * row[i];
   }
+  Vec<T>* to = reinterpret_cast<Vec<T>*>(out) + from;
 #pragma GCC unroll 8
   for (int i = 0; i < S; i++) to[i] = sums[i];
 }
 
+// out = start (0 where that is null) + the sum of weights[j] * rows[j].
 template <class T, int W>
-inline void add_weighted(const T* weights, const T* const* rows, int64_t n, T* out, int64_t width) {
+INLINE void weighted_sum(const T* weights, const T* const* rows, int64_t n, int64_t width, const T* start, T* out) {
   const int64_t vectors = W ? W : width / Lanes<T>::count;
   int64_t from = 0;
-  for (; from + 8 <= vectors; from += 8) add_strip<T, 8>(weights, rows, n, out, from);
-  for (; from + 4 <= vectors; from += 4) add_strip<T, 4>(weights, rows, n, out, from);
-  for (; from < vectors; from++) add_strip<T, 1>(weights, rows, n, out, from);
+  for (; from + 8 <= vectors; from += 8) sum_strip<T, 8>(weights, rows, n, start, out, from);
+  for (; from + 4 <= vectors; from += 4) sum_strip<T, 4>(weights, rows, n, start, out, from);
+  for (; from < vectors; from++) sum_strip<T, 1>(weights, rows, n, start, out, from);
 }
 
 // exp of numbers up to 0 (and a little above), to two units in the last place.
