@@ -20,12 +20,13 @@ Attend = Callable[[Tensor], Tensor]  # packed [rows, groups·heads, n, 3, d] to 
 class Contender:
     """`build(grid, device)` makes it ready; `longest` is the most tokens it is tried on, for time or memory.
 
-    `trains` says whether it has a backward pass on a CPU.
+    `trains` says whether it has a backward pass on a CPU; `ran` names the kernel of one that can't be watched.
     """
 
     build: Callable[[TokenGrid, torch.device], Attend]
     longest: int = 10**9
     trains: bool = True
+    ran: str | None = None
 
 
 def fibonacci(
@@ -111,7 +112,7 @@ JOINT: dict[str, Contender] = {
     "dense": Contender(dense),
     "masked": Contender(masked, longest=3136),
     "multiplied": Contender(multiplied, longest=1568),
-    "flex": Contender(flex, longest=1568, trains=False),
+    "flex": Contender(flex, longest=1568, trains=False, ran="flex_attention, compiled"),
     "pairs": Contender(fibonacci("pairs")),
     "compiled": Contender(fibonacci("compiled")),
     "compiled, zero_logit": Contender(fibonacci("compiled", semantics="zero_logit")),
