@@ -14,6 +14,8 @@ first outputs are compared, since times of wrong results mean nothing.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import statistics
 import sys
@@ -112,6 +114,7 @@ class Bench:
         outputs.clear()
         minimum = packed.nbytes * 4 // 3  # q, k, v read and the output written
         for (name, kind), times in self.take_turns(f"{axis.value} {length}", steps).items():
+            release_memory()
             memory = PeakMemory(self.device)
             steps[name, kind]()
             dense = times.pop("dense")
@@ -194,6 +197,14 @@ def check_equal(outputs: Mapping[str, Tensor], axis: Axis) -> None:
             difference = float((outputs[name] - outputs[first]).abs().max())
             if difference > (2e-2 if outputs[name].dtype is torch.bfloat16 else 1e-5):
                 raise ValueError(f"{name} differs from {first} by {difference}, so that times mean nothing")
+
+
+def release_memory() -> None:
+    """Hand what the C library keeps of freed memory back, so that a peak shows all that a step needs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

@@ -128,10 +128,10 @@ struct Attend {
     if (!in_place) store<T, W>(p, row, spare);
   }
 
-  // Logits of the query at hand.
-  INLINE void logits(const T* query, T* out) const {
+  // Logits of the query at hand; returns the largest.
+  INLINE T logits(const T* query, T* out) const {
     products(query, key_rows, out);
-    for (int64_t j = 0; j < count; j++) out[j] *= T(p.scale);
+    return scale_logits(out, count, T(p.scale));
   }
 };
 
@@ -180,8 +180,8 @@ struct Forward : Attend<T, W> {
   // `others` keys besides the listed ones have logit 0.
   void query(int64_t token, int64_t others) {
     T *mixed = this->place(out[token], this->rows[1]), *weights = this->numbers[0];
-    this->logits(this->read(this->q[token], this->rows[0]), weights);
-    const T top = std::max(maximum(weights, count), others > 0 ? T(0) : -std::numeric_limits<T>::infinity());
+    const T most = this->logits(this->read(this->q[token], this->rows[0]), weights);
+    const T top = others > 0 ? std::max(most, T(0)) : most;
     T total = exponentials(weights, count, top);
     const T background = others > 0 ? std::exp(-top) : T(0);
     total += background * T(others);

@@ -102,31 +102,26 @@ inline T dot(const T* a, const T* b, int64_t width) {
 #define PICK(x, y, ...) __builtin_shuffle(x, y, Picks{__VA_ARGS__})
 #endif
 
-typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t Picks __attribute__((vector_size(32)));
 
-// Products of a row with four others.
+// Products of a row with four others, each as the sum of lanes i and i + 4.
 template <int W>
-INLINE Four dot4(const float* a, const float* const* b, int64_t width) {
-  typedef int32_t Picks __attribute__((vector_size(32)));
+INLINE Vec<float> dot4(const float* a, const float* const* b, int64_t width) {
   const Vec<float> s = product<float, W>(a, b[0], width), t = product<float, W>(a, b[1], width);
   const Vec<float> u = product<float, W>(a, b[2], width), v = product<float, W>(a, b[3], width);
   const Vec<float> st = PICK(s, t, 0, 2, 8, 10, 4, 6, 12, 14) + PICK(s, t, 1, 3, 9, 11, 5, 7, 13, 15);
   const Vec<float> uv = PICK(u, v, 0, 2, 8, 10, 4, 6, 12, 14) + PICK(u, v, 1, 3, 9, 11, 5, 7, 13, 15);
-  const Vec<float> all = PICK(st, uv, 0, 2, 8, 10, 4, 6, 12, 14) + PICK(st, uv, 1, 3, 9, 11, 5, 7, 13, 15);
-  Four halves[2];
-  std::memcpy(halves, &all, 32);
-  return halves[0] + halves[1];
+  return PICK(st, uv, 0, 2, 8, 10, 4, 6, 12, 14) + PICK(st, uv, 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
 // Products of a row with n others, of which the last repeats up to a multiple of four. Whole vectors are written.
 template <int W>
 INLINE void dots(const float* a, const float* const* b, int64_t n, int64_t width, float* out) {
   for (int64_t j = 0; j < n; j += 8) {
-    Four both[2] = {dot4<W>(a, b + j, width), Four{}};
-    if (j + 4 < n) both[1] = dot4<W>(a, b + j + 4, width);
-    Vec<float> joined;
-    std::memcpy(&joined, both, 32);
-    *reinterpret_cast<Vec<float>*>(out + j) = joined;
+    const Vec<float> s = dot4<W>(a, b + j, width);
+    const Vec<float> t = j + 4 < n ? dot4<W>(a, b + j + 4, width) : Vec<float>{};
+    *reinterpret_cast<Vec<float>*>(out + j) =
+        PICK(s, t, 0, 1, 2, 3, 8, 9, 10, 11) + PICK(s, t, 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
 
@@ -184,32 +179,51 @@ inline Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
-// Replace n logits, in memory for whole vectors, by exp(x - shift), and return their sum. Behind them come zeros.
+// Below: n numbers in memory for whole vectors, which are written as a whole, as reading one that was written in pieces
+// stalls a processor.
+
+template <class T>
+struct Numbers;
+template <>
+struct Numbers<float> {
+  typedef int32_t Lane __attribute__((vector_size(32)));
+  static constexpr Lane lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+};
+template <>
+struct Numbers<double> {
+  typedef int64_t Lane __attribute__((vector_size(32)));
+  static constexpr Lane lanes = {0, 1, 2, 3};
+};
+
+// Multiply by `scale`, put -inf behind, and return the largest.
+template <class T>
+INLINE T scale_logits(T* x, int64_t n, T scale) {
+  using Lane = typename Numbers<T>::Lane;
+  constexpr int count = Lanes<T>::count;
+  const Vec<T> none = splat<T>(-std::numeric_limits<T>::infinity());
+  Vec<T> top = none;
+  for (int64_t i = 0; i < n; i += count) {
+    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
+    const Lane left = Lane{} + static_cast<decltype(Lane{}[0] + 0)>(n - i);
+    const Vec<T> scaled = Numbers<T>::lanes < left ? *at * splat<T>(scale) : none;
+    *at = scaled;
+    top = top < scaled ? scaled : top;
+  }
+  T most = top[0];
+  for (int i = 1; i < count; i++) most = most < top[i] ? top[i] : most;
+  return most;
+}
+
+// Replace by exp(x - shift), and return the sum.
 template <class T>
 INLINE T exponentials(T* x, int64_t n, T shift) {
-  constexpr int lanes = Lanes<T>::count;
-  for (int64_t i = n; i < (n + lanes - 1) / lanes * lanes; i++) x[i] = -std::numeric_limits<T>::infinity();
   Vec<T> total = {};
-  for (int64_t i = 0; i < n; i += lanes) {
+  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
     Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
     *at = exponential(*at - splat<T>(shift));
     total += *at;
   }
   return sum<T>(total);
-}
-
-template <class T>
-inline T maximum(T* x, int64_t n) {
-  constexpr int lanes = Lanes<T>::count;
-  for (int64_t i = n; i < (n + lanes - 1) / lanes * lanes; i++) x[i] = x[n - 1];
-  Vec<T> top = *reinterpret_cast<Vec<T>*>(x);
-  for (int64_t i = lanes; i < n; i += lanes) {
-    const Vec<T> other = *reinterpret_cast<Vec<T>*>(x + i);
-    top = top < other ? other : top;
-  }
-  T most = top[0];
-  for (int i = 1; i < lanes; i++) most = std::max<T>(most, top[i]);
-  return most;
 }
 
 }  // namespace
