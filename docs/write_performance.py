@@ -133,16 +133,19 @@ def plot(device: str) -> Path:
 
     result = measured()[device]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    names = list(dict.fromkeys(name for rows in result["joint"].values() for name in rows))
+    lengths = [int(n) for n in result["joint"]]
     for axis, (kind, title) in zip(axes, PASSES.items(), strict=True):
-        names = dict.fromkeys(name for rows in result["joint"].values() for name in rows)
-        for name in names:
+        for number_of, name in enumerate(names):
             points = [(int(n), rows[name][kind]["ms"] * 1568 / per_round(int(n))) for n, rows in result["joint"].items()
                       if kind in rows.get(name, {})]  # fmt: skip
             if points and name != "auto":
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+                axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name, color=f"C{number_of}")
+        axis.set_xticks(lengths, [str(n) for n in lengths])
+        axis.minorticks_off()
         axis.set_xlabel("tokens of a call")
         axis.set_title(title)
-        axis.grid(True, which="both", linewidth=0.3)
+        axis.grid(True, linewidth=0.3)
     axes[0].set_ylabel("ms for 1568 tokens")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
