@@ -156,7 +156,8 @@ def test_large_logits_neither_overflow_nor_vanish(size, zero_logit):
 def test_what_does_not_fit_the_plan_is_refused():
     plan, x = plan_of(TokenGrid(1, 4, 5, 1)), packed(1, 21, 3, 8).detach()
     q, k, v = x.unbind(3)
-    for wrong in ([q, k[:, :, 1:], v], [q, k, v[..., :4]], [q[:, :1], k, v]):
+    two_heads = [y[:, :2] for y in (q, k, v)]
+    for wrong in ([q, k[:, :, 1:], v], [q, k, v[..., :4]], [q[:, :1], k, v], [q[..., :4], k, v], two_heads):
         with pytest.raises(ValueError, match="20 keys and 1 prefix tokens"):
             plan.attend(wrong)
     with pytest.raises(ValueError, match="float16"):

@@ -122,7 +122,7 @@ struct Attend {
     return spare;
   }
 
-  // Where to write such a row; `store` it afterwards.
+  // Where to write such a row; `put` it there afterwards.
   INLINE T* place(char* row, T* spare) const { return in_place ? reinterpret_cast<T*>(row) : spare; }
   INLINE void put(char* row, const T* spare) const {
     if (!in_place) store<T, W>(p, row, spare);

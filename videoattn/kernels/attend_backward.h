@@ -99,7 +99,8 @@ struct ByKey {
   ByKey(const Problem& p, const View& q, const View& grad, const View& grad_k, const View& grad_v, const T* logsumexp,
         const Pairs<T>& pairs)
       : p(p), q_view(q), grad_view(grad), grad_k_view(grad_k), grad_v_view(grad_v), logsumexp(logsumexp), pairs(pairs),
-        width(Attend<T, W>::padded_width(p.dim)), in_place(p.type != 1 && p.dim == width), queries(width), upstream(width), rows(width) {
+        width(Attend<T, W>::padded_width(p.dim)), in_place(p.type != 1 && p.dim == width), queries(width),
+        upstream(width), rows(width) {
     rows.resize(3);
     const int64_t most = p.prefix + p.num_queries;  // that may see one key
     query_rows.resize(most), upstream_rows.resize(most), weights.resize(most), gradients.resize(most);

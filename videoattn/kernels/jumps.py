@@ -245,10 +245,11 @@ def _describe(
         )
     moves, counts = tables[:2]
     num_positions = math.prod(lengths)
-    if k.shape[2] != prefix + num_positions or v.shape != k.shape or q.shape[:2] != k.shape[:2]:
+    fits = k.shape[2] == prefix + num_positions and v.shape == k.shape and q.shape[:2] == k.shape[:2]
+    if not fits or q.shape[1] % len(counts) or q.shape[-1] != k.shape[-1]:
         raise ValueError(
-            f"jump attention over {num_positions} keys and {prefix} prefix tokens got q {list(q.shape)}, "
-            f"k {list(k.shape)}, v {list(v.shape)}"
+            f"jump attention of {len(counts)} heads over {num_positions} keys and {prefix} prefix tokens got "
+            f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
         )
     strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
     return _Problem(
