@@ -38,7 +38,7 @@ HOW_TO_READ = """\
   So it is on long clips at size `small`: the order of events is learned within an epoch or two, and some seeds had not
   come to that when the learning rate had gone to 0 after 4 epochs. Of the low ones, the three runs with Fibonacci
   attention along time (83.8, 52.3, 30.3 %) and one along space (52.8 %) were trained for 10 epochs instead, and reached
-  100.0, 99.5, 99.3 and 100.0 % (`benchmarks/results/motion_study_long_10_epochs.json`; dense attention, one seed: 99.8).
+  100.0, 99.5, 99.3 and 100.0 % (`benchmarks/results/motion_study_long_10_epochs.json`).
 - **MACs**: multiply-accumulates of one clip (one view), where one multiply-add counts as 1. *Executed* is what runs;
   *needed* counts in attention the attending pairs alone. Where executed exceeds needed, a masked product also computes
   excluded pairs, and the method's saving is not had yet.
