@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,10 @@ def traffic_table(device: str, result: Mapping[str, Any], kind: str) -> str:
 def machine(device: str, result: Mapping[str, Any], kind: str) -> str:
     about, versions = result["machine"], result["versions"]
     where = ", ".join(f"{key} {value}" for key, value in about.items() if value)
-    return (
+    return textwrap.fill(
         f"*{result['date']}, {where}; torch {versions.get('torch')}; {result['dtype']}, {result['threads']} "
-        f"thread{'s' * (result['threads'] != 1)}; copying memory reaches {result['copy_gb_per_s']} GB/s.*"
+        f"thread{'s' * (result['threads'] != 1)}; copying memory reaches {result['copy_gb_per_s']} GB/s.*",
+        width=120,
     )
 
 

@@ -21,7 +21,10 @@ def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_figures_of_a_config_with_fibonacci_attention_are_printed_and_written(tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
-    config.write_text("ATTENTION: {SPACE: {NAME: fibonacci, IMPLEMENTATION: masked}}\nTEST: {NUM_ENSEMBLE_VIEWS: 4, NUM_SPATIAL_CROPS: 3}\n")
+    config.write_text(
+        "ATTENTION: {SPACE: {NAME: fibonacci, IMPLEMENTATION: masked}}\n"
+        "TEST: {NUM_ENSEMBLE_VIEWS: 4, NUM_SPATIAL_CROPS: 3}\n"
+    )
     target = tmp_path / "cost.json"
     done = run_program(
         "--cfg", str(config), "--depth", "1", "--measure", "--warmup", "1", "--repeats", "2", "--batch-size", "2",

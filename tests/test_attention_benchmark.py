@@ -1,0 +1,51 @@
+"""The benchmark of attention runs, and its page says what was measured."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from videoattn.kernels.jumps import is_compiled
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(ROOT / "benchmarks/attention.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search_path})
+
+
+@pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
+def test_contenders_take_turns_and_are_written_down(tmp_path: Path) -> None:
+    out = tmp_path / "attention.json"
+    chosen = ["compiled", "masked", "multiplied", "compiled, zero_logit", "in place"]
+    done = run("--lengths", "196", "--frames", "8", "--contenders", *chosen, "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert figures["joint"]["196"].keys() == {"dense", "masked", "multiplied", "compiled", "compiled, zero_logit"}
+    assert figures["time"]["8"].keys() == {"dense", "in place", "compiled"}
+    assert figures["joint"]["196"]["dense"]["train"]["times_as_fast"] == 1
+    assert figures["joint"]["196"]["compiled"]["ran"] == "videoattn::jump_attention"
+    assert all(row["forward"]["ms"] > 0 for row in figures["joint"]["196"].values())
+
+
+def test_wrong_arguments_are_answered_in_one_line() -> None:
+    done = run("--rounds", "0")
+    assert done.returncode == 2 and "expect 1 or more, got 0" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_has_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("write_performance", ROOT / "docs/write_performance.py")
+    assert spec is not None and spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert writer.fill(page) == page
+    assert all(len(line) <= 120 or line.startswith("|") for line in page.splitlines())
+    with pytest.raises(ValueError, match="no results"):
+        writer.fill("<!-- table: tpu_forward -->\n<!-- end of table -->")
