@@ -498,7 +498,8 @@ def test_a_whole_study_trains_measures_and_reports_and_repeats_nothing(tmp_path:
     assert {(run["setting"], run["seed"]) for run in content["runs"]} == {("divided", 0), ("joint_fibonacci", 0)}
     entries = {entry["setting"]: entry for entry in content["settings"] if entry["variant"] == "short"}
     assert entries["divided"]["top1_mean"] == content["runs"][0]["top1"]
-    assert entries["joint_fibonacci"]["macs_needed"] < entries["joint_fibonacci"]["macs_executed"]
+    fibonacci, dense = entries["joint_fibonacci"], entries["joint"]
+    assert fibonacci["macs_needed"] <= fibonacci["macs_executed"] < dense["macs_executed"]
     assert entries["joint"]["latency"]["8"]["ratio"] == 1 and entries["joint"]["top1_mean"] is None
     results = tmp_path / "tiny/short/divided/seed0/results.json"
     environment = json.loads((results.parent / "environment.json").read_text())
