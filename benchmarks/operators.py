@@ -34,6 +34,7 @@ from videoattn.files import atomic_write
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.layers.mixer import BuildOperator
 from videoattn.operators import (
+    AttentionOperator,
     AttentionSite,
     DenseAttention,
     FibonacciAttention,
@@ -115,7 +116,7 @@ def measure(place: Place, name: str, rounds: int, device: torch.device, dtype: t
             steps[method, PASSES[0]] = partial(forward, operator, packed, place)
             steps[method, PASSES[1]] = partial(forward_and_backward, operator, packed, place)
     seconds: dict[tuple[str, str], list[float]] = {step: [] for step in steps}
-    for number in tqdm(range(1 + rounds), desc=name, leave=False):
+    for number in tqdm(range(1 + rounds), desc=name, leave=False, disable=None):
         for key, step in steps.items():
             took = time_step(step, device)
             if number:  # the first round warms up
@@ -128,21 +129,22 @@ def measure(place: Place, name: str, rounds: int, device: torch.device, dtype: t
     return figures
 
 
-def forward(operator: torch.nn.Module, packed: Tensor, place: Place) -> Tensor:
+def forward(operator: AttentionOperator, packed: Tensor, place: Place) -> Tensor:
     with torch.no_grad():
         return mix(operator, packed, place)
 
 
-def forward_and_backward(operator: torch.nn.Module, packed: Tensor, place: Place) -> None:
+def forward_and_backward(operator: AttentionOperator, packed: Tensor, place: Place) -> None:
     out = mix(operator, packed, place)
     inputs = [packed, *operator.parameters()]
     torch.autograd.grad(out, inputs, torch.ones_like(out))
 
 
-def mix(operator: torch.nn.Module, packed: Tensor, place: Place) -> Tensor:
+def mix(operator: AttentionOperator, packed: Tensor, place: Place) -> Tensor:
+    """As in a model: packed to operators that take it so."""
     folded = fold(packed, place.grid, place.axis).unflatten(3, (HEADS, -1))
-    q, k, v = split_calls(folded, place.axis).unflatten(3, (3, -1)).unbind(3)
-    mixed: Tensor = operator(q, k, v)
+    calls = split_calls(folded, place.axis).unflatten(3, (3, -1))
+    mixed: Tensor = operator(calls) if operator.takes_packed else operator(*calls.unbind(3))
     return mixed
 
 
