@@ -283,6 +283,7 @@ import multiprocessing, time
 from pathlib import Path
 from tests.data.test_loader import settings
 from videoattn.data import build_loader
+{before}
 loader = build_loader(settings(Path({folder!r}), DATA_LOADER={{"NUM_WORKERS": 2}}), "train")
 batches = loader.epoch(0)
 next(batches)
@@ -295,8 +296,18 @@ except KeyboardInterrupt:
 """
 
 
-def start_script(folder: Path, then: str = "time.sleep(600)") -> tuple["subprocess.Popen[str]", list[int]]:
-    script = SCRIPT.format(folder=str(folder), then=then)
+# The second worker takes long to start.
+SLOW_START = """
+from videoattn.data import loader as module
+start = module._ignore_interrupt
+module._ignore_interrupt = lambda worker: (time.sleep(3 * worker), start(worker))
+"""
+
+
+def start_script(
+    folder: Path, then: str = "time.sleep(600)", before: str = ""
+) -> tuple["subprocess.Popen[str]", list[int]]:
+    script = SCRIPT.format(folder=str(folder), then=then, before=before)
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -340,8 +351,9 @@ def test_workers_end_with_a_killed_main_process(video_folder: Callable[..., Path
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see processes")
-def test_interrupt_is_left_to_the_main_process(video_folder: Callable[..., Path]) -> None:
-    process, workers = start_script(video_folder(8))
+@pytest.mark.parametrize("before", ["", SLOW_START], ids=["running", "starting"])
+def test_interrupt_is_left_to_the_main_process(video_folder: Callable[..., Path], before: str) -> None:
+    process, workers = start_script(video_folder(8), before=before)
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and output == "interrupted 3\n" and "Traceback" not in errors

@@ -6,6 +6,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -104,7 +105,8 @@ class Loader:
         if start == self.num_batches:
             return
         self._batches.epoch, self._batches.start = epoch, start
-        self._iterator = iter(self._loader)
+        with _signals_held():
+            self._iterator = iter(self._loader)
         self._num_begun += 1
         number = self._num_begun
         for keys in self._batches.plan.batches(epoch, start):
@@ -277,7 +279,28 @@ def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
         alive.close()
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let processes start with these signals held, until they ignore them.
+
+    One that was interrupted before that would end without a word, and its batches be waited for in vain.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ignore_interrupt(worker: int) -> None:
     """Leave signals that go to the whole group of processes to the main one, which saves before it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
