@@ -1,7 +1,7 @@
 // Softmax attention over constant jumps on a raster of key positions, and its gradients, on a CPU.
 //
-// Keys and values of one head are copied into a block of consecutive positions in the computing type, just ahead of the
-// queries, since rows of a packed projection lie kilobytes apart; each query reads its few rows from there. What it
+// In long calls, or of another type, keys and values of one head are copied into a block of consecutive positions just
+// ahead of the queries, since rows of a packed projection lie kilobytes apart; each query reads its few rows. What it
 // attends to is found from its position and the head's jumps alone; no table of pairs exists. `jumps.py` describes the
 // arguments and calls these functions; nothing here depends on Python or torch.
 

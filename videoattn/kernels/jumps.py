@@ -47,13 +47,10 @@ class JumpPlan(nn.Module):
         self.lengths, self.prefix = tuple(lengths), prefix
         self.num_positions, self.num_queries = len(k_cells), len(q_cells)
         strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
-        rows = []
-        for sets in zip(*offsets, strict=True):
-            steps = {(axis if s else 0, sign * s) for axis, own in enumerate(sets) for s in own for sign in (1, -1)}
-            rows.append(sorted((axis, s, int(s * strides[axis])) for axis, s in steps))
+        rows = head_moves(offsets, lengths)
         moves = np.zeros((len(rows), max(map(len, rows)), 3), dtype=np.int64)
         for head, row in enumerate(rows):
-            moves[head, : len(row)] = sorted(row, key=lambda move: move[2])
+            moves[head, : len(row)] = row
         at, key_at = q_cells @ strides, np.argsort(k_cells @ strides)
         order = np.argsort(at, kind="stable")
         in_place = np.array_equal(at, np.arange(self.num_positions))
@@ -69,7 +66,7 @@ class JumpPlan(nn.Module):
             if table is not None:  # on the device where the caller builds modules, be it the meta device
                 buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
             self.register_buffer(name, buffer, persistent=False)
-        self.num_keys = count_keys(q_cells, moves, [len(row) for row in rows], lengths) + prefix
+        self.num_keys = count_keys(q_cells, rows, lengths) + prefix
         prefix_pairs = len(rows) * prefix * (prefix + self.num_positions)
         self.num_pairs = int(self.num_keys.sum()) + prefix_pairs
 
@@ -106,11 +103,22 @@ class JumpPlan(nn.Module):
         return F.pad(mask, (self.prefix, 0), value=True)
 
 
-def count_keys(q_cells: np.ndarray, moves: np.ndarray, counts: Sequence[int], lengths: Sequence[int]) -> np.ndarray:
+def head_moves(offsets: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int]) -> list[np.ndarray]:
+    """Of each head, by jump: the axis, the step along it and the jump on the raster that it makes, int64 [K, 3]."""
+    strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
+    rows = []
+    for sets in zip(*offsets, strict=True):
+        steps = {(axis if s else 0, sign * s) for axis, own in enumerate(sets) for s in own for sign in (1, -1)}
+        moves = sorted(((axis, s, s * strides[axis]) for axis, s in steps), key=lambda move: move[2])
+        rows.append(np.array(moves, dtype=np.int64).reshape(-1, 3))
+    return rows
+
+
+def count_keys(q_cells: np.ndarray, moves: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarray:
     """How many patch keys each patch query has, int64 [heads, Nq]."""
     totals = []
-    for row, count in zip(moves, counts, strict=True):
-        axes, steps, _ = row[:count].T
+    for row in moves:
+        axes, steps, _ = row.T
         moved = q_cells[:, axes] + steps
         totals.append(((moved >= 0) & (moved < np.array(lengths)[axes])).sum(axis=1))
     return np.stack(totals)
@@ -177,15 +185,14 @@ def _(gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tensors, *tables_and_rest = inputs
-    ctx.num_tensors, ctx.tables, ctx.rest = len(tensors), tables_and_rest[:5], tables_and_rest[5:]
+    tensors, *ctx.plan = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     *tensors, out, logsumexp = ctx.saved_tensors
-    gradients = jump_attention_backward(gradient, out, logsumexp, tensors, *ctx.tables, *ctx.rest)
+    gradients = jump_attention_backward(gradient, out, logsumexp, tensors, *ctx.plan)
     return gradients, *(None,) * 9
 
 

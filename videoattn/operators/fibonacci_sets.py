@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from videoattn.grid import TokenGrid
+from videoattn.kernels.jumps import head_moves
 
 Variant = Literal["modified", "wythoff"]
 HeadsPermutation = Literal["per_layer", "first_layer", "none"]
@@ -94,12 +95,11 @@ def key_table(
     strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
     here = (q_cells @ strides)[:, None]
     rows = []
-    for sets in zip(*offsets, strict=True):
-        moves = {(axis if s else 0, sign * s) for axis, own in enumerate(sets) for s in own for sign in (1, -1)}
-        axes, steps = np.array(sorted(moves), dtype=np.int64).reshape(-1, 2).T
+    for moves in head_moves(offsets, lengths):
+        axes, steps, jumps = moves.T
         moved = q_cells[:, axes] + steps
         inside = (moved >= 0) & (moved < np.array(lengths)[axes])
-        keys = token_at[np.where(inside, here + steps * strides[axes], 0)]
+        keys = token_at[np.where(inside, here + jumps, 0)]
         rows.append(np.sort(np.where(inside, keys, num_keys), axis=1))
     counts = np.stack([(keys < num_keys).sum(axis=1) for keys in rows])
     table = np.full((*counts.shape, prefix + counts.max()), prefix + num_keys)
