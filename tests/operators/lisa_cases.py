@@ -7,6 +7,7 @@ from videoattn.operators import AttentionSite
 from videoattn.operators.lisa import LisaAttention
 
 HEADS, D, L = 2, 4, 3
+METHODS = ("direct", "axes", "fft")
 EQUAL = (TokenGrid(2, 3, 5), TokenGrid(2, 3, 5))
 POOLED = (TokenGrid(3, 6, 10), TokenGrid(2, 3, 5))
 

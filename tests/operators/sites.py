@@ -17,6 +17,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("fibonacci", {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"}),
     ("fibonacci", {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"}),
     ("lisa", {"method": "direct", "num_patterns": 2}),
+    ("lisa", {"method": "axes", "num_patterns": 3}),
+    ("lisa", {"method": "axes", "wrap": True}),
     ("lisa", {"method": "fft", "num_patterns": 3}),
     ("lisa", {"method": "fft", "wrap": True}),
     ("focused_linear", {}),

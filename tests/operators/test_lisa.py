@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.operators.lisa_cases import EQUAL, HEADS, POOLED, L, build, qkv, with_prefix
+from tests.operators.lisa_cases import EQUAL, HEADS, METHODS, POOLED, L, build, qkv, with_prefix
 from tests.shared_files import GOLDEN, needs_golden
 from videoattn.grid import TokenGrid
 from videoattn.operators import DenseAttention
-from videoattn.operators.lisa import FFT_FROM_KEYS
+from videoattn.operators.crossovers import LISA_TIME_OF_MAC
 
 GRIDS = [(8, 1, 1), (1, 1, 13), (1, 7, 1), (1, 5, 7), (3, 1, 11), (1, 14, 9), (4, 3, 5), (2, 7, 11), (1, 1, 1)]
 
@@ -52,19 +52,17 @@ def defined(operator, q, k, v):
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("grids", [EQUAL, POOLED], ids=["equal", "pooled"])
 def test_every_form_equals_the_definition_token_by_token(grids, wrap, prefix):
-    forms = {"fft": "fft", "pairs": "direct", "sums": "direct"}
     expected = None
-    for form, method in forms.items():
+    for method in METHODS:
         operator = build(*with_prefix(grids, prefix), num_patterns=L, wrap=wrap, method=method, start=False)
-        operator.weighs_pairs = form == "pairs"
         q, k, v = qkv(operator, rows=1)
         with torch.no_grad():
             expected = defined(operator, q[0], k[0], v[0]) if expected is None else expected
-            torch.testing.assert_close(operator(q, k, v)[0], expected, rtol=0, atol=1e-12, msg=form)
+            torch.testing.assert_close(operator(q, k, v)[0], expected, rtol=0, atol=1e-12, msg=method)
 
 
 @needs_golden
-@pytest.mark.parametrize("method", ["fft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 def test_patches_equal_the_reference_reconstruction(method):
     golden = torch.load(GOLDEN / "lisa_reconstruction_f64.pt", weights_only=True)
     for (sizes, circular), case in golden["cases"].items():
@@ -73,32 +71,36 @@ def test_patches_equal_the_reference_reconstruction(method):
         for name, values in (("r1", "H1"), ("r2", "H2"), ("P", "P")):
             parameter = getattr(operator, name)
             parameter.data = case["B"][values].reshape(parameter.shape[1:]).expand_as(parameter).contiguous()
-        y = operator.mix_patches(case["q"], case["k"], case["v"])
+        y = operator.mix_patches(case["q"], case["k"], case["v"], prepare=lambda x: x)
         torch.testing.assert_close(y, case["B"]["y"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("sizes", GRIDS, ids=str)
-def test_fft_equals_the_direct_product_with_its_gradients(sizes, wrap):
+def test_all_methods_agree_with_their_gradients(sizes, wrap):
     results = []
-    for method in ("fft", "direct"):
+    for method in METHODS:
         operator = build(TokenGrid(*sizes, prefix=1), wrap=wrap, method=method, start=False)
         inputs = [x.requires_grad_() for x in qkv(operator)]
         out = operator(*inputs)
         grads = torch.autograd.grad(out.sin().sum(), [*inputs, *operator.parameters()])
         results.append([out, *grads])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    for direct, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, direct, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("wrap", [False, True])
-def test_fft_is_exact_for_every_length(wrap):
+def test_all_methods_are_exact_for_every_length(wrap):
     for n in range(1, 33):
-        fft, direct = (build(TokenGrid(n, 1, 1), wrap=wrap, method=m, start=False) for m in ("fft", "direct"))
-        torch.testing.assert_close(fft(*qkv(fft)), direct(*qkv(direct)), rtol=0, atol=1e-10)
+        for grid in (TokenGrid(n, 1, 1), TokenGrid(1, n, 1), TokenGrid(1, 1, n)):
+            operators = [build(grid, wrap=wrap, method=method, start=False) for method in METHODS]
+            direct, *others = (operator(*qkv(operator)) for operator in operators)
+            for other in others:
+                torch.testing.assert_close(other, direct, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", ["fft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 def test_shifting_all_tokens_around_shifts_the_output_only_where_axes_wrap(method):
     def shift(x):
         return x.unflatten(2, (4, 3, 5)).roll((1, 2, 3), (2, 3, 4)).flatten(2, 4)
@@ -110,7 +112,7 @@ def test_shifting_all_tokens_around_shifts_the_output_only_where_axes_wrap(metho
         assert error < 1e-12 if wrap else error > 0.1
 
 
-@pytest.mark.parametrize("method", ["fft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("grids", [EQUAL, POOLED], ids=["equal", "pooled"])
 def test_weights_are_the_matrix_that_values_are_multiplied_by(grids, method):
     operator = build(*with_prefix(grids, 2), method=method, start=False)
@@ -120,15 +122,13 @@ def test_weights_are_the_matrix_that_values_are_multiplied_by(grids, method):
     torch.testing.assert_close(weights[:, :, :2].sum(-1), torch.ones_like(weights[:, :, :2, 0]))
 
 
-def test_direct_takes_the_cheaper_order_of_products():
-    assert build(*EQUAL, method="direct").weighs_pairs
-    assert not build(*POOLED, method="direct").weighs_pairs
-
-
-def test_auto_takes_ffts_from_a_number_of_keys_on():
-    assert build(TokenGrid(1, 1, FFT_FROM_KEYS, 1), heads=1, d=1).uses_fft
-    assert not build(TokenGrid(1, 1, FFT_FROM_KEYS - 1, 1), heads=1, d=1).uses_fft
-    assert not build(TokenGrid(1, 1, FFT_FROM_KEYS, 1), TokenGrid(1, 1, 8, 1), heads=1, d=1).uses_fft
+def test_auto_takes_the_method_that_should_be_done_first(monkeypatch):
+    grids = with_prefix(EQUAL, 1)
+    macs = {method: build(*grids, method=method).macs() for method in METHODS}
+    for method in METHODS:
+        times = {other: (1.0 if other == method else 1.1) / macs[other] for other in METHODS}
+        monkeypatch.setitem(LISA_TIME_OF_MAC, "cpu", times)
+        assert build(*grids).macs() == macs[method]
 
 
 def test_tables_have_one_entry_per_relative_position():
@@ -141,7 +141,7 @@ def test_tables_have_one_entry_per_relative_position():
 # ---- class tokens
 
 
-@pytest.mark.parametrize("method", ["fft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_class_query_attends_to_all_tokens_by_softmax(method):
     operator = build(TokenGrid(2, 3, 5, 2), method=method, start=False)
     q, k, v = qkv(operator)
@@ -149,7 +149,7 @@ def test_a_class_query_attends_to_all_tokens_by_softmax(method):
     torch.testing.assert_close(operator(q, k, v)[:, :, :2], expected)
 
 
-@pytest.mark.parametrize("method", ["fft", "direct"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_class_key_adds_its_value_by_the_cosine_with_each_patch_query(method):
     grid = TokenGrid(2, 3, 5, 2)
     operator = build(grid, method=method)

@@ -12,6 +12,7 @@ from videoattn.grid import cells_under
 from videoattn.kernels.jumps import JumpPlan, is_compiled
 from videoattn.kernels.pairs import PairPlan
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.operators.crossovers import PAIRS_FROM_KEYS
 from videoattn.operators.fibonacci_sets import (
     HeadsPermutation,
     Order,
@@ -28,8 +29,6 @@ Implementation = Literal["auto", "masked", "pairs", "compiled"]
 
 # Masks up to this many elements are kept; larger ones are formed for a slice of the queries at a time.
 MASK_ELEMENTS = 2**24
-# Without a compiler the pairs alone are faster on a CPU from this many keys on, and the masked product below.
-PAIRS_FROM_KEYS = 96
 
 
 class FibonacciAttention(AttentionOperator):

@@ -1,6 +1,7 @@
 """LiSA: values mixed by learned functions of relative position, each as strong as query and keys make it."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -8,15 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
-from videoattn.operators.base import AttentionOperator, AttentionSite
-from videoattn.operators.toeplitz import fourier_macs, fourier_sums, reversed_toeplitz, table_sizes, toeplitz_sums
+from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.operators.crossovers import LISA_TIME_OF_MAC
+from videoattn.operators.derived import Derived
+from videoattn.operators.lisa_forms import Axes, Ffts, Form, Pairs
+from videoattn.operators.toeplitz import table_sizes
 
-Method = Literal["auto", "fft", "direct"]
+Method = Literal["auto", "direct", "axes", "fft"]
 
 EPS = 1e-6
-# From this many patch keys on "auto" takes FFTs. With 12 heads of 64 channels, forward and backward of one row take as
-# long either way at about 1400 keys on a CPU core, but from here on the direct form's matrices take 0.4 GB per layer.
-FFT_FROM_KEYS = 1024
+FORMS: dict[str, type[Form]] = {"direct": Pairs, "axes": Axes, "fft": Ffts}
+# Of each table at most this much is kept between the calls of an evaluation, besides a copy of the table: 40 MB a layer.
+KEPT_BYTES = 20_000_000
 # Share of noise in the energy of the first pattern at the start.
 NOISE = 0.01
 
@@ -63,11 +67,10 @@ class LisaAttention(AttentionOperator):
             raise ValueError(
                 "lisa attention has no logits to add a bias to; build the model without relative positions"
             )
-        self.num_patterns = num_patterns
-        self.wrap = wrap
+        self.num_patterns, self.wrap, self.method = num_patterns, wrap, method
+        self.forms = {name: form(site, num_patterns, wrap) for name, form in FORMS.items()}
+        self._kept = (Derived(KEPT_BYTES), Derived(KEPT_BYTES))
         q, kv, heads = site.q_grid, site.kv_grid, site.num_heads
-        self.uses_fft = method == "fft" or (method == "auto" and kv.patches >= FFT_FROM_KEYS)
-        self.weighs_pairs = not self.uses_fft and self._pair_macs() <= self._sum_macs()
         sizes = table_sizes(kv, wrap)
         self.r1 = nn.Parameter(torch.empty(heads, num_patterns, *sizes))
         self.r2 = nn.Parameter(torch.empty(heads, num_patterns, *sizes))
@@ -112,65 +115,91 @@ class LisaAttention(AttentionOperator):
         if self.g is not None:
             nn.init.constant_(self.g, 1 / num_keys)
 
+    @property
+    def form(self) -> Form:
+        """By what it is computed, on the device that its parameters are on."""
+        if self.method != "auto":
+            return self.forms[self.method]
+        times = LISA_TIME_OF_MAC["cuda" if self.P.is_cuda else "cpu"]
+        return self.forms[min(self.forms, key=lambda method: times[method] * self.forms[method].macs())]
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         self._refuse_bias(bias)
         prefix = self.site.kv_grid.prefix
-        dtype = torch.promote_types(q.dtype, torch.float32) if self.uses_fft else q.dtype
-        q_unit, k_unit = direction(q[:, :, prefix:]).to(dtype), direction(k).to(dtype)
-        out = self.mix_patches(q_unit, k_unit[:, :, prefix:], v[:, :, prefix:].to(dtype))
+        if isinstance(self.form, Pairs):
+            out = self.mix_patches(q[:, :, prefix:], k, v, direction)
+        else:
+            dtype = torch.promote_types(q.dtype, torch.float32)
+            with without_autocast(q.device):
+                out = self.mix_patches(*(x.to(dtype) for x in (q[:, :, prefix:], k, v)), direction)
         if prefix == 0:
             return out.to(q.dtype)
-        out = out + self._class_key_weights(q_unit, k_unit[:, :, :prefix]) @ v[:, :, :prefix].to(dtype)
         class_out = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
         return torch.cat([class_out.to(q.dtype), out.to(q.dtype)], dim=2)
 
-    def mix_patches(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What patch keys give to patch queries, for q and k as they are: neither is normalised here."""
-        if self.weighs_pairs:
-            return self._reversed_weights(q, k) @ v.flip(-2)
-        rows, heads = q.shape[0], self.site.num_heads
-        q, k, v = (x.unflatten(1, (-1, heads)).flatten(0, 1) for x in (q, k, v))
-        k_sums, v_sums = self._sums(k, self.r1) + self.P.to(k.dtype).unsqueeze(1), self._sums(v, self.r2)
-        if self.cells is not None:
-            k_sums, v_sums = k_sums.index_select(2, self.cells), v_sums.index_select(2, self.cells)
-        strengths = (q.unsqueeze(-2) * k_sums).sum(-1, keepdim=True)
-        out: Tensor = (strengths * v_sums).sum(-2).unflatten(0, (rows, -1)).flatten(1, 2)
-        return out
+    def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
+        """What all keys give to patch queries, for q and k as `prepare` makes them, a share of rows and heads at a time.
 
-    def _sums(self, x: Tensor, table: Tensor) -> Tensor:
-        """Σ_j table_l(i - j) x_j on the key grid: [B, heads, Nk, d] to [B, heads, Nk, L, d]."""
-        if self.uses_fft:
-            return fourier_sums(x, table, self.site.kv_grid, self.wrap)
-        return toeplitz_sums(x, reversed_toeplitz(table, self.site.kv_grid, self.wrap, x.dtype))
+        So what is written in between stays in the cache.
+        """
+        form, num_rows, dtype = self.form, len(q), q.dtype
+        rows_at_once, heads_at_once = form.share()
+        tables = [self._table(form, index, dtype) for index in (0, 1)]
+        parameters = [*tables, *(x.to(dtype) for x in (self.P, self.g) if x is not None)]
+        tensors = [x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1) for x in (q, k, v)]
+        tensors = [x.split(heads_at_once, 1) for x in tensors] + [x.split(heads_at_once) for x in parameters]
+        parts = []
+        for q, k, v, r1, r2, P, *g in zip(*tensors, strict=True):
+            r1, r2 = (self._finish(form, r, dtype) for r in (r1, r2))
+            rows = zip(*(x.split(rows_at_once) for x in (q, k, v)), strict=True)
+            parts.append(
+                cat(
+                    [
+                        self._mix_share(form, prepare(q).to(dtype), prepare(k).to(dtype), v, r1, r2, P, *g)
+                        for q, k, v in rows
+                    ],
+                    0,
+                )
+            )
+        return cat(parts, 1).unflatten(0, (num_rows, -1)).flatten(1, 2)
 
-    def _reversed_weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """Weights of patch keys in reverse order for patch queries, [rows, groups·heads, Nq, Nk]."""
-        r1, r2 = (reversed_toeplitz(table, self.site.kv_grid, self.wrap, q.dtype) for table in (self.r1, self.r2))
-        if self.cells is not None:
-            r1, r2 = r1.index_select(1, self.cells), r2.index_select(1, self.cells)
-        q, k = (x.unflatten(1, (-1, self.site.num_heads)) for x in (q, k))
-        products = (q @ k.flip(-2).transpose(-2, -1)).flatten(0, 1)  # [B, heads, Nq, Nk]
-        static = (q @ self.P.to(q.dtype).transpose(-2, -1)).flatten(0, 1)  # [B, heads, Nq, L]
-        # one product for each head and query, over the rows of the batch: [heads, Nq, B, Nk] and [heads, Nq, L, Nk]
-        strengths = products.permute(1, 2, 0, 3) @ r1.transpose(-2, -1) + static.permute(1, 2, 0, 3)
-        weights: Tensor = (strengths @ r2).permute(2, 0, 1, 3).unflatten(0, q.shape[:2]).flatten(1, 2)
-        return weights
+    def _mix_share(
+        self, form: Form, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None = None
+    ) -> Tensor:
+        prefix = self.site.kv_grid.prefix
+        out = form.mix(q, k[:, :, prefix:], v[:, :, prefix:], r1, r2, P, self.cells)
+        if g is None:
+            return out
+        return out + class_key_weights(q, k[:, :, :prefix], g) @ v[:, :, :prefix]
 
-    def _class_key_weights(self, q: Tensor, k: Tensor) -> Tensor:
-        assert self.g is not None
-        products = (q @ k.transpose(-2, -1)).unflatten(1, (-1, self.site.num_heads))
-        weights: Tensor = (self.g.to(q.dtype)[:, None, None] * products).flatten(1, 2)
-        return weights
+    def _table(self, form: Form, index: int, dtype: torch.dtype) -> Tensor:
+        """r1 or r2 as `form` takes it: finished and kept, or only begun where that is too large to keep."""
+        table = (self.r1, self.r2)[index]
+        signature = (type(form), dtype)
+        if self._is_kept_finished(form, dtype):
+            return self._kept[index](table, signature, lambda: form.finish(form.begin(table, dtype), dtype, self.cells))
+        return self._kept[index](table, signature, lambda: form.begin(table, dtype))
+
+    def _finish(self, form: Form, table: Tensor, dtype: torch.dtype) -> Tensor:
+        return table if self._is_kept_finished(form, dtype) else form.finish(table, dtype, self.cells)
+
+    def _is_kept_finished(self, form: Form, dtype: torch.dtype) -> bool:
+        return form.finished_elements() * dtype.itemsize <= KEPT_BYTES
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """The matrix [rows, groups·heads, Nq, Nk] that values are multiplied by, whatever `method` is."""
         self._refuse_bias(bias)
-        prefix = self.site.kv_grid.prefix
-        q_unit, k_unit = direction(q[:, :, prefix:]).to(q.dtype), direction(k).to(q.dtype)
-        patch_rows = self._reversed_weights(q_unit, k_unit[:, :, prefix:]).flip(-1)
+        prefix, pairs = self.site.kv_grid.prefix, self.forms["direct"]
+        q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
+        q_unit, k_unit = (x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1) for x in (q_unit, k_unit))
+        r1, r2 = (pairs.finish(r, q.dtype, self.cells) for r in (self.r1, self.r2))
+        patch_rows = pairs.weights(q_unit, k_unit[:, :, prefix:], r1, r2, self.P.to(q.dtype))
+        if self.g is not None:
+            class_keys = class_key_weights(q_unit, k_unit[:, :, :prefix], self.g.to(q.dtype))
+            patch_rows = torch.cat([class_keys, patch_rows], dim=-1)
+        patch_rows = patch_rows.unflatten(0, (len(q), -1)).flatten(1, 2)
         if prefix == 0:
             return patch_rows.to(q.dtype)
-        patch_rows = torch.cat([self._class_key_weights(q_unit, k_unit[:, :, :prefix]), patch_rows], dim=-1)
         # element-wise, in float32 at least: autocast would round a product to a type in which large logits overflow
         dtype = torch.promote_types(q.dtype, torch.float32)
         logits = (q[:, :, :prefix, None].to(dtype) * k[:, :, None].to(dtype)).sum(-1) / math.sqrt(self.site.head_dim)
@@ -187,31 +216,29 @@ class LisaAttention(AttentionOperator):
         formed those of a token's strengths. Nor are the transforms of r1 and r2, which a call shares with all others.
         """
         site = self.site
-        patches = self._pair_macs() if self.weighs_pairs else self._sum_macs()
         class_tokens = 2 * site.head_dim * site.kv_grid.prefix * (site.kv_grid.tokens + site.q_grid.patches)
-        return patches + site.num_heads * class_tokens
-
-    def _pair_macs(self) -> int:
-        nq, nk, d = self.site.q_grid.patches, self.site.kv_grid.patches, self.site.head_dim
-        return self.site.num_heads * nq * (2 * nk * (d + self.num_patterns) + d * self.num_patterns)
-
-    def _sum_macs(self) -> int:
-        channels, kv = self.site.num_heads * self.site.head_dim, self.site.kv_grid
-        if self.uses_fft:
-            return 2 * fourier_macs(channels, self.num_patterns, kv, self.wrap)
-        return 2 * channels * self.num_patterns * kv.patches**2
+        return self.form.macs() + site.num_heads * class_tokens
 
     def extra_repr(self) -> str:
-        form = "fft" if self.uses_fft else "pairs" if self.weighs_pairs else "sums"
+        form = type(self.form).__name__.lower()
         return f"{super().extra_repr()}, num_patterns={self.num_patterns}, wrap={self.wrap}, by {form}"
+
+
+def cat(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def class_key_weights(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
+    """q [B, heads, Nq, d], k of class tokens and g [heads] to [B, heads, Nq, prefix]."""
+    return g[:, None, None] * (q @ k.transpose(-2, -1))
 
 
 def direction(x: Tensor) -> Tensor:
     """x divided by its norm over the last dimension, in float32 at least; zero vectors stay zero, with gradient 0."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    # next to zero the slope is 1/EPS, which would be infinite in half precision; norms of strided views are slow
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    # next to zero the slope is 1/EPS, which would be infinite in half precision
-    return (x / norm.clamp_min(EPS)).masked_fill(norm == 0, 0.0)
+    return x * norm.clamp_min(EPS).reciprocal().masked_fill(norm == 0, 0.0)
 
 
 def smoothing(length: int, deviation: float, wrap: bool) -> Tensor:

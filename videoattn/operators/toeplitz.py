@@ -1,8 +1,9 @@
-"""Sums over relative positions on a grid, y_i = Σ_j table(i - j) x_j, exactly: as matrix products or by FFT.
+"""Sums over relative positions on a grid, y_i = Σ_j table(i - j) x_j, exactly: as matrices of pairs or by FFT.
 
 A table is [heads, L, ...] with one dimension for each of t, h, w: L functions per head. Along an axis of n tokens it
 has 2n - 1 entries, relative position δ at index δ + n - 1. Where the axes `wrap` it has n entries, δ at index δ mod n:
 the far end of an axis is next to its beginning. An axis of length 1 has a single entry either way.
+`videoattn.operators.toeplitz_axes` forms the same sums axis by axis.
 """
 
 import math
@@ -18,26 +19,34 @@ def table_sizes(grid: TokenGrid, wrap: bool) -> list[int]:
     return [n if wrap else 2 * n - 1 for n in (grid.t, grid.h, grid.w)]
 
 
-def reversed_toeplitz(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
-    """Matrices [heads, N, L, N] whose rows are tokens i, and whose columns are tokens j in reverse order.
-
-    So ordered, a row is a window of the table, and neither the matrices nor their gradient need an index.
-    """
+def unwrapped(table: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
+    """The table with 2n - 1 entries along each axis, whether it wraps or not."""
     for dim, n in enumerate((grid.t, grid.h, grid.w), start=2):
         if wrap and n > 1:
             table = torch.cat([table.narrow(dim, 1, n - 1), table], dim)
+    return table
+
+
+def toeplitz_matrices(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
+    """Matrices [heads, N, L, N]: for each query i (first N) and function, the row of table(i - j) over the keys j.
+
+    Rows are windows of the table, so neither the matrices nor their gradient need an index.
+    """
+    table = unwrapped(table, grid, wrap).flip(2, 3, 4)
+    for dim, n in enumerate((grid.t, grid.h, grid.w), start=2):
         table = table.unfold(dim, n, 1)
     # to the wanted type after the windows are taken: the gradient of an entry is a sum over up to N of them
-    return table.permute(0, 2, 3, 4, 1, 5, 6, 7).to(dtype).flatten(5).flatten(1, 3)
+    last_first = table.permute(0, 2, 3, 4, 1, 5, 6, 7).to(dtype).flatten(5).flatten(1, 3)
+    return last_first.flip(1)
 
 
-def toeplitz_sums(x: Tensor, matrices: Tensor) -> Tensor:
-    """[B, heads, N, d] and matrices of `reversed_toeplitz` to [B, heads, N, L, d]."""
-    sums: Tensor = torch.einsum("hilj,bhjd->bhild", matrices, x.flip(-2))
-    return sums
+def table_spectrum(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
+    """What `fourier_sums` multiplies spectra by: [heads, L, *transform lengths], the last one halved, complex."""
+    _, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
+    return torch.fft.rfftn(table.to(dtype).flatten(2).unflatten(2, entries), s=sizes, dim=tuple(range(-len(sizes), 0)))
 
 
-def fourier_sums(x: Tensor, table: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
+def fourier_sums(x: Tensor, spectrum: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
     """[B, heads, N, d] to [B, heads, N, L, d] in x's type, which is float32 or float64.
 
     Sequences are padded with zeros so far that nothing wraps around, unless it should. On the way back each axis is cut
@@ -46,8 +55,7 @@ def fourier_sums(x: Tensor, table: Tensor, grid: TokenGrid, wrap: bool) -> Tenso
     lengths, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
     dims = tuple(range(-len(sizes), 0))
     x_spectrum = torch.fft.rfftn(x.transpose(-2, -1).unflatten(-1, lengths), s=sizes, dim=dims)
-    table_spectrum = torch.fft.rfftn(table.to(x.dtype).flatten(2).unflatten(2, entries), s=sizes, dim=dims)
-    y: Tensor = x_spectrum.unsqueeze(2) * table_spectrum.unsqueeze(2)
+    y: Tensor = x_spectrum.unsqueeze(2) * spectrum.unsqueeze(2)
     for dim, n, m, size in zip(dims, lengths, entries, sizes, strict=True):
         y = torch.fft.irfft(y, n=size, dim=dim) if dim == -1 else torch.fft.ifft(y, dim=dim)
         y = y.narrow(dim, m - n, n)  # relative position 0 stands at index m - n
