@@ -56,7 +56,7 @@ def may_keep(parameter: Tensor) -> bool:
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or not isinstance(parameter, nn.Parameter)
         or parameter.is_inference()
         or parameter.is_meta

@@ -1,7 +1,6 @@
 """LiSA: values mixed by learned functions of relative position, each as strong as query and keys make it."""
 
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ Method = Literal["auto", "direct", "axes", "fft"]
 
 EPS = 1e-6
 FORMS: dict[str, type[Form]] = {"direct": Pairs, "axes": Axes, "fft": Ffts}
-# Of each table at most this much is kept between the calls of an evaluation, besides a copy of the table: 40 MB a layer.
+# Of r1 and of r2 at most this much is kept between the calls of an evaluation, besides a copy of each.
 KEPT_BYTES = 20_000_000
 # Share of noise in the energy of the first pattern at the start.
 NOISE = 0.01
@@ -125,78 +124,74 @@ class LisaAttention(AttentionOperator):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         self._refuse_bias(bias)
-        prefix = self.site.kv_grid.prefix
+        prefix, dtype = self.site.kv_grid.prefix, q.dtype
         if isinstance(self.form, Pairs):
-            out = self.mix_patches(q[:, :, prefix:], k, v, direction)
+            out = self.mix_patches(q[:, :, prefix:], k, v)
         else:
-            dtype = torch.promote_types(q.dtype, torch.float32)
+            wide = torch.promote_types(dtype, torch.float32)
             with without_autocast(q.device):
-                out = self.mix_patches(*(x.to(dtype) for x in (q[:, :, prefix:], k, v)), direction)
+                out = self.mix_patches(q[:, :, prefix:].to(wide), k.to(wide), v.to(wide))
         if prefix == 0:
-            return out.to(q.dtype)
+            return out.to(dtype)
         class_out = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
-        return torch.cat([class_out.to(q.dtype), out.to(q.dtype)], dim=2)
+        return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
-    def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-        """What all keys give to patch queries, for q and k as `prepare` makes them, a share of rows and heads at a time.
+    def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
+        """What all keys give to patch queries, without `normalize` for q and k as they are.
 
-        So what is written in between stays in the cache.
+        For a share of heads and rows at a time, so that what is written in between stays in the cache.
         """
-        form, num_rows, dtype = self.form, len(q), q.dtype
+        form, (num_rows, dtype) = self.form, (len(q), q.dtype)
         rows_at_once, heads_at_once = form.share()
-        tables = [self._table(form, index, dtype) for index in (0, 1)]
-        parameters = [*tables, *(x.to(dtype) for x in (self.P, self.g) if x is not None)]
-        tensors = [x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1) for x in (q, k, v)]
-        tensors = [x.split(heads_at_once, 1) for x in tensors] + [x.split(heads_at_once) for x in parameters]
-        parts = []
-        for q, k, v, r1, r2, P, *g in zip(*tensors, strict=True):
-            r1, r2 = (self._finish(form, r, dtype) for r in (r1, r2))
-            rows = zip(*(x.split(rows_at_once) for x in (q, k, v)), strict=True)
-            parts.append(
-                cat(
-                    [
-                        self._mix_share(form, prepare(q).to(dtype), prepare(k).to(dtype), v, r1, r2, P, *g)
-                        for q, k, v in rows
-                    ],
-                    0,
-                )
-            )
-        return cat(parts, 1).unflatten(0, (num_rows, -1)).flatten(1, 2)
+        parameters = [self._table(form, 0, dtype), self._table(form, 1, dtype), self.P.to(dtype)]
+        if self.g is not None:
+            parameters.append(self.g.to(dtype))
+        shares = [share.split(heads_at_once) for share in parameters]
+        for x in (q, k, v):
+            x = x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1)
+            shares.append(x.split(heads_at_once, 1))
+        heads = []
+        for r1, r2, *rest, q, k, v in zip(*shares, strict=True):
+            r1, r2 = self._finish(form, r1, dtype), self._finish(form, r2, dtype)
+            rows = []
+            for inputs in zip(q.split(rows_at_once), k.split(rows_at_once), v.split(rows_at_once), strict=True):
+                rows.append(self._mix_share(form, *inputs, r1, r2, *rest, normalize=normalize))
+            heads.append(concatenate(rows, 0))
+        out: Tensor = concatenate(heads, 1).unflatten(0, (num_rows, -1)).flatten(1, 2)
+        return out
 
     def _mix_share(
-        self, form: Form, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None = None
-    ) -> Tensor:
-        prefix = self.site.kv_grid.prefix
-        out = form.mix(q, k[:, :, prefix:], v[:, :, prefix:], r1, r2, P, self.cells)
-        if g is None:
-            return out
-        return out + class_key_weights(q, k[:, :, :prefix], g) @ v[:, :, :prefix]
+        self, form: Form, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None = None,
+        *, normalize: bool,
+    ) -> Tensor:  # fmt: skip
+        if normalize:
+            q, k = direction(q).to(q.dtype), direction(k).to(k.dtype)
+        return form.mix(q, k, v, r1, r2, P, g, self.cells)
 
     def _table(self, form: Form, index: int, dtype: torch.dtype) -> Tensor:
-        """r1 or r2 as `form` takes it: finished and kept, or only begun where that is too large to keep."""
-        table = (self.r1, self.r2)[index]
-        signature = (type(form), dtype)
-        if self._is_kept_finished(form, dtype):
-            return self._kept[index](table, signature, lambda: form.finish(form.begin(table, dtype), dtype, self.cells))
-        return self._kept[index](table, signature, lambda: form.begin(table, dtype))
+        """r1 or r2 as the form takes it: finished, or only begun where that is too large to keep."""
+        table, kept = (self.r1, self.r2)[index], self._kept[index]
+        if self._keeps_finished(form, dtype):
+            return kept(table, (form, dtype), lambda: form.finish(form.begin(table, dtype), dtype, self.cells))
+        return kept(table, (form, dtype), lambda: form.begin(table, dtype))
 
     def _finish(self, form: Form, table: Tensor, dtype: torch.dtype) -> Tensor:
-        return table if self._is_kept_finished(form, dtype) else form.finish(table, dtype, self.cells)
+        return table if self._keeps_finished(form, dtype) else form.finish(table, dtype, self.cells)
 
-    def _is_kept_finished(self, form: Form, dtype: torch.dtype) -> bool:
+    def _keeps_finished(self, form: Form, dtype: torch.dtype) -> bool:
         return form.finished_elements() * dtype.itemsize <= KEPT_BYTES
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """The matrix [rows, groups·heads, Nq, Nk] that values are multiplied by, whatever `method` is."""
         self._refuse_bias(bias)
-        prefix, pairs = self.site.kv_grid.prefix, self.forms["direct"]
+        prefix, pairs = self.site.kv_grid.prefix, Pairs(self.site, self.num_patterns, self.wrap)
         q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
         q_unit, k_unit = (x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1) for x in (q_unit, k_unit))
         r1, r2 = (pairs.finish(r, q.dtype, self.cells) for r in (self.r1, self.r2))
-        patch_rows = pairs.weights(q_unit, k_unit[:, :, prefix:], r1, r2, self.P.to(q.dtype))
-        if self.g is not None:
-            class_keys = class_key_weights(q_unit, k_unit[:, :, :prefix], self.g.to(q.dtype))
-            patch_rows = torch.cat([class_keys, patch_rows], dim=-1)
+        P, g = self.P.to(q.dtype), None if self.g is None else self.g.to(q.dtype)
+        patch_rows: Tensor = torch.cat(
+            [x for x in pairs.weights(q_unit, k_unit, r1, r2, P, g) if x is not None], dim=-1
+        )
         patch_rows = patch_rows.unflatten(0, (len(q), -1)).flatten(1, 2)
         if prefix == 0:
             return patch_rows.to(q.dtype)
@@ -224,13 +219,8 @@ class LisaAttention(AttentionOperator):
         return f"{super().extra_repr()}, num_patterns={self.num_patterns}, wrap={self.wrap}, by {form}"
 
 
-def cat(parts: list[Tensor], dim: int) -> Tensor:
+def concatenate(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def class_key_weights(q: Tensor, k: Tensor, g: Tensor) -> Tensor:
-    """q [B, heads, Nq, d], k of class tokens and g [heads] to [B, heads, Nq, prefix]."""
-    return g[:, None, None] * (q @ k.transpose(-2, -1))
 
 
 def direction(x: Tensor) -> Tensor:

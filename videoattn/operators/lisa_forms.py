@@ -7,7 +7,7 @@ from videoattn.operators.base import AttentionSite
 from videoattn.operators.toeplitz import fourier_macs, fourier_sums, table_spectrum, toeplitz_matrices
 from videoattn.operators.toeplitz_axes import axes_macs, axes_sums, by_columns, by_rows, frame_matrices, table_harmonics
 
-# Elements of the largest tensor that is written in between: by pairs within the cache of a core, along axes of a machine.
+# Elements of the largest tensor written in between: by pairs for the cache of a core, along axes for that of a machine.
 PAIR_ELEMENTS, AXES_ELEMENTS = 2**18, 2**22
 # By pairs, all heads are taken together up to this many keys, else one at a time with at least this many rows.
 FEW_KEYS, LEAST_ROWS = 64, 8
@@ -40,12 +40,26 @@ class Form:
     def finish(self, begun: Tensor, dtype: torch.dtype, cells: Tensor | None) -> Tensor:
         return begun
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, cells: Tensor | None) -> Tensor:
-        """q [B, heads, Nq, d], k and v [B, heads, Nk, d], finished r1 and r2, and P [heads, L, d] to [B, heads, Nq, d].
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None, cells: Tensor | None
+    ) -> Tensor:
+        """Patch queries q [B, heads, Nq, d], all k and v [B, heads, prefix + Nk, d] to [B, heads, Nq, d].
 
-        `cells` [Nq] says which key is under a query, where their grids differ.
+        r1 and r2 are finished, P is [heads, L, d], g [heads], or None without prefix; `cells` [Nq] says which patch key
+        is under a query, where their grids differ.
         """
         raise NotImplementedError
+
+    def split_prefix(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Class tokens and patches of [B, heads, prefix + Nk, ...]."""
+        class_tokens, patches = x.split([self.site.kv_grid.prefix, self.site.kv_grid.patches], 2)
+        return class_tokens, patches
+
+    def add_class_keys(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None) -> Tensor:
+        if g is None:
+            return out
+        class_k, class_v = self.split_prefix(k)[0], self.split_prefix(v)[0]
+        return out + (q @ class_k.transpose(-2, -1) * g[:, None, None]) @ class_v
 
 
 class Pairs(Form):
@@ -67,18 +81,28 @@ class Pairs(Form):
         matrices = toeplitz_matrices(begun, self.site.kv_grid, self.wrap, dtype)
         return matrices if cells is None else matrices.index_select(1, cells)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, cells: Tensor | None) -> Tensor:
-        out: Tensor = self.weights(q, k, r1, r2, P) @ v
-        return out
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None, cells: Tensor | None
+    ) -> Tensor:
+        class_weights, weights = self.weights(q, k, r1, r2, P, g)
+        class_v, v = self.split_prefix(v)
+        out: Tensor = weights @ v
+        return out if class_weights is None else out + class_weights @ class_v
 
-    def weights(self, q: Tensor, k: Tensor, r1: Tensor, r2: Tensor, P: Tensor) -> Tensor:
-        """[B, heads, Nq, Nk]."""
-        products, static = q @ k.transpose(-2, -1), q @ P.transpose(-2, -1)
+    def weights(
+        self, q: Tensor, k: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Of class keys [B, heads, Nq, prefix], where there are any, and of patch keys [B, heads, Nq, Nk]."""
+        prefix, num_keys = self.site.kv_grid.prefix, self.site.kv_grid.patches
+        # P as further keys: products of its few rows on their own would take as long as those of all keys
+        keys = torch.cat([k, P.expand(len(k), -1, -1, -1)], 2)
+        class_keys, patches, static = (q @ keys.transpose(-2, -1)).split([prefix, num_keys, self.num_patterns], -1)
         # one product for each head and query, over the rows of the batch: [heads·Nq, L, B], then [heads·Nq, B, Nk]
-        products, static = (x.permute(1, 2, 3, 0).flatten(0, 1) for x in (products, static))
-        strengths = torch.baddbmm(static, r1.flatten(0, 1), products)
+        patches, static = (x.permute(1, 2, 3, 0).flatten(0, 1) for x in (patches, static))
+        strengths = torch.baddbmm(static, r1.flatten(0, 1), patches)
         weights = torch.bmm(strengths.transpose(1, 2), r2.flatten(0, 1))
-        return weights.unflatten(0, r1.shape[:2]).permute(2, 0, 1, 3)
+        weights = weights.unflatten(0, r1.shape[:2]).permute(2, 0, 1, 3)
+        return None if g is None else g[:, None, None] * class_keys, weights
 
 
 class Axes(Form):
@@ -104,11 +128,14 @@ class Axes(Form):
     def finish(self, begun: Tensor, dtype: torch.dtype, cells: Tensor | None) -> Tensor:
         return frame_matrices(begun)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, cells: Tensor | None) -> Tensor:
-        kv, heads = self.site.kv_grid, []
-        for tensors in zip(q.unbind(1), k.unbind(1), v.unbind(1), r1, r2, P, strict=True):
-            heads.append(self._mix_head(*tensors, cells))
-        return torch.stack(heads, 1)
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None, cells: Tensor | None
+    ) -> Tensor:
+        patch_k, patch_v = self.split_prefix(k)[1], self.split_prefix(v)[1]
+        inputs = zip(q.unbind(1), patch_k.unbind(1), patch_v.unbind(1), strict=True)
+        heads = [self._mix_head(*x, r1[head], r2[head], P[head], cells) for head, x in enumerate(inputs)]
+        out = torch.stack(heads, 1)
+        return self.add_class_keys(out, q, k, v, g)
 
     def _mix_head(
         self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, cells: Tensor | None
@@ -143,10 +170,13 @@ class Ffts(Form):
     def begin(self, table: Tensor, dtype: torch.dtype) -> Tensor:
         return table_spectrum(table, self.site.kv_grid, self.wrap, dtype)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, cells: Tensor | None) -> Tensor:
-        k_sums, v_sums = (fourier_sums(x, r, self.site.kv_grid, self.wrap) for x, r in ((k, r1), (v, r2)))
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None, cells: Tensor | None
+    ) -> Tensor:
+        kv, patches = self.site.kv_grid, (self.split_prefix(k)[1], self.split_prefix(v)[1])
+        k_sums, v_sums = (fourier_sums(x, r, kv, self.wrap) for x, r in zip(patches, (r1, r2), strict=True))
         k_sums = k_sums + P.unsqueeze(1)
         if cells is not None:
             k_sums, v_sums = k_sums.index_select(2, cells), v_sums.index_select(2, cells)
         strengths = (q.unsqueeze(-2) * k_sums).sum(-1, keepdim=True)
-        return (strengths * v_sums).sum(-2)
+        return self.add_class_keys((strengths * v_sums).sum(-2), q, k, v, g)

@@ -33,17 +33,23 @@ def toeplitz_matrices(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.d
     Rows are windows of the table, so neither the matrices nor their gradient need an index.
     """
     table = unwrapped(table, grid, wrap).flip(2, 3, 4)
-    for dim, n in enumerate((grid.t, grid.h, grid.w), start=2):
-        table = table.unfold(dim, n, 1)
+    for dim, n in ((-1, grid.w), (-2, grid.h), (-3, grid.t)):
+        table = windows(table, dim, n, at=1)
     # to the wanted type after the windows are taken: the gradient of an entry is a sum over up to N of them
-    last_first = table.permute(0, 2, 3, 4, 1, 5, 6, 7).to(dtype).flatten(5).flatten(1, 3)
-    return last_first.flip(1)
+    return table.to(dtype).flatten(5).flatten(1, 3)
+
+
+def windows(table: Tensor, dim: int, n: int, at: int) -> Tensor:
+    """For each of n queries the n entries of its keys, queries in a new dimension `at`; the table is reversed."""
+    return torch.stack([table.narrow(dim, n - 1 - i, n) for i in range(n)], at)
 
 
 def table_spectrum(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
     """What `fourier_sums` multiplies spectra by: [heads, L, *transform lengths], the last one halved, complex."""
     _, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
-    return torch.fft.rfftn(table.to(dtype).flatten(2).unflatten(2, entries), s=sizes, dim=tuple(range(-len(sizes), 0)))
+    dims = tuple(range(-len(sizes), 0))
+    spectrum: Tensor = torch.fft.rfftn(table.to(dtype).flatten(2).unflatten(2, entries), s=sizes, dim=dims)
+    return spectrum
 
 
 def fourier_sums(x: Tensor, spectrum: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from videoattn.grid import TokenGrid
-from videoattn.operators.toeplitz import unwrapped
+from videoattn.operators.toeplitz import unwrapped, windows
 
 
 def table_harmonics(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
@@ -33,8 +33,7 @@ def table_harmonics(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dty
 def frame_matrices(harmonics: Tensor) -> Tensor:
     """[..., 2, L, 2, 2t-1] to Toeplitz matrices [..., 2·t·L, 2·t] over frames."""
     t = (harmonics.shape[-1] + 1) // 2
-    windows = [harmonics.narrow(-1, t - 1 - i, t) for i in range(t)]
-    return torch.stack(windows, dim=-4).flatten(-2).flatten(-4, -2)
+    return windows(harmonics, -1, t, at=-4).flatten(-2).flatten(-4, -2)
 
 
 def axes_sums(x: Tensor, matrices: Tensor, grid: TokenGrid) -> Tensor:
@@ -51,12 +50,14 @@ def axes_sums(x: Tensor, matrices: Tensor, grid: TokenGrid) -> Tensor:
 
 def by_columns(x: Tensor, grid: TokenGrid) -> Tensor:
     """[B, N, d] in the order t, h, w to [N, B, d] in the order h, w, t."""
-    return x.unflatten(1, (grid.t, grid.h, grid.w)).permute(2, 3, 1, 0, 4).flatten(0, 2)
+    ordered: Tensor = x.unflatten(1, (grid.t, grid.h, grid.w)).permute(2, 3, 1, 0, 4).flatten(0, 2)
+    return ordered
 
 
 def by_rows(x: Tensor, grid: TokenGrid) -> Tensor:
     """The way back from `by_columns`."""
-    return x.unflatten(0, (grid.h, grid.w, grid.t)).permute(3, 2, 0, 1, 4).flatten(1, 3)
+    rows: Tensor = x.unflatten(0, (grid.h, grid.w, grid.t)).permute(3, 2, 0, 1, 4).flatten(1, 3)
+    return rows
 
 
 def _harmonics_of_reals(n: int, first: int, like: Tensor) -> Tensor:
