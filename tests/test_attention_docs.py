@@ -154,6 +154,9 @@ def test_stated_costs_of_operators_are_those_that_they_count(axis: Axis, prefix:
     for patterns in (1, 3):
         operator = OPERATORS["lisa"](site, num_patterns=patterns, method="direct")
         assert stated_cost("lisa, direct", L=patterns, **values) == operator.macs()
+        operator = OPERATORS["lisa"](site, num_patterns=patterns, method="axes")
+        sizes = {"t": site.kv_grid.t, "h": site.kv_grid.h, "w": site.kv_grid.w}
+        assert stated_cost("lisa, axes", L=patterns, **sizes, **values) == operator.macs()
         operator = OPERATORS["lisa"](site, num_patterns=patterns, method="fft")
         assert stated_cost("lisa, fft", L=patterns, **transforms(site.kv_grid), **values) == operator.macs()
     for kernel_size in (1, 5):

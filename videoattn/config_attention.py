@@ -70,7 +70,7 @@ class Lisa(OperatorSection):
     name: Literal["lisa"] = "lisa"
     num_patterns: Positive = Field(4, description="structural patterns per head")
     wrap: bool = Field(False, description="positions wrap around: a smaller FFT, another function")
-    method: Literal["auto", "direct", "axes", "fft"] = Field("auto", description="auto: by the number of tokens")
+    method: Literal["auto", "direct", "axes", "fft"] = Field("auto", description="auto: the fastest by grid and device")
 
 
 class FocusedLinear(OperatorSection):

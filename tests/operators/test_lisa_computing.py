@@ -89,8 +89,9 @@ def test_short_types_are_as_close_as_their_rounding(method, dtype):
     assert error < 2 * torch.finfo(dtype).eps
 
 
-def test_ffts_run_in_float32_under_autocast():
-    operator = build(TokenGrid(1, 6, 9), method="fft").float()
+@pytest.mark.parametrize("method", ["axes", "fft"])
+def test_sums_run_in_float32_under_autocast(method):
+    operator = build(TokenGrid(2, 5, 7), method=method).float()
     q, k, v = qkv(operator, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = operator(q, k, v)
@@ -208,3 +209,28 @@ def test_compiled_operator_gives_the_same_output(grids, method):
     q, k, v = qkv(operator, dtype=torch.float32)
     compiled = torch.compile(operator, fullgraph=True)
     torch.testing.assert_close(compiled(q, k, v), operator(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+# ---- shares of rows and heads
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("grids", [EQUAL, POOLED], ids=["equal", "pooled"])
+def test_shares_of_rows_and_heads_do_not_change_the_output(monkeypatch, grids, method):
+    operator = build(*with_prefix(grids, 1), heads=3, method=method, start=False)
+    inputs = [x.requires_grad_() for x in qkv(operator, rows=5, groups=2)]
+    results = []
+    for rows, heads in ((10, 3), (1, 1), (4, 2)):
+        monkeypatch.setattr(type(operator.form), "share", lambda form, share=(rows, heads): share)
+        out = operator(*inputs)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [*inputs, *operator.parameters()])])
+    for whole, *shared in zip(*results, strict=True):
+        for other in shared:
+            torch.testing.assert_close(other, whole, rtol=0, atol=1e-12)
+
+
+def test_shares_hold_at_least_one_row_and_all_heads_of_short_calls():
+    for grid, heads in ((TokenGrid(8, 1, 1), 12), (TokenGrid(1, 14, 14), 1), (TokenGrid(16, 9, 9), 1)):
+        for method in ("direct", "axes"):
+            rows, at_once = build(grid, heads=12, d=1, num_patterns=1, method=method).form.share()
+            assert rows >= 1 and at_once == (heads if method == "direct" else 1)

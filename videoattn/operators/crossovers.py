@@ -12,11 +12,10 @@ PAIRS_FROM_KEYS = 96
 
 # ---- lisa
 
-# How long a multiply-accumulate takes in each form, next to one of the pairs; "auto" takes the form that is done first.
-# "axes": matrix products as well, which write more than they multiply. "fft": transforms run at a tenth of the pace of
-# matrix products on a CPU; on a GPU they are bound by memory, and the chain beats a Toeplitz product from about 3000
-# tokens on.
+# How long a multiply-accumulate takes by each method, next to one of "direct"; "auto" takes what should be done first.
+# Products along axes are larger and need no matrices of pairs: "axes" is faster from about 400 keys on (14 x 14 tokens
+# in 2 to 4 frames). Transforms run at a tenth of the pace of products: "fft" is faster from about 1000 tokens in a row.
 LISA_TIME_OF_MAC: dict[str, dict[str, float]] = {
-    "cpu": {"direct": 1.0, "axes": 1.0, "fft": 10.0},
-    "cuda": {"direct": 1.0, "axes": 1.5, "fft": 10.0},
+    "cpu": {"direct": 1.0, "axes": 0.65, "fft": 7.0},
+    "cuda": {"direct": 1.0, "axes": 1.0, "fft": 15.0},
 }
