@@ -39,10 +39,12 @@ class LisaAttention(AttentionOperator):
     A class query attends to all tokens by softmax. A class key c adds g (q̂_i · k̂_c) v_c to each patch query, g one
     number per head, initially 1/N for N patch keys. On unequal grids a query stands at the key cell under it.
 
-    `method` only says how this is computed; every choice is exact for every length. "fft" forms both sums by FFT, in
-    float32 (float64 for float64 inputs) whatever autocast says: O(N log N). "direct" forms matrices over pairs of
-    tokens, in the inputs' type: the weights themselves, or where that takes fewer products (many more queries than
-    keys) those of the two sums. "auto" takes FFTs from 1024 patch keys on.
+    `method` only says how this is computed; every choice is exact for every length. "direct" forms the weights of all
+    pairs, in the inputs' type, by matrices of relative positions. "axes" and "fft" form both sums, in float32 (float64
+    for float64 inputs) whatever autocast says: "axes" by products along one axis after the other, "fft" by a transform
+    of all axes, O(N log N). "auto" takes what should be done first by `videoattn.operators.crossovers`. Without
+    gradients, what is computed from r1 and r2 is kept for later calls, at most 40 MB and a copy of r1 and r2, until
+    they change; `videoattn.operators.derived` says how that is seen.
 
     A zero vector has no direction: its q̂ or k̂ is 0, with gradient 0. Raises ValueError on options out of range and on
     a site with a bias for logits, of which there are none.
@@ -113,6 +115,8 @@ class LisaAttention(AttentionOperator):
                 self.r2[:, pattern] += math.sqrt(energy) * t[:, None, None] * h[:, None] * w
         if self.g is not None:
             nn.init.constant_(self.g, 1 / num_keys)
+
+    # ---- how it is computed
 
     @property
     def form(self) -> Form:
@@ -205,10 +209,10 @@ class LisaAttention(AttentionOperator):
             raise ValueError("lisa attention has no logits to add a bias to")
 
     def macs(self) -> int:
-        """Products and Fourier transforms of one call.
+        """Products and Fourier transforms of one call, by the method that is taken on the device of the parameters.
 
         As in `videoattn.profile`, element-wise products are not counted: those of spectra, and where the sums are
-        formed those of a token's strengths. Nor are the transforms of r1 and r2, which a call shares with all others.
+        formed those of a token's strengths. Nor is what is computed from r1 and r2, which all calls share.
         """
         site = self.site
         class_tokens = 2 * site.head_dim * site.kv_grid.prefix * (site.kv_grid.tokens + site.q_grid.patches)
