@@ -108,3 +108,18 @@ def test_another_signature_is_another_tensor():
         doubled = derived(table, ("doubled",), lambda: 2 * table)
         tripled = derived(table, ("tripled",), lambda: 3 * table)
     assert torch.equal(doubled, torch.full((3,), 2.0)) and torch.equal(tripled, torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_is_made_of_the_parameters_not_of_what_is_kept(method):
+    operator = build(GRID, method=method, start=False)
+    inputs = qkv(operator)
+    with torch.inference_mode():
+        evaluated = operator(*inputs)
+    with torch.no_grad():
+        program = torch.export.export(operator, tuple(inputs)).module()
+        torch.testing.assert_close(program(*inputs), evaluated.clone())
+        for target in (program, operator):
+            target.r1 *= 2
+        torch.testing.assert_close(program(*inputs), operator(*inputs))
+        assert not torch.allclose(program(*inputs), evaluated)
