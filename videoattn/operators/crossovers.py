@@ -14,9 +14,9 @@ PAIRS_FROM_KEYS = 96
 # ---- lisa
 
 # How long a multiply-accumulate takes by each method, next to one of "direct"; "auto" takes what should be done first.
-# "axes" needs no matrices of pairs: forward and backward it is faster from 8 x 7 x 7 and 4 x 14 x 14 tokens on, not yet
-# for 28 x 28 in several rows. Transforms are slow where axes are short: "fft" is faster for rows of 784 tokens, but three
-# to six times as slow as "axes" for frames of 14 x 14.
+# "axes" needs no matrices of pairs: forward and backward it is faster from 8 x 7 x 7 tokens on, forward alone from
+# 4 x 14 x 14 on; for eight frames of 21 x 21 "direct" is faster. Transforms are slow where axes are short: "fft" beats
+# "direct" for 784 tokens in a row, but takes three to seven times as long as "axes" for one to four frames of 14 x 14.
 LISA_TIME_OF_MAC: dict[str, dict[str, float]] = {
     "cpu": {"direct": 1.0, "axes": 0.65, "fft": 5.0},
     "cuda": {"direct": 1.0, "axes": 1.0, "fft": 15.0},
