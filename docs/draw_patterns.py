@@ -112,6 +112,7 @@ def draw_fibonacci_options() -> Figure:
         "ORDER: thw (default)\na step of 1 goes to\nthe next column": {},
         "ORDER: hwt\na step of 1 goes to\nthe next frame": {"order": "hwt"},
         "GEOMETRY: axial\nsteps go along one of\nt, h and w at a time": {"geometry": "axial"},
+        "GEOMETRY: block\nblocks of 16 look at\nblocks of 16": {"geometry": "block"},
         "SEMANTICS: zero_logit\nother keys, too, get a\n(small) weight": {"semantics": "zero_logit"},
     }
     rows = [

@@ -24,8 +24,10 @@ from videoattn.command_line import run_tool
 from videoattn.config_attention import OPERATOR_SECTIONS, Skip
 from videoattn.config_file import load_config
 from videoattn.files import atomic_write
+from videoattn.grid import TokenGrid
 from videoattn.layers.support import render_support
 from videoattn.models import build_model
+from videoattn.operators import AttentionSite, FibonacciAttention
 from videoattn.operators.fibonacci_sets import offset_sets
 from videoattn.profile import Profile, profile
 
@@ -121,9 +123,11 @@ def density_table() -> str:
             sets = offset_sets(n, HEADS, variant, keep_self)
             pairs = sum((n if s == 0 else 2 * (n - s)) for offsets in sets for s in offsets)
             row += [f"{pairs / n / HEADS:.1f}", f"{100 * pairs / n**2 / HEADS:.2f} %"]
-        rows.append(row)
+        in_blocks = FibonacciAttention(AttentionSite(grid := TokenGrid(n, 1, 1), grid, HEADS, 64, 0), geometry="block")
+        pairs = in_blocks.jumps.num_pairs
+        rows.append([*row, f"{pairs / n / HEADS:.0f}", f"{100 * pairs / n**2 / HEADS:.1f} %"])
     titles = ["N", "where", "keys per query", "share of pairs", "`wythoff`, `KEEP_SELF: false`: keys", "share"]
-    return markdown(titles, rows)
+    return markdown([*titles, "`GEOMETRY: block`: keys", "share"], rows)
 
 
 def count(model: str, attention: str = "{}") -> Profile:

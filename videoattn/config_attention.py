@@ -57,7 +57,10 @@ class Fibonacci(OperatorSection):
         "per_layer", description="which head takes which sequence"
     )
     order: Literal["thw", "hwt"] = Field("thw", description="raster in which joint attention measures distance")
-    geometry: Literal["raster", "axial"] = Field("raster", description="distance in the raster, or along t, h, w apart")
+    geometry: Literal["raster", "axial", "block"] = Field(
+        "raster",
+        description="distance in the raster, along t, h, w apart, or between blocks of 16 tokens of the raster",
+    )
     implementation: Literal["auto", "masked", "pairs", "compiled"] = Field(
         "auto",
         description="masked: a dense product; pairs: attending pairs alone; compiled: these in C++; auto: the fastest",

@@ -99,7 +99,7 @@ def count_fourier(kind: str, num_dims: int | None) -> MacFormula:
 
 def count_jumps(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
     """The attending pairs in each call of all heads of the pattern, in both products."""
-    (rows, heads, _, dim), (pattern_heads,), num_pairs = outputs[0], arguments[2], arguments[9]
+    (rows, heads, _, dim), (pattern_heads,), num_pairs = outputs[0], arguments[2], arguments[10]
     return int(2 * rows * heads // pattern_heads * num_pairs * dim)
 
 

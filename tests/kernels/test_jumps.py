@@ -14,13 +14,14 @@ from videoattn.operators.fibonacci_sets import offset_sets, raster_positions
 needs_kernel = pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
 
 
-def plan_of(grid: TokenGrid, kv: TokenGrid | None = None, heads: int = 3, order: str = "thw", axial: bool = False):
+def plan_of(grid: TokenGrid, kv: TokenGrid | None = None, heads: int = 3, order: str = "thw", axial=False, block=1):
     kv = kv or grid
     cells = [cells_under(g, kv) for g in (grid, kv)]
     lengths = [kv.t, kv.h, kv.w] if axial else [kv.patches]
     if not axial:
         cells = [raster_positions(x, kv, order) for x in cells]
-    return JumpPlan(*cells, lengths, [offset_sets(n, heads, "modified", True) for n in lengths], grid.prefix)
+    offsets = [offset_sets(-(-n // block), heads, "modified", True) for n in lengths]
+    return JumpPlan(*cells, lengths, offsets, grid.prefix, block)
 
 
 def reference(plan: JumpPlan, q: Tensor, k: Tensor, v: Tensor, zero_logit: bool) -> Tensor:
@@ -52,12 +53,14 @@ def draw(seed: int):
     prefix = rng.choice((0, 1, 2))
     grid = TokenGrid(rng.choice((1, 2, 5)), rng.choice((1, 3, 7)), rng.choice((2, 5, 11)), prefix)
     pooled = TokenGrid(grid.t, (grid.h + 1) // 2, (grid.w + 1) // 2, prefix)
+    axial = rng.random() < 0.3
     return {
         "grid": grid,
         "kv": rng.choice((grid, pooled)),
         "heads": rng.choice((1, 3, 4)),
         "order": rng.choice(("thw", "hwt")),
-        "axial": rng.random() < 0.3,
+        "axial": axial,
+        "block": 1 if axial else rng.choice((1, 1, 5, 16)),
     }, rng.choice((8, 12, 16, 24, 32, 40, 64, 80, 96, 128)), rng.choice((1, 2)), rng.random() < 0.4  # fmt: skip
 
 
@@ -94,9 +97,10 @@ def test_outputs_and_gradients_equal_a_dense_product_under_the_mask(seed, dtype)
 @needs_kernel
 @pytest.mark.parametrize("zero_logit", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_any_number_of_threads_gives_the_same_bits_every_time(rows, zero_logit):
+@pytest.mark.parametrize("block", [1, 16])
+def test_any_number_of_threads_gives_the_same_bits_every_time(rows, zero_logit, block):
     """300 tokens of one head: with more threads than heads, each head is taken in parts."""
-    plan, tensors = plan_of(TokenGrid(3, 10, 10, 1), heads=1), [packed(rows, 301, 1, 24)]
+    plan, tensors = plan_of(TokenGrid(3, 10, 10, 1), heads=1, block=block), [packed(rows, 301, 1, 24)]
     before = torch.get_num_threads()
     try:
         results = []
@@ -173,7 +177,7 @@ def test_the_operation_is_registered_in_full(tensors):
     given = [x] if tensors == 1 else [y.detach().requires_grad_() for y in x.unbind(3)]
     tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
     torch.library.opcheck(
-        jump_attention, (given, *tables, list(plan.lengths), plan.prefix, False, plan.num_pairs),
+        jump_attention, (given, *tables, list(plan.lengths), plan.prefix, plan.block, False, plan.num_pairs),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )  # fmt: skip
 
@@ -189,6 +193,11 @@ def test_torch_counts_the_pairs():
     forward = 2 * (2 * 2) * (2 * 8 * pairs)  # two products in each of two rows and two groups
     assert counts[torch.ops.videoattn.jump_attention] == forward
     assert counts[torch.ops.videoattn.jump_attention_backward] == 2.5 * forward
+
+
+def test_blocks_of_several_axes_are_refused():
+    with pytest.raises(ValueError, match="blocks of 4 positions need a raster of one axis"):
+        plan_of(TokenGrid(2, 3, 4), axial=True, block=4)
 
 
 def test_the_mask_of_some_queries_is_a_part_of_the_whole():

@@ -16,6 +16,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("fibonacci", {"implementation": "pairs"}),
     ("fibonacci", {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"}),
     ("fibonacci", {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"}),
+    ("fibonacci", {"geometry": "block", "implementation": "pairs"}),
     ("lisa", {"method": "direct", "num_patterns": 2}),
     ("lisa", {"method": "axes", "num_patterns": 3}),
     ("lisa", {"method": "axes", "wrap": True}),
@@ -28,6 +29,7 @@ if is_compiled():
     SETTINGS += [
         ("fibonacci", {"implementation": "compiled"}),
         ("fibonacci", {"geometry": "axial", "semantics": "zero_logit", "implementation": "compiled"}),
+        ("fibonacci", {"geometry": "block", "order": "hwt", "semantics": "zero_logit", "implementation": "compiled"}),
     ]
 # axis, prefix tokens, whether keys have a coarser grid than queries
 SITES = [(axis, prefix, unequal) for axis in Axis for prefix in (0, 1) for unequal in (False, True)]

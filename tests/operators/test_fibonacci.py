@@ -88,9 +88,14 @@ def test_layer_equals_the_official_layer(name, semantics, implementation):
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
-@pytest.mark.parametrize("geometry", ["raster", "axial"])
+@pytest.mark.parametrize(
+    ("geometry", "name", "keep_self"),
+    [
+        ("block", "modified", True),
+        *((g, *sets) for g in ("raster", "axial") for sets in (("modified", True), ("wythoff", False))),
+    ],
+)
 @pytest.mark.parametrize("order", ["thw", "hwt"])
-@pytest.mark.parametrize(("name", "keep_self"), [("modified", True), ("wythoff", False)])
 @pytest.mark.parametrize(
     ("q_grid", "kv"), [(TokenGrid(4, 3, 5), TokenGrid(4, 3, 5)), (TokenGrid(3, 4, 10), TokenGrid(3, 2, 5))],
     ids=["equal", "pooled"],
@@ -105,6 +110,7 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
     )
     sizes = {"t": kv.t, "h": kv.h, "w": kv.w}
     raster_sets = offset_sets(kv.patches, 3, name, keep_self)
+    block_sets = offset_sets(math.ceil(kv.patches / 16), 3, name, keep_self)
     axis_sets = {a: offset_sets(n, 3, name, keep_self) for a, n in sizes.items()}
 
     def position(cell):
@@ -119,6 +125,8 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
         under = tuple(c * n // m for c, n, m in zip(cell, sizes.values(), (q_grid.t, q_grid.h, q_grid.w), strict=True))
         if geometry == "raster":
             sees = abs(position(under) - position(key)) in raster_sets[head]
+        elif geometry == "block":
+            sees = abs(position(under) // 16 - position(key) // 16) in block_sets[head]
         elif under == key:
             sees = keep_self
         else:

@@ -30,6 +30,7 @@ SPARSE = ["pairs", *(["compiled"] if is_compiled() else [])]
     {},
     {"variant": "wythoff", "order": "hwt"},
     {"geometry": "axial", "order": "hwt"},
+    {"geometry": "block", "order": "hwt"},
     {"geometry": "axial", "variant": "wythoff", "keep_self": False},
     {"keep_self": False},
 ], ids=lambda options: "-".join(map(str, options.values())))  # fmt: skip

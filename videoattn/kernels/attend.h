@@ -41,7 +41,8 @@ struct Attend {
   }
 
   int64_t most_keys() const {  // of any query; those of the prefix attend to all
-    return p.prefix + (p.prefix ? std::max(p.num_moves, p.num_positions) : p.num_moves);
+    const int64_t patches = p.num_moves * p.block;
+    return p.prefix + (p.prefix ? std::max(patches, p.num_positions) : patches);
   }
 
   void begin(const Part& part) {
@@ -51,7 +52,7 @@ struct Attend {
     const bool all = p.prefix > 0 && part.from == 0;  // this part has the prefix queries
     next = all ? 0 : std::max<int64_t>(0, part.from + part.lowest);
     last = all ? p.num_positions : std::min(p.num_positions, part.to + part.highest);
-    copies = !in_place || p.keys || last - next > FEW;
+    copies = !in_place || p.keys || p.block > 1 || last - next > FEW;
     first = copies ? next : 0;
     if (!copies) {
       key_rows_at = k, value_rows_at = v;
@@ -86,6 +87,14 @@ struct Attend {
     for (int64_t i = 0; i < p.prefix; i++) attend_to(i, i);
     const int32_t* move = moves_of(p, part.head);
     const int64_t here = p.prefix + position - first, num_moves = p.counts[part.head];
+    if (p.block > 1) {
+      for (int64_t j = 0; j < num_moves; j++, move += 3) {
+        const Range keys = reached(p, position, move, 1);
+        for (int64_t i = keys.from; i < keys.to; i++)
+          attend_to(p.prefix + i - first, p.prefix + j * p.block + i - keys.from);
+      }
+      return pad();
+    }
     const bool interior = p.num_axes == 1 && position + part.lowest >= 0 && position + part.highest < p.num_positions;
     for (int64_t j = 0; j < num_moves; j++, move += 3)
       if (interior || inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);

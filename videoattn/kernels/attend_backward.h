@@ -8,7 +8,7 @@ namespace {
 
 template <class T>
 struct Pairs {  // what the first pass leaves for the second
-  T* weights;      // [rows * heads, queries, prefix + num_moves], less the background's weight
+  T* weights;      // [rows * heads, queries, prefix + num_moves * block], less the background's weight
   T* gradients;    // the same of the logits, times the scale
   T* from_prefix;  // [rows * heads, 2, prefix, prefix + num_positions]: both, of the queries of the prefix
 };
@@ -33,7 +33,7 @@ struct ByQuery : Attend<T, W> {
     grad = tokens_of(p, grad_view, part.item);
     grad_q = tokens_of(p, grad_q_view, part.item);
     shifts = logsumexp + part.item * (p.prefix + p.num_queries);
-    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_moves;
+    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_moves * p.block;
     for (int64_t position = part.from; position < part.to; position++) {
       const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
       if (begin == end) continue;
@@ -114,7 +114,7 @@ struct ByKey {
     const bool all = (p.prefix > 0 && part.from == 0) || p.zero_logit;  // the prefix's keys are seen by all queries
     first = next = first_query(p, all ? 0 : std::max<int64_t>(0, part.from - part.highest));
     last = first_query(p, all ? p.num_positions : std::min(p.num_positions, part.to - part.lowest));
-    copies = !in_place || p.queries || last - next > FEW;
+    copies = !in_place || p.queries || p.block > 1 || last - next > FEW;
     query_rows_at = q, upstream_rows_at = grad, origin = 0;
     if (copies) {
       queries.resize(p.prefix + last - first);
@@ -130,15 +130,17 @@ struct ByKey {
     if (p.zero_logit) add_background(part, base);
     const int32_t* moves = moves_of(p, part.head);
     const int64_t num_moves = p.counts[part.head];
-    const bool raster = p.num_axes == 1;
+    const bool single = p.num_axes == 1 && p.block == 1;
     for (int64_t position = part.from; position < part.to; position++) {
-      const bool interior = raster && position >= part.highest && position - part.lowest < p.num_positions;
+      const bool interior = single && position >= part.highest && position - part.lowest < p.num_positions;
       reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
       start(part, p.prefix + position);
+      const int64_t within = p.block == 1 ? 0 : position % p.block;
       for (int64_t j = 0; j < num_moves; j++) {
-        if (!interior && !inside(p, position, moves + 3 * j, -1)) continue;
-        const int64_t from = position - moves[3 * j + 2], end = first_query(p, from + 1);
-        for (int64_t i = first_query(p, from); i < end; i++) add(part, i, p.prefix + j);
+        const int64_t there = position - moves[3 * j + 2];
+        const Range seen_by = interior ? Range{there, there + 1} : reached(p, position, moves + 3 * j, -1);
+        const int64_t end = first_query(p, seen_by.to), slot = p.prefix + j * p.block + within;
+        for (int64_t i = first_query(p, seen_by.from); i < end; i++) add(part, i, slot);
       }
       finish(key_token(p, position));
     }
@@ -192,7 +194,7 @@ struct ByKey {
   }
 
   void add(const Part& part, int64_t query, int64_t slot) {
-    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves) + slot;
+    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves * p.block) + slot;
     put(p.prefix + query - origin, pairs.weights[at], pairs.gradients[at]);
   }
 

@@ -21,7 +21,7 @@ void forward(const Problem& p, const View* views, void* logsumexp) {
 template <class T, int W>
 void backward(const Problem& p, const View* views, void* logsumexp) {
   const int64_t items = p.rows * p.heads;
-  const int64_t slots = items * p.num_queries * (p.prefix + p.num_moves);
+  const int64_t slots = items * p.num_queries * (p.prefix + p.num_moves * p.block);
   const std::unique_ptr<T[]> both(new T[2 * slots]);
   const std::unique_ptr<T[]> from_prefix(new T[2 * items * p.prefix * (p.prefix + p.num_positions)]);
   const Pairs<T> pairs{both.get(), both.get() + slots, from_prefix.get()};

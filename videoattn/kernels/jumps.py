@@ -25,11 +25,12 @@ class JumpPlan(nn.Module):
 
     Keys stand on a raster of `lengths` (one axis, or t, h, w); `q_cells` [Nq, axes] and `k_cells` [Nk, axes] say where.
     A patch query attends every key that differs from its own cell along one axis by one of `offsets[axis][head]`, up or
-    down, and the `prefix` tokens; queries of the prefix attend to all. Tables are int32 and no part of a checkpoint;
-    those that would say that token i stands at position i are None.
+    down, and the `prefix` tokens; queries of the prefix attend to all. With `block` > 1, on a single axis, offsets are
+    those between blocks of so many consecutive positions, and whole blocks attend to whole blocks. Tables are int32 and
+    no part of a checkpoint; those that would say that token i stands at position i are None.
     """
 
-    moves: Tensor  # [heads, K, 3]: the axis, the step along it and the jump on the raster that it makes
+    moves: Tensor  # [heads, K, 3]: the axis, the step along it and the jump that it makes on the raster (of blocks)
     counts: Tensor  # [heads]: how many of them are in use
     starts: Tensor | None  # [positions + 1]: where each position's queries begin in `queries`
     queries: Tensor | None  # [Nq]: patch queries ordered by position
@@ -42,12 +43,15 @@ class JumpPlan(nn.Module):
         lengths: Sequence[int],
         offsets: Sequence[Sequence[Sequence[int]]],
         prefix: int,
+        block: int = 1,
     ) -> None:
         super().__init__()
-        self.lengths, self.prefix = tuple(lengths), prefix
+        if block > 1 and len(lengths) > 1:
+            raise ValueError(f"blocks of {block} positions need a raster of one axis, got {len(lengths)}")
+        self.lengths, self.prefix, self.block = tuple(lengths), prefix, block
         self.num_positions, self.num_queries = len(k_cells), len(q_cells)
         strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
-        rows = head_moves(offsets, lengths)
+        rows = head_moves(offsets, lengths)  # of a single axis these are the same, whatever its length
         moves = np.zeros((len(rows), max(map(len, rows)), 3), dtype=np.int64)
         for head, row in enumerate(rows):
             moves[head, : len(row)] = row
@@ -66,7 +70,7 @@ class JumpPlan(nn.Module):
             if table is not None:  # on the device where the caller builds modules, be it the meta device
                 buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
             self.register_buffer(name, buffer, persistent=False)
-        self.num_keys = count_keys(q_cells, rows, lengths) + prefix
+        self.num_keys = count_keys(q_cells, rows, lengths, block) + prefix
         prefix_pairs = len(rows) * prefix * (prefix + self.num_positions)
         self.num_pairs = int(self.num_keys.sum()) + prefix_pairs
 
@@ -79,7 +83,7 @@ class JumpPlan(nn.Module):
         """
         mixed, _ = jump_attention(
             list(tensors), self.moves, self.counts, self.starts, self.queries, self.keys, list(self.lengths),
-            self.prefix, zero_logit, self.num_pairs,
+            self.prefix, self.block, zero_logit, self.num_pairs,
         )  # fmt: skip
         return mixed
 
@@ -91,15 +95,30 @@ class JumpPlan(nn.Module):
             sorted_at = torch.searchsorted(self.starts, at.int(), right=True) - 1
             at = torch.empty_like(at).index_copy(0, self.queries.long(), sorted_at)
         at = at[start:stop, None]
+        if self.block > 1:
+            return self._block_mask(at)
         lengths = torch.tensor(self.lengths, device=device)
         strides = torch.tensor([math.prod(self.lengths[i + 1 :]) for i in range(len(self.lengths))], device=device)
         axes, steps, jumps = self.moves.long()[:, None].unbind(-1)  # [heads, 1, K] each
         moved = at // strides[axes] % lengths[axes] + steps
         used = torch.arange(axes.shape[-1], device=device) < self.counts[:, None, None]
         inside = (moved >= 0) & (moved < lengths[axes]) & used
-        mask = torch.zeros(*inside.shape[:2], self.num_positions + 1, dtype=torch.bool, device=device)
-        mask.scatter_(-1, (at + jumps).where(inside, self.num_positions), True)
-        mask = mask[..., :-1] if self.keys is None else mask[..., self.keys.argsort()]
+        return self._keys_at((at + jumps).where(inside, self.num_positions), self.num_positions)
+
+    def _block_mask(self, at: Tensor) -> Tensor:
+        """As `mask`, of the queries at positions `at` [n, 1]."""
+        num_blocks = -(-self.num_positions // self.block)
+        used = torch.arange(self.moves.shape[1], device=at.device) < self.counts[:, None, None]
+        there = at // self.block + self.moves[:, None, :, 2].long()
+        inside = (there >= 0) & (there < num_blocks) & used
+        return self._keys_at(there.where(inside, num_blocks), num_blocks)
+
+    def _keys_at(self, there: Tensor, num_places: int) -> Tensor:
+        """The mask of the keys at places [heads, n, K]: positions, or blocks of them; `num_places` stands for none."""
+        mask = torch.zeros(*there.shape[:2], num_places + 1, dtype=torch.bool, device=there.device)
+        mask = mask.scatter_(-1, there, True)[..., :-1]
+        mask = mask.repeat_interleave(self.block, dim=-1)[..., : self.num_positions] if self.block > 1 else mask
+        mask = mask if self.keys is None else mask[..., self.keys.argsort()]
         return F.pad(mask, (self.prefix, 0), value=True)
 
 
@@ -114,9 +133,16 @@ def head_moves(offsets: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int
     return rows
 
 
-def count_keys(q_cells: np.ndarray, moves: Sequence[np.ndarray], lengths: Sequence[int]) -> np.ndarray:
+def count_keys(q_cells: np.ndarray, moves: Sequence[np.ndarray], lengths: Sequence[int], block: int = 1) -> np.ndarray:
     """How many patch keys each patch query has, int64 [heads, Nq]."""
     totals = []
+    if block > 1:
+        sizes = np.diff(np.append(np.arange(0, lengths[0], block), lengths[0]))  # of the blocks
+        for row in moves:
+            there = q_cells // block + row[:, 2]
+            inside = (there >= 0) & (there < len(sizes))
+            totals.append((sizes[np.where(inside, there, 0)] * inside).sum(axis=1))
+        return np.stack(totals)
     for row in moves:
         axes, steps, _ = row.T
         moved = q_cells[:, axes] + steps
@@ -132,11 +158,11 @@ Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 @torch.library.custom_op("videoattn::jump_attention", mutates_args=(), device_types="cpu")
 def jump_attention(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
-    keys: Tensor | None, lengths: Sequence[int], prefix: int, zero_logit: bool, num_pairs: int,
+    keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, logsumexp = _empty_outputs(tensors)
     views = _split(_readable(tensors))
-    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, zero_logit)
+    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
     _run("jump_attention_forward", problem, (*views, out), logsumexp)
     return out, logsumexp
 
@@ -145,11 +171,11 @@ def jump_attention(
 def jump_attention_backward(
     gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], moves: Tensor, counts: Tensor,
     starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
-    zero_logit: bool, num_pairs: int,
+    block: int, zero_logit: bool, num_pairs: int,
 ) -> list[Tensor]:  # fmt: skip
     gradients = _empty_gradients(tensors)
     views = _split(_readable(tensors))
-    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, zero_logit)
+    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
     arguments = (*views, *_readable([out, gradient]), *_split(gradients))
     _run("jump_attention_backward", problem, arguments, logsumexp)
     return gradients
@@ -193,7 +219,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     *tensors, out, logsumexp = ctx.saved_tensors
     gradients = jump_attention_backward(gradient, out, logsumexp, tensors, *ctx.plan)
-    return gradients, *(None,) * 9
+    return gradients, *(None,) * 10
 
 
 jump_attention.register_autograd(_backward, setup_context=_save_for_backward)
@@ -204,12 +230,12 @@ jump_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 @register_flop_formula([torch.ops.videoattn.jump_attention])
 def _count_forward(tensors: Sequence[Sequence[int]], *arguments: Any, **_: Any) -> int:
-    return 2 * multiply_adds(tensors[0], arguments[1], arguments[8])
+    return 2 * multiply_adds(tensors[0], arguments[1], arguments[9])
 
 
 @register_flop_formula([torch.ops.videoattn.jump_attention_backward])
 def _count_backward(gradient: Any, out: Sequence[int], logsumexp: Any, tensors: Any, *arguments: Any, **_: Any) -> int:
-    return 5 * multiply_adds(out, arguments[1], arguments[8])
+    return 5 * multiply_adds(out, arguments[1], arguments[9])
 
 
 def multiply_adds(q_shape: Sequence[int], counts_shape: Sequence[int], num_pairs: int) -> int:
@@ -227,7 +253,7 @@ class _View(ctypes.Structure):
 class _Problem(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "heads", "pattern_heads", "num_positions", "num_queries",
-                                              "prefix", "dim", "num_moves", "num_axes")),
+                                              "prefix", "dim", "num_moves", "num_axes", "block")),
         ("lengths", ctypes.c_int64 * 3),
         ("strides", ctypes.c_int64 * 3),
         *((name, ctypes.c_void_p) for name in ("moves", "counts", "starts", "queries", "keys")),
@@ -242,7 +268,7 @@ def is_compiled() -> bool:
 
 
 def _describe(
-    views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, zero_logit: bool
+    views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool
 ) -> _Problem:
     q, k, v = views
     if q.dtype not in _TYPES or not q.dtype == k.dtype == v.dtype:
@@ -261,7 +287,7 @@ def _describe(
     strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
     return _Problem(
         q.shape[0], q.shape[1], len(counts), num_positions, q.shape[2] - prefix, prefix, q.shape[3], moves.shape[1],
-        len(lengths), (ctypes.c_int64 * 3)(*lengths), (ctypes.c_int64 * 3)(*strides),
+        len(lengths), block, (ctypes.c_int64 * 3)(*lengths), (ctypes.c_int64 * 3)(*strides),
         *(None if table is None else table.data_ptr() for table in tables),
         1 / math.sqrt(q.shape[3]), zero_logit, _TYPES[q.dtype], torch.get_num_threads(),
     )  # fmt: skip

@@ -21,8 +21,9 @@ struct Problem {
   int64_t prefix, dim;
   int64_t num_moves;              // columns of `moves`
   int64_t num_axes;
+  int64_t block;                  // consecutive positions that attend, and are attended to, together; 1 for several axes
   int64_t lengths[3], strides[3];  // of the raster's axes
-  const int32_t* moves;           // [pattern_heads, num_moves, 3]: axis, step along it, jump on the raster
+  const int32_t* moves;           // [pattern_heads, num_moves, 3]: axis, step along it, jump on the raster of blocks
   const int32_t* counts;          // [pattern_heads]: how many of them are in use
   const int32_t* starts;          // [num_positions + 1]: where each position's queries begin in `queries`, or null
   const int32_t* queries;         // [num_queries], or null where query i stands at position i
@@ -75,7 +76,7 @@ INLINE void store(const Problem& p, char* to, const T* from) {
 
 struct Part {  // some consecutive positions of one head of one row
   int64_t item, head, from, to;
-  int64_t lowest, highest;  // the head's extreme jumps
+  int64_t lowest, highest;  // how far the head's jumps reach down and up
 };
 
 inline int64_t first_query(const Problem& p, int64_t position) { return p.starts ? p.starts[position] : position; }
@@ -84,19 +85,36 @@ inline int64_t key_token(const Problem& p, int64_t position) { return p.prefix +
 
 inline const int32_t* moves_of(const Problem& p, int64_t head) { return p.moves + head * p.num_moves * 3; }
 
-// Whether position + sign * move stays on the raster; other coordinates don't change.
+// Whether position + sign * move stays on the raster; other coordinates don't change. For single positions.
 inline bool inside(const Problem& p, int64_t position, const int32_t* move, int sign) {
   if (p.num_axes == 1) return uint64_t(position + sign * move[2]) < uint64_t(p.num_positions);
   const int64_t axis = move[0], coordinate = position / p.strides[axis] % p.lengths[axis];
   return uint64_t(coordinate + sign * move[1]) < uint64_t(p.lengths[axis]);
 }
 
+struct Range {
+  int64_t from, to;
+};
+
+// The positions that `move` reaches from there (sign 1), or from which it reaches there (-1).
+inline Range reached(const Problem& p, int64_t position, const int32_t* move, int sign) {
+  if (p.block == 1) {
+    const int64_t there = position + sign * move[2];
+    return inside(p, position, move, sign) ? Range{there, there + 1} : Range{0, 0};
+  }
+  const int64_t from = (position / p.block + sign * move[2]) * p.block;
+  return from >= 0 && from < p.num_positions ? Range{from, std::min(from + p.block, p.num_positions)} : Range{0, 0};
+}
+
 // Whether a query there attends to every key, so that none is left in the background.
 inline bool sees_all(const Problem& p, int64_t head, int64_t position) {
-  if (p.counts[head] < p.num_positions) return false;
-  const int32_t* move = moves_of(p, head);
+  if (p.counts[head] * p.block < p.num_positions) return false;
+  const int32_t* moves = moves_of(p, head);
   int64_t count = 0;
-  for (int64_t j = 0; j < p.counts[head]; j++) count += inside(p, position, move + 3 * j, 1);
+  for (int64_t j = 0; j < p.counts[head]; j++) {
+    const Range keys = reached(p, position, moves + 3 * j, 1);
+    count += keys.to - keys.from;
+  }
   return count == p.num_positions;
 }
 
@@ -112,8 +130,9 @@ inline Part part_of(const Problem& p, int64_t index, int64_t parts) {
   part.to = p.num_positions * (i + 1) / parts;
   const int32_t* moves = moves_of(p, part.head);
   for (int64_t j = 0; j < p.counts[part.head]; j++) {
-    part.lowest = std::min<int64_t>(part.lowest, moves[3 * j + 2]);
-    part.highest = std::max<int64_t>(part.highest, moves[3 * j + 2]);
+    const int64_t jump = moves[3 * j + 2] * p.block;
+    part.lowest = std::min(part.lowest, jump - (p.block - 1));
+    part.highest = std::max(part.highest, jump + (p.block - 1));
   }
   return part;
 }

@@ -24,9 +24,11 @@ from videoattn.operators.fibonacci_sets import (
 )
 
 Semantics = Literal["exclude", "zero_logit"]
-Geometry = Literal["raster", "axial"]
+Geometry = Literal["raster", "axial", "block"]
 Implementation = Literal["auto", "masked", "pairs", "compiled"]
 
+# Tokens of a block where the geometry is that of blocks: the least that tensor cores multiply at once.
+BLOCK = 16
 # Masks up to this many elements are kept; larger ones are formed for a slice of the queries at a time.
 MASK_ELEMENTS = 2**24
 
@@ -36,7 +38,8 @@ class FibonacciAttention(AttentionOperator):
 
     `semantics="exclude"` gives other keys weight 0; "zero_logit" leaves them logit 0, as the released code does.
     `keep_self` puts offset 0 into every set. `order` is the raster in which a site with several frames measures
-    distance; `geometry="axial"` measures it along one of t, h, w at a time, with that axis's own offset sets.
+    distance; `geometry="axial"` measures it along one of t, h, w at a time, with that axis's own offset sets;
+    "block" measures it between blocks of 16 consecutive tokens of the raster, and whole blocks attend to whole blocks.
     Where queries and keys have different grids, a query stands at the key cell under it.
 
     `implementation="masked"` is the plain form, a dense product that saves nothing. The others compute the same, and
@@ -74,16 +77,17 @@ class FibonacciAttention(AttentionOperator):
         self.implementation = implementation
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
+        block = BLOCK if geometry == "block" else 1
         rows = permute_heads(site.num_heads, site.layer, heads_permutation)
         # offsets[axis][head]: distances along that axis; the raster is a single axis
         offsets = [
             [sets[row] for row in rows]
-            for sets in (offset_sets(n, site.num_heads, variant, keep_self) for n in lengths)
+            for sets in (offset_sets(-(-n // block), site.num_heads, variant, keep_self) for n in lengths)
         ]
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
-        if geometry == "raster":
+        if geometry != "axial":
             q_cells, k_cells = raster_positions(q_cells, kv, order), raster_positions(k_cells, kv, order)
-        self.jumps = JumpPlan(q_cells, k_cells, lengths, offsets, kv.prefix)
+        self.jumps = JumpPlan(q_cells, k_cells, lengths, offsets, kv.prefix, block)
         if not self.jumps.num_keys.all():
             head, query = (int(i) for i in np.argwhere(self.jumps.num_keys == 0)[0])
             raise ValueError(
@@ -95,7 +99,7 @@ class FibonacciAttention(AttentionOperator):
             reason = "takes no bias" if site.has_bias else "needs a C++ compiler, found by CXX or as c++"
             raise ValueError(f"IMPLEMENTATION: compiled {reason}; set IMPLEMENTATION: auto")
         pairs = implementation == "pairs" or (implementation == "auto" and not self.compiled)
-        tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix) if pairs else None
+        tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
         self.pairs = PairPlan(*tables, kv.tokens) if tables else None
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
         kept = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS

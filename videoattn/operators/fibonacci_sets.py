@@ -84,11 +84,13 @@ def key_table(
     lengths: Sequence[int],
     offsets: Sequence[Sequence[Sequence[int]]],
     prefix: int,
+    block: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The keys of each patch query, the prefix among them: int64 [heads, Nq, K] and their numbers [heads, Nq].
 
     Cells [N, axes] are coordinates below `lengths`; a key attends that differs from the query along one axis by one of
-    `offsets[axis][head]`. A row lists its keys in ascending order and then repeats the first.
+    `offsets[axis][head]`, or, on a single axis, whose `block` of so many consecutive positions does from the query's.
+    A row lists its keys in ascending order and then repeats the first.
     """
     num_keys = len(k_cells)
     token_at = np.argsort(np.ravel_multi_index(tuple(k_cells.T), tuple(lengths)))
@@ -97,9 +99,13 @@ def key_table(
     rows = []
     for moves in head_moves(offsets, lengths):
         axes, steps, jumps = moves.T
-        moved = q_cells[:, axes] + steps
-        inside = (moved >= 0) & (moved < np.array(lengths)[axes])
-        keys = token_at[np.where(inside, here + jumps, 0)]
+        if block > 1:
+            there = ((here // block + jumps)[..., None] * block + np.arange(block)).reshape(len(here), -1)
+            inside = (there >= 0) & (there < num_keys)
+        else:
+            moved = q_cells[:, axes] + steps
+            there, inside = here + jumps, (moved >= 0) & (moved < np.array(lengths)[axes])
+        keys = token_at[np.where(inside, there, 0)]
         rows.append(np.sort(np.where(inside, keys, num_keys), axis=1))
     counts = np.stack([(keys < num_keys).sum(axis=1) for keys in rows])
     table = np.full((*counts.shape, prefix + counts.max()), prefix + num_keys)
