@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t AHEAD = 6;   // how many rows before their use memory is asked for them
+constexpr int64_t AHEAD = 3;   // how many rows before their use memory is asked for them
 constexpr int64_t FEW = 1024;  // positions up to which rows are read where they lie, if they can be
 
 template <class T, int W>
@@ -20,14 +20,17 @@ struct Attend {
   Tokens key_rows_at{}, value_rows_at{};  // the blocks', or the tensors' own
   int64_t first = 0, next = 0, last = 0;  // positions: of the first of these rows, copied up to here, to be copied
   std::vector<const T*> key_rows, value_rows;  // those of the query at hand
-  std::vector<int64_t> slots;                  // the prefix token, or after these the move, that each comes from
+  std::vector<int64_t> slots;  // the prefix token, or after these the move, that each comes from; where moves are
+  Staying staying;             // `single`, these in order
+  const bool single;
+  std::vector<int64_t> key_jumps, value_jumps;  // of the head's moves, in bytes
   int64_t count = 0;
   Block<T> numbers, rows;
 
   Attend(const Problem& p, const View& q, const View& k, const View& v)
       : p(p), q_view(q), k_view(k), v_view(v), width(padded_width(p.dim)),
         in_place(p.type != 1 && p.dim == width), keys(width), values(width),
-        numbers((most_keys() + 15) / 8 * 8), rows(width) {
+        single(p.num_axes == 1 && p.block == 1), numbers((most_keys() + 15) / 8 * 8), rows(width) {
     key_rows.resize(most_keys() + 4);
     value_rows.resize(most_keys() + 4);
     slots.resize(most_keys() + 4);
@@ -54,16 +57,21 @@ struct Attend {
     last = all ? p.num_positions : std::min(p.num_positions, part.to + part.highest);
     copies = !in_place || p.keys || p.block > 1 || last - next > FEW;
     first = copies ? next : 0;
-    if (!copies) {
-      key_rows_at = k, value_rows_at = v;
-      return;
+    if (copies) {
+      keys.resize(p.prefix + last - first);
+      values.resize(p.prefix + last - first);
+      for (int64_t i = 0; i < p.prefix; i++) {
+        load<T, W>(p, k[i], keys[i]);
+        load<T, W>(p, v[i], values[i]);
+      }
     }
-    keys.resize(p.prefix + last - first);
-    values.resize(p.prefix + last - first);
-    key_rows_at = keys.rows(), value_rows_at = values.rows();
-    for (int64_t i = 0; i < p.prefix; i++) {
-      load<T, W>(p, k[i], keys[i]);
-      load<T, W>(p, v[i], values[i]);
+    key_rows_at = copies ? keys.rows() : k, value_rows_at = copies ? values.rows() : v;
+    staying = {};
+    key_jumps.clear(), value_jumps.clear();
+    for (int64_t j = 0; j < p.counts[part.head]; j++) {
+      const int64_t jump = moves_of(p, part.head)[3 * j + 2];
+      key_jumps.push_back(jump * key_rows_at.step);
+      value_jumps.push_back(jump * value_rows_at.step);
     }
   }
 
@@ -87,17 +95,22 @@ struct Attend {
     for (int64_t i = 0; i < p.prefix; i++) attend_to(i, i);
     const int32_t* move = moves_of(p, part.head);
     const int64_t here = p.prefix + position - first, num_moves = p.counts[part.head];
-    if (p.block > 1) {
+    if (single) {
+      staying.find(move, num_moves, -position, p.num_positions - 1 - position);
+      for (int64_t j = staying.first; j < staying.last; j++, count++) {
+        key_rows[count] = reinterpret_cast<const T*>(key_rows_at[here] + key_jumps[j]);
+        value_rows[count] = reinterpret_cast<const T*>(value_rows_at[here] + value_jumps[j]);
+      }
+    } else if (p.block > 1) {
       for (int64_t j = 0; j < num_moves; j++, move += 3) {
         const Range keys = reached(p, position, move, 1);
         for (int64_t i = keys.from; i < keys.to; i++)
           attend_to(p.prefix + i - first, p.prefix + j * p.block + i - keys.from);
       }
-      return pad();
+    } else {
+      for (int64_t j = 0; j < num_moves; j++, move += 3)
+        if (inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
     }
-    const bool interior = p.num_axes == 1 && position + part.lowest >= 0 && position + part.highest < p.num_positions;
-    for (int64_t j = 0; j < num_moves; j++, move += 3)
-      if (interior || inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
     pad();
   }
 
@@ -152,6 +165,8 @@ struct Forward : Attend<T, W> {
   T* const logsumexp;  // [rows * heads, prefix + queries]
   Tokens out{};
   T* shifts = nullptr;
+  std::vector<T> totals;  // of the part's queries, for whole vectors
+  int64_t done = 0;
 
   Forward(const Problem& p, const View& q, const View& k, const View& v, const View& out, T* logsumexp)
       : Base(p, q, k, v), out_view(out), logsumexp(logsumexp) {}
@@ -161,10 +176,17 @@ struct Forward : Attend<T, W> {
     out = tokens_of(p, out_view, part.item);
     shifts = logsumexp + part.item * (p.prefix + p.num_queries);
     if (p.zero_logit) add_all_values();
+    const int64_t first_one = first_query(p, part.from), last_one = first_query(p, part.to);
+    totals.resize((last_one - first_one + p.prefix + 7) / 8 * 8);
+    done = 0;
     for (int64_t position = part.from; position < part.to; position++) {
       const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
       if (begin == end) continue;
-      if (end + AHEAD <= p.num_queries) prefetch(p, this->q[query_token(p, end + AHEAD - 1)]);
+      if (end + AHEAD <= p.num_queries) {
+        const int64_t later = query_token(p, end + AHEAD - 1);
+        prefetch(p, this->q[later]);
+        prefetch_to_write(p, out[later]);
+      }
       this->reach(position + part.highest);
       this->find_keys(part, position);
       const int64_t others = p.zero_logit ? p.prefix + p.num_positions - count : 0;
@@ -174,6 +196,11 @@ struct Forward : Attend<T, W> {
       this->reach(p.num_positions);
       this->find_all_keys();
       for (int64_t i = 0; i < p.prefix; i++) query(i, 0);
+    }
+    logarithms(totals.data(), done);
+    for (int64_t i = 0; i < done; i++) {
+      const int64_t query = first_one + i;
+      shifts[query < last_one ? query_token(p, query) : query - last_one] += totals[i];
     }
   }
 
@@ -195,7 +222,7 @@ struct Forward : Attend<T, W> {
     const T background = others > 0 ? std::exp(-top) : T(0);
     total += background * T(others);
     const T share = T(1) / total;
-    for (int64_t j = 0; j < count; j++) weights[j] = (weights[j] - background) * share;
+    shift_and_scale(weights, count, background, share);
     T* start = nullptr;
     if (others > 0) {
       start = this->rows[3];
@@ -203,7 +230,8 @@ struct Forward : Attend<T, W> {
     }
     weighted_sum<T, W>(weights, this->value_rows.data(), count, width, start, mixed);
     this->put(out[token], mixed);
-    shifts[token] = top + std::log(total);
+    shifts[token] = top;
+    totals[done++] = total;
   }
 };
 

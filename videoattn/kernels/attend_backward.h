@@ -40,12 +40,13 @@ struct ByQuery : Attend<T, W> {
       if (end + AHEAD <= p.num_queries) {
         const int64_t later = query_token(p, end + AHEAD - 1);
         for (const Tokens* tokens : {&this->q, &out, &grad}) prefetch(p, (*tokens)[later]);
+        prefetch_to_write(p, grad_q[later]);
       }
       this->reach(position + part.highest);
       this->find_keys(part, position);
       for (int64_t i = begin; i < end; i++) {
         const int64_t at = (part.item * p.num_queries + i) * num_slots;
-        query(query_token(p, i), pairs.weights + at, pairs.gradients + at, p.zero_logit && count < all_keys);
+        query(query_token(p, i), pairs.weights + at, pairs.gradients + at, p.zero_logit && count < all_keys, this->single);
       }
     }
     if (part.from == 0 && p.prefix > 0) {
@@ -53,12 +54,12 @@ struct ByQuery : Attend<T, W> {
       this->find_all_keys();
       for (int64_t i = 0; i < p.prefix; i++) {
         T* weights = pairs.from_prefix + (2 * part.item * p.prefix + i) * all_keys;
-        query(i, weights, weights + p.prefix * all_keys, false);
+        query(i, weights, weights + p.prefix * all_keys, false, false);
       }
     }
   }
 
-  void query(int64_t token, T* weights_out, T* gradients_out, bool has_others) {
+  void query(int64_t token, T* weights_out, T* gradients_out, bool has_others, bool in_order) {
     T *weights = this->numbers[0], *gradients = this->numbers[1];
     const T* upstream = this->read(grad[token], this->rows[1]);
     const T mean = dot<T, W>(upstream, this->read(out[token], this->rows[2]), width);
@@ -68,8 +69,9 @@ struct ByQuery : Attend<T, W> {
     for (int64_t j = 0; j < count; j++) gradients[j] = weights[j] * (gradients[j] - mean) * T(p.scale);
     const T background = has_others ? std::exp(-shifts[token]) : T(0);
     for (int64_t j = 0; j < count; j++) {
-      weights_out[this->slots[j]] = weights[j] - background;
-      gradients_out[this->slots[j]] = gradients[j];
+      const int64_t slot = !in_order ? this->slots[j] : j < p.prefix ? j : j + this->staying.first;
+      weights_out[slot] = weights[j] - background;
+      gradients_out[slot] = gradients[j];
     }
     T* result = this->place(grad_q[token], this->rows[2]);
     weighted_sum<T, W>(gradients, this->key_rows.data(), count, width, nullptr, result);
@@ -131,14 +133,20 @@ struct ByKey {
     const int32_t* moves = moves_of(p, part.head);
     const int64_t num_moves = p.counts[part.head];
     const bool single = p.num_axes == 1 && p.block == 1;
+    Staying staying;
     for (int64_t position = part.from; position < part.to; position++) {
-      const bool interior = single && position >= part.highest && position - part.lowest < p.num_positions;
+      if (position + AHEAD < p.num_positions) {
+        const int64_t later = key_token(p, position + AHEAD);
+        prefetch_to_write(p, grad_k[later]);
+        prefetch_to_write(p, grad_v[later]);
+      }
       reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
       start(part, p.prefix + position);
       const int64_t within = p.block == 1 ? 0 : position % p.block;
-      for (int64_t j = 0; j < num_moves; j++) {
+      if (single) staying.find(moves, num_moves, position - p.num_positions + 1, position);
+      for (int64_t j = single ? staying.first : 0; j < (single ? staying.last : num_moves); j++) {
         const int64_t there = position - moves[3 * j + 2];
-        const Range seen_by = interior ? Range{there, there + 1} : reached(p, position, moves + 3 * j, -1);
+        const Range seen_by = single ? Range{there, there + 1} : reached(p, position, moves + 3 * j, -1);
         const int64_t end = first_query(p, seen_by.to), slot = p.prefix + j * p.block + within;
         for (int64_t i = first_query(p, seen_by.from); i < end; i++) add(part, i, slot);
       }

@@ -23,7 +23,8 @@ struct Problem {
   int64_t num_axes;
   int64_t block;                  // consecutive positions that attend, and are attended to, together; 1 for several axes
   int64_t lengths[3], strides[3];  // of the raster's axes
-  const int32_t* moves;           // [pattern_heads, num_moves, 3]: axis, step along it, jump on the raster of blocks
+  const int32_t* moves;           // [pattern_heads, num_moves, 3]: axis, step along it, jump on the raster of blocks,
+                                  // of a head in the order of jumps
   const int32_t* counts;          // [pattern_heads]: how many of them are in use
   const int32_t* starts;          // [num_positions + 1]: where each position's queries begin in `queries`, or null
   const int32_t* queries;         // [num_queries], or null where query i stands at position i
@@ -46,6 +47,10 @@ inline Tokens tokens_of(const Problem& p, const View& view, int64_t item) {
 // Rows of a head lie a whole token apart, which no processor foresees.
 inline void prefetch(const Problem& p, const char* row) {
   for (int64_t i = 0; i < p.dim * bytes_of(p); i += 64) __builtin_prefetch(row + i);
+}
+
+inline void prefetch_to_write(const Problem& p, char* row) {
+  for (int64_t i = 0; i < p.dim * bytes_of(p); i += 64) __builtin_prefetch(row + i, 1);
 }
 
 template <class T, int W>
@@ -105,6 +110,18 @@ inline Range reached(const Problem& p, int64_t position, const int32_t* move, in
   const int64_t from = (position / p.block + sign * move[2]) * p.block;
   return from >= 0 && from < p.num_positions ? Range{from, std::min(from + p.block, p.num_positions)} : Range{0, 0};
 }
+
+// Those of a head's moves that stay on a raster of single positions: from the first to before the last.
+struct Staying {
+  int64_t first = 0, last = 0;
+  // That jump by `lowest` to `highest`; quick where these are near those before.
+  INLINE void find(const int32_t* moves, int64_t num_moves, int64_t lowest, int64_t highest) {
+    while (first > 0 && moves[3 * first - 1] >= lowest) first--;
+    while (first < num_moves && moves[3 * first + 2] < lowest) first++;
+    while (last > 0 && moves[3 * last - 1] > highest) last--;
+    while (last < num_moves && moves[3 * last + 2] <= highest) last++;
+  }
+};
 
 // Whether a query there attends to every key, so that none is left in the background.
 inline bool sees_all(const Problem& p, int64_t head, int64_t position) {

@@ -130,6 +130,15 @@ INLINE void dots(const double* a, const double* const* b, int64_t n, int64_t wid
   for (int64_t j = 0; j < n; j++) out[j] = dot<double, W>(a, b[j], width);
 }
 
+INLINE float largest(Vec<float> x) {
+  const Vec<float> s = PICK(x, x, 4, 5, 6, 7, 0, 1, 2, 3), four = x < s ? s : x;
+  const Vec<float> t = PICK(four, four, 2, 3, 0, 1, 6, 7, 4, 5), two = four < t ? t : four;
+  const Vec<float> u = PICK(two, two, 1, 0, 3, 2, 5, 4, 7, 6);
+  return (two < u ? u : two)[0];
+}
+
+INLINE double largest(Vec<double> x) { return std::max(std::max(x[0], x[1]), std::max(x[2], x[3])); }
+
 #undef PICK
 
 // A strip of `weighted_sum` that stays in registers.
@@ -179,6 +188,23 @@ inline Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
+// log of positive numbers, to two units in the last place; what is not finite gives NaN.
+inline Vec<float> logarithm(Vec<float> x) {
+  typedef int32_t Bits __attribute__((vector_size(32)));
+  const Bits bits = (Bits)x, power = (bits - 0x3f3504f3) >> 23;  // so that the rest is between 1 and 2 over their root
+  const Vec<float> f = (Vec<float>)(bits - (power << 23)) - splat<float>(1.f), s = f / (f + splat<float>(2.f));
+  const Vec<float> square = s * s;
+  Vec<float> series = splat<float>(2.f / 9);
+  for (float c : {2.f / 7, 2.f / 5, 2.f / 3, 2.f}) series = series * square + splat<float>(c);
+  const Vec<float> whole = __builtin_convertvector(power, Vec<float>);
+  return (whole * splat<float>(0.693145751953125f) + s * series) + whole * splat<float>(1.42860682030941723e-6f) + (x - x);
+}
+
+inline Vec<double> logarithm(Vec<double> x) {
+  for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::log(x[i]);
+  return x;
+}
+
 // Below: n numbers in memory for whole vectors, which are written as a whole, as reading one that was written in pieces
 // stalls a processor.
 
@@ -209,9 +235,25 @@ INLINE T scale_logits(T* x, int64_t n, T scale) {
     *at = scaled;
     top = top < scaled ? scaled : top;
   }
-  T most = top[0];
-  for (int i = 1; i < count; i++) most = most < top[i] ? top[i] : most;
-  return most;
+  return largest(top);
+}
+
+// Replace x by (x - less) * factor.
+template <class T>
+INLINE void shift_and_scale(T* x, int64_t n, T less, T factor) {
+  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
+    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
+    *at = (*at - splat<T>(less)) * splat<T>(factor);
+  }
+}
+
+// Replace by logarithms.
+template <class T>
+INLINE void logarithms(T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
+    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
+    *at = logarithm(*at);
+  }
 }
 
 // Replace by exp(x - shift), and return the sum.
