@@ -14,13 +14,10 @@ first outputs are compared, since times of wrong results mean nothing.
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -28,9 +25,9 @@ from typing import Any
 
 import torch
 from attention_contenders import FRAMES, HEAD_DIM, HEADS, JOINT, LENGTHS, LOCATIONS, TIME, Attend, Contender, pack
+from interleave import Step, median_ratio, quartiles, release_memory, round_to, seconds_of, take_turns
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
 
 from videoattn.command_line import run_tool
 from videoattn.engine.log import describe_machine, package_versions
@@ -96,7 +93,7 @@ class Bench:
         """Of each contender and pass: median and quartiles in ms, ratio to dense, memory, GB/s, what ran."""
         grid, packed = pack(axis, length, self.device, self.dtype)
         upstream = torch.ones_like(packed[..., 0, :])
-        steps: dict[tuple[str, str], Callable[[], object]] = {}
+        steps: dict[tuple[str, str], Step] = {}
         rows: dict[str, Any] = {}
         outputs: dict[str, Tensor] = {}
         for name, contender in contenders.items():
@@ -113,54 +110,31 @@ class Bench:
         check_equal(outputs, axis)
         outputs.clear()
         minimum = packed.nbytes * 4 // 3  # q, k, v read and the output written
-        for (name, kind), times in self.take_turns(f"{axis.value} {length}", steps).items():
+        seconds = take_turns(steps, self.device, self.rounds, self.seconds, f"{axis.value} {length}")
+        for (name, kind), own in seconds.items():
             release_memory()
             memory = PeakMemory(self.device)
             steps[name, kind]()
-            dense = times.pop("dense")
             row = {
-                "ms": 1e3 * statistics.median(times["own"]),
-                "quartiles_ms": [1e3 * x for x in quartiles(times["own"])],
-                "times_as_fast": statistics.median(d / own for d, own in zip(dense, times["own"], strict=True)),
-                "rounds": len(dense), "peak_mb": (memory.peak_bytes() or 0) / 1e6,
+                "ms": 1e3 * statistics.median(own), "quartiles_ms": [1e3 * x for x in quartiles(own)],
+                "times_as_fast": median_ratio(own, seconds["dense", kind]),
+                "rounds": len(own), "peak_mb": (memory.peak_bytes() or 0) / 1e6,
             }  # fmt: skip
             if kind == "forward":
                 row["gb_per_s"] = minimum / 1e6 / row["ms"]
             rows[name][kind] = {key: round_to(value) for key, value in row.items()}
         return rows
 
-    def take_turns(
-        self, title: str, steps: Mapping[tuple[str, str], Callable[[], object]]
-    ) -> dict[tuple[str, str], dict[str, list[float]]]:
-        """Seconds of every step and of dense attention in the same rounds; the first round warms up."""
-        seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        started = time.perf_counter()
-        for number in tqdm(range(1 + self.rounds), desc=title, leave=False, disable=None):
-            for key, step in steps.items():
-                took = self.clock(step)
-                if number:
-                    seconds[key].append(took)
-            if number >= 3 and time.perf_counter() - started > self.seconds:
-                break
-        return {key: {"own": own, "dense": list(seconds["dense", key[1]])} for key, own in seconds.items()}
-
-    def clock(self, step: Callable[[], object]) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        own_time = self.device.type == "cpu" and torch.get_num_threads() == 1
-        clock = time.thread_time if own_time else time.perf_counter
-        start = clock()
-        step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return clock() - start
-
     def copy_bandwidth(self) -> float:
         """Bytes read and written per second when a large tensor is copied."""
         source = torch.ones(2**28 if self.device.type == "cuda" else 2**25, device=self.device)
         target = torch.empty_like(source)
         target.copy_(source)
-        return 2 * source.nbytes / statistics.median(self.clock(lambda: target.copy_(source)) for _ in range(9))
+        return (
+            2
+            * source.nbytes
+            / statistics.median(seconds_of(lambda: target.copy_(source), self.device) for _ in range(9))
+        )
 
 
 class KernelRecorder(TorchDispatchMode):
@@ -197,25 +171,6 @@ def check_equal(outputs: Mapping[str, Tensor], axis: Axis) -> None:
             difference = float((outputs[name] - outputs[first]).abs().max())
             if difference > (2e-2 if outputs[name].dtype is torch.bfloat16 else 1e-5):
                 raise ValueError(f"{name} differs from {first} by {difference}, so that times mean nothing")
-
-
-def release_memory() -> None:
-    """Hand what the C library keeps of freed memory back, so that a peak shows all that a step needs."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    if trim is not None:
-        trim(0)
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    return statistics.quantiles(values, n=4)[::2] if len(values) > 1 else [values[0]] * 2
-
-
-def round_to(value: Any) -> Any:
-    """Four digits are more than a timing has."""
-    if isinstance(value, list):
-        return [round_to(x) for x in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def show(title: str, rows: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
+from videoattn.kernels.depthwise import depthwise_conv3d
 from videoattn.layers.mixer import BuildOperator, HandOn, MultiheadAttention, TokenMixer
 
 Phi = Literal["leff", "identity", "weights"]
@@ -71,8 +72,10 @@ class Leff(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         batch, t, h, w, _ = x.shape
         if self.axis is Axis.JOINT:
-            joint: Tensor = self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-            return joint
+            # several times as fast to train on a CPU as the module's own forward
+            assert self.conv.bias is not None
+            weight, bias = (y.to(x.dtype) for y in (self.conv.weight, self.conv.bias))
+            return depthwise_conv3d(x, weight.squeeze(1), (1, 1, 1)) + bias
         images = x.reshape(batch, t, h * w, -1) if self.axis is Axis.TIME else x.flatten(0, 1)
         # channels come last in memory, as convolutions over them like it
         return self.conv(images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
