@@ -38,7 +38,7 @@ from videoattn.profile_measure import PeakMemory
 ROOT = Path(__file__).parents[1]
 PASSES = ("forward", "train")
 # Ways that compute another function, or over another pattern, than the published sets with other keys excluded.
-OTHERS = ("dense", "in place", "multiplied", "compiled, zero_logit", "compiled, modified")
+OTHERS = ("dense", "in place", "multiplied", "compiled, zero_logit", "compiled, modified", "compiled, block")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,7 +30,7 @@ class Contender:
 
 
 def fibonacci(
-    implementation: Implementation, variant: str = "wythoff", semantics: str = "exclude"
+    implementation: Implementation, variant: str = "wythoff", semantics: str = "exclude", geometry: str = "raster"
 ) -> Callable[[TokenGrid, torch.device], Attend]:
     def build(grid: TokenGrid, device: torch.device) -> Attend:
         operator = FibonacciAttention(
@@ -38,6 +38,7 @@ def fibonacci(
             variant="modified" if variant == "modified" else "wythoff",
             keep_self=variant == "modified" or grid.tokens < 32,  # a short axis may leave a frame without a key
             semantics="zero_logit" if semantics == "zero_logit" else "exclude",
+            geometry="block" if geometry == "block" else "raster",
             implementation=implementation,
         )
         return operator.to(device)
@@ -117,6 +118,7 @@ JOINT: dict[str, Contender] = {
     "compiled": Contender(fibonacci("compiled")),
     "compiled, zero_logit": Contender(fibonacci("compiled", semantics="zero_logit")),
     "compiled, modified": Contender(fibonacci("compiled", variant="modified")),
+    "compiled, block": Contender(fibonacci("compiled", variant="modified", geometry="block")),
     "auto": Contender(fibonacci("auto")),
 }
 TIME: dict[str, Contender] = {

@@ -28,6 +28,7 @@ TARGETS: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {
     ("cpu", "compiled", "train"): {196: (5, 7), 392: (8, 12), 1568: (17, 30), 3136: (30, 45), 6272: (40, 70)},
     ("cpu", "pairs", "forward"): {196: (1.7, 3), 392: (3.5, 6), 1568: (9, 15), 3136: (15, 25), 6272: (20, 40)},
 }
+MODEL_PASSES = ("inference", "train")
 PASSES = {"forward": "forward", "train": "forward and backward"}
 
 
@@ -40,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         temporary.write_text(text, encoding="utf-8")
     print(f"{PAGE}: {len(MARKED.findall(text))} tables")
     if not args.no_plots:
-        for name in measured():
+        for name in (name for name in measured() if not name.startswith("model")):
             print(f"written: {plot(name)}")
 
 
 def measured() -> dict[str, Any]:
     """The results at hand, by device."""
-    files = {name: RESULTS / f"attention_{name}.json" for name in ("cpu", "cpu_2_threads", "cuda")}
+    files = {name: RESULTS / f"attention_{name}.json" for name in ("cpu", "cpu_2_threads", "cpu_bfloat16", "cuda")}
+    files |= {f"model_{name}": RESULTS / f"model_{name}.json" for name in ("cpu", "cuda")}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
@@ -59,7 +61,8 @@ def fill(text: str) -> str:
         if device not in results:
             raise ValueError(f"no results for the table {match[2]}: run benchmarks/attention.py")
         makers = {"forward": joint_table, "train": joint_table, "time": time_table, "targets": targets_table,
-                  "traffic": traffic_table, "machine": machine}  # fmt: skip
+                  "traffic": traffic_table, "machine": machine,
+                  "joint": model_table, "divided": model_table}  # fmt: skip
         return f"{match[1]}{makers[kind](device, results[device], kind)}\n{match[3]}"
 
     return MARKED.sub(table, text)
@@ -116,12 +119,32 @@ def traffic_table(device: str, result: Mapping[str, Any], kind: str) -> str:
     return markdown(["tokens", *lengths], lines)
 
 
+def model_table(device: str, result: Mapping[str, Any], kind: str) -> str:
+    """Dense time, then how many times as fast others are, inference / train; and the exponents of both."""
+    figures, exponents = result["kinds"][kind]["frames"], result["kinds"][kind]["exponents"]
+    lines = []
+    for name in exponents:
+        cells = []
+        for rows in figures.values():
+            kinds = [rows[name][p] for p in MODEL_PASSES] if name in rows else []
+            shown = [number(k["ms"]) + " ms" if name == "dense" else ratio(k["times_as_fast"]) for k in kinds]
+            cells.append(" / ".join(shown) or "-")
+        lines.append([name, *cells, " / ".join(f"{exponents[name][p]:.2f}" for p in MODEL_PASSES)])
+    return markdown(["frames", *figures, "exponent"], lines)
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else times(value)
+
+
 def machine(device: str, result: Mapping[str, Any], kind: str) -> str:
     about, versions = result["machine"], result["versions"]
     where = ", ".join(f"{key} {value}" for key, value in about.items() if value)
+    what = f"{result['model']}, {result['crop']}² pixels, one clip" if "model" in result else result["dtype"]
+    copying = f"; copying memory reaches {result['copy_gb_per_s']} GB/s" if "copy_gb_per_s" in result else ""
     return textwrap.fill(
-        f"*{result['date']}, {where}; torch {versions.get('torch')}; {result['dtype']}, {result['threads']} "
-        f"thread{'s' * (result['threads'] != 1)}; copying memory reaches {result['copy_gb_per_s']} GB/s.*",
+        f"*{result['date']}, {where}; torch {versions.get('torch')}; {what}, {result['threads']} "
+        f"thread{'s' * (result['threads'] != 1)}{copying}.*",
         width=120,
     )
 
