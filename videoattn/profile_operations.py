@@ -103,6 +103,15 @@ def count_jumps(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
     return int(2 * rows * heads // pattern_heads * num_pairs * dim)
 
 
+def count_focused_linear(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """The sums over keys, the products with them, and the convolution's taps, at the border too."""
+    (rows, heads, num_queries, dim), prefix = outputs[0], arguments[8]
+    num_keys = prefix + math.prod(table[0] for table in arguments[2:4] if table)
+    taps = sum(math.prod(kernel[1:]) for kernel in arguments[4:6] if kernel)
+    per_channel = dim * (num_queries + num_keys) + num_queries + taps * math.prod(arguments[7])
+    return int(rows * heads * dim * per_channel)
+
+
 # Operations whose MACs are counted, by the name in the traced graph. A custom operation of the package stands here
 # under "namespace::name", a custom autograd function under "prim::PythonOp.Name".
 MAC_FORMULAS: dict[str, MacFormula] = {
@@ -135,6 +144,7 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::fft_irfftn": count_fourier("to_real", None),
     # every slot of the table of pairs, be it unused
     "videoattn::depthwise_conv3d": lambda arguments, outputs: math.prod(outputs[0]) * math.prod(arguments[1][1:]),
+    "videoattn::focused_linear": count_focused_linear,
     "videoattn::jump_attention": count_jumps,
     "videoattn::pair_products": count_product(0),
     "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],

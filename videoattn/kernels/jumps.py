@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from videoattn.kernels.compiler import load_library
-
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+from videoattn.kernels.layout import DTYPES, empty_like_projection, make_readable, make_views, split
 
 
 class JumpPlan(nn.Module):
@@ -161,7 +160,7 @@ def jump_attention(
     keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, logsumexp = _empty_outputs(tensors)
-    views = _split(_readable(tensors))
+    views = split(make_readable(tensors))
     problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
     _run("jump_attention_forward", problem, (*views, out), logsumexp)
     return out, logsumexp
@@ -173,31 +172,18 @@ def jump_attention_backward(
     starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
     block: int, zero_logit: bool, num_pairs: int,
 ) -> list[Tensor]:  # fmt: skip
-    gradients = _empty_gradients(tensors)
-    views = _split(_readable(tensors))
+    gradients = [empty_like_projection(x) for x in tensors]
+    views = split(make_readable(tensors))
     problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
-    arguments = (*views, *_readable([out, gradient]), *_split(gradients))
+    arguments = (*views, *make_readable([out, gradient]), *split(gradients))
     _run("jump_attention_backward", problem, arguments, logsumexp)
     return gradients
 
 
 def _empty_outputs(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     q, wide = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
-    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[-1]).transpose(1, 2)
+    out = empty_like_projection(q if q.dim() == 4 else q[:, :, :, 0])
     return out, q.new_empty(q.shape[:3], dtype=wide)
-
-
-def _empty_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
-    # laid out as a projection writes them: heads side by side within each token
-    return [x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:]).transpose(1, 2) for x in tensors]
-
-
-def _split(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(tensors) if len(tensors) == 3 else tensors[0].unbind(3)
-
-
-def _readable(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 @jump_attention.register_fake
@@ -207,7 +193,7 @@ def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
 
 @jump_attention_backward.register_fake
 def _(gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return _empty_gradients(tensors)
+    return [empty_like_projection(x) for x in tensors]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -246,10 +232,6 @@ def multiply_adds(q_shape: Sequence[int], counts_shape: Sequence[int], num_pairs
 # ---- the compiled form
 
 
-class _View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "head", "token"))]
-
-
 class _Problem(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "heads", "pattern_heads", "num_positions", "num_queries",
@@ -271,9 +253,9 @@ def _describe(
     views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool
 ) -> _Problem:
     q, k, v = views
-    if q.dtype not in _TYPES or not q.dtype == k.dtype == v.dtype:
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"jump attention takes q, k and v of one dtype of {', '.join(map(str, _TYPES))}, got {q.dtype}, {k.dtype}, "
+            f"jump attention takes q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got {q.dtype}, {k.dtype}, "
             f"{v.dtype}"
         )
     moves, counts = tables[:2]
@@ -289,7 +271,7 @@ def _describe(
         q.shape[0], q.shape[1], len(counts), num_positions, q.shape[2] - prefix, prefix, q.shape[3], moves.shape[1],
         len(lengths), block, (ctypes.c_int64 * 3)(*lengths), (ctypes.c_int64 * 3)(*strides),
         *(None if table is None else table.data_ptr() for table in tables),
-        1 / math.sqrt(q.shape[3]), zero_logit, _TYPES[q.dtype], torch.get_num_threads(),
+        1 / math.sqrt(q.shape[3]), zero_logit, DTYPES[q.dtype], torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -299,7 +281,6 @@ def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], logsumexp: Ten
     library = load_library("jump_attention")
     if library is None:
         raise RuntimeError("jump attention needs a C++ compiler on this machine; use another implementation")
-    views = (_View * len(tensors))(*(_View(x.data_ptr(), *x.stride()[:3]) for x in tensors))
-    failed = getattr(library, name)(ctypes.byref(problem), views, ctypes.c_void_p(logsumexp.data_ptr()))
+    failed = getattr(library, name)(ctypes.byref(problem), make_views(tensors), ctypes.c_void_p(logsumexp.data_ptr()))
     if failed:
         raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")

@@ -1,17 +1,11 @@
 // What to compute: the arguments as ctypes lays them out, where tokens lie, and which keys a query attends to.
 #pragma once
 
-#include <atomic>
 #include <vector>
 
-#include "rows.h"
+#include "tokens.h"
 
 namespace {
-
-struct View {  // [rows, heads, tokens, dim], the last dimension contiguous; strides in elements
-  char* data;
-  int64_t row, head, token;
-};
 
 struct Problem {
   int64_t rows, heads;            // of q, k and v; a head's pattern is heads % pattern_heads
@@ -34,48 +28,6 @@ struct Problem {
   int32_t type;                   // of the tensors: 0 float, 1 bfloat16, 2 double
   int32_t threads;
 };
-
-// ---- tokens in memory
-
-inline int64_t bytes_of(const Problem& p) { return p.type == 0 ? 4 : p.type == 1 ? 2 : 8; }
-
-inline Tokens tokens_of(const Problem& p, const View& view, int64_t item) {
-  const int64_t start = item / p.heads * view.row + item % p.heads * view.head;
-  return {view.data + bytes_of(p) * start, bytes_of(p) * view.token};
-}
-
-// Rows of a head lie a whole token apart, which no processor foresees.
-inline void prefetch(const Problem& p, const char* row) {
-  for (int64_t i = 0; i < p.dim * bytes_of(p); i += 64) __builtin_prefetch(row + i);
-}
-
-inline void prefetch_to_write(const Problem& p, char* row) {
-  for (int64_t i = 0; i < p.dim * bytes_of(p); i += 64) __builtin_prefetch(row + i, 1);
-}
-
-template <class T, int W>
-INLINE void load(const Problem& p, const char* from, T* to) {
-  if (p.type == 1) {
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(from);
-    for (int64_t i = 0; i < p.dim; i++) to[i] = from_bfloat16(row[i]);
-  } else if (W && p.dim == W * Lanes<T>::count) {
-    std::memcpy(to, from, W * 32);
-  } else {
-    std::memcpy(to, from, p.dim * sizeof(T));
-  }
-}
-
-template <class T, int W>
-INLINE void store(const Problem& p, char* to, const T* from) {
-  if (p.type == 1) {
-    uint16_t* row = reinterpret_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < p.dim; i++) row[i] = to_bfloat16(float(from[i]));
-  } else if (W && p.dim == W * Lanes<T>::count) {
-    std::memcpy(to, from, W * 32);
-  } else {
-    std::memcpy(to, from, p.dim * sizeof(T));
-  }
-}
 
 // ---- the pattern
 
@@ -158,18 +110,7 @@ inline Part part_of(const Problem& p, int64_t index, int64_t parts) {
 template <class Worker, class... Args>
 void run_parts(const Problem& p, Args&&... args) {
   const int64_t parts = num_parts(p), total = p.rows * p.heads * parts;
-  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(p.threads, total)));
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  (void)threads;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  try {  // no exception may leave the region
-    Worker worker(p, args...);
-    for (int64_t i = next++; i < total; i = next++) worker.work(part_of(p, i, parts));
-  } catch (const std::bad_alloc&) {
-    failed = true;
-  }
-  if (failed) throw std::bad_alloc();
+  run_workers<Worker>(p.threads, total, [&](int64_t i) { return part_of(p, i, parts); }, p, args...);
 }
 
 }  // namespace

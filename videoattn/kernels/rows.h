@@ -63,6 +63,7 @@ class Block {  // rows of `width` numbers, aligned for vectors, zero beyond a te
     rows_ = rows;
   }
   T* operator[](int64_t row) { return data_ + row * width_; }
+  const T* operator[](int64_t row) const { return data_ + row * width_; }
   Tokens rows() const { return {reinterpret_cast<char*>(data_), int64_t(width_ * sizeof(T))}; }
 
  private:
@@ -188,12 +189,12 @@ inline Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
-// log of positive numbers, to two units in the last place; what is not finite gives NaN.
+// log of positive numbers, to two units in the last place; finite for 0, NaN for what is not finite.
 inline Vec<float> logarithm(Vec<float> x) {
   typedef int32_t Bits __attribute__((vector_size(32)));
-  const Bits bits = (Bits)x, power = (bits - 0x3f3504f3) >> 23;  // so that the rest is between 1 and 2 over their root
-  const Vec<float> f = (Vec<float>)(bits - (power << 23)) - splat<float>(1.f), s = f / (f + splat<float>(2.f));
-  const Vec<float> square = s * s;
+  const Bits bits = (Bits)x, power = (bits - 0x3f3504f3) >> 23;  // x = 2^power * m, m from sqrt(1/2) to sqrt(2)
+  const Vec<float> less = (Vec<float>)(bits - (power << 23)) - splat<float>(1.f);
+  const Vec<float> s = less / (less + splat<float>(2.f)), square = s * s;  // log m = 2 artanh s
   Vec<float> series = splat<float>(2.f / 9);
   for (float c : {2.f / 7, 2.f / 5, 2.f / 3, 2.f}) series = series * square + splat<float>(c);
   const Vec<float> whole = __builtin_convertvector(power, Vec<float>);
@@ -202,6 +203,14 @@ inline Vec<float> logarithm(Vec<float> x) {
 
 inline Vec<double> logarithm(Vec<double> x) {
   for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::log(x[i]);
+  return x;
+}
+
+// x^power of numbers from 0 to 1, as far from it as the power times log x has rounding errors; of 0, whatever is finite.
+INLINE Vec<float> raise(Vec<float> x, float power) { return exponential(logarithm(x) * splat<float>(power)); }
+
+inline Vec<double> raise(Vec<double> x, double power) {
+  for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::pow(x[i], power);
   return x;
 }
 

@@ -1,11 +1,14 @@
 """Focused linear attention (FLatten): no softmax, so its cost grows with the number of tokens, not with its square."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoattn.kernels.focused import attend, is_compiled
+from videoattn.kernels.layout import DTYPES, split
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
 
 EPS = 1e-6
@@ -31,7 +34,9 @@ class FocusedLinearAttention(AttentionOperator):
     tokens along each axis longer than 1. Where there are frames and locations it is (1, k, k), then at most 3 along
     time, which begins as the identity; one kernel over all three axes took over 4 times as long to train on a CPU.
 
-    Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output.
+    Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output. On a CPU
+    with a C++ compiler the kernel of `videoattn.kernels.focused` computes it, else torch (`compiled` says which).
+    `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
     Raises ValueError on options out of range and on a site with a bias for logits, of which there are none.
 
     Source: FLatten Transformer (arXiv 2308.00442) and its released code. Differs: tokens are divided by their largest
@@ -39,6 +44,8 @@ class FocusedLinearAttention(AttentionOperator):
     unequal grids DWC sees values resampled to the query grid along t, h and w, there along the flattened sequence;
     prefix tokens are not treated there.
     """
+
+    takes_packed = True
 
     def __init__(self, site: AttentionSite, power: float = 3, kernel_size: int = 5) -> None:
         super().__init__(site)
@@ -51,6 +58,7 @@ class FocusedLinearAttention(AttentionOperator):
                 "focused_linear attention has no logits to add a bias to; build the model without relative positions"
             )
         self.power = power
+        self.compiled = is_compiled()
         self.kernel_size = kernel_size
         q, kv, d = site.q_grid, site.kv_grid, site.head_dim
         width = site.num_heads * d
@@ -83,22 +91,44 @@ class FocusedLinearAttention(AttentionOperator):
         if self.dwc_time is not None and self.dwc_time is not main:
             nn.init.dirac_(self.dwc_time, groups=self.site.head_dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         if bias is not None:
             raise ValueError("focused_linear attention has no logits to add a bias to")
-        dtype = torch.promote_types(q.dtype, torch.float32)
+        tensors = (q,) if k is None or v is None else (q, k, v)
         with without_autocast(q.device):
-            v = v.to(dtype)
-            out = self._mix(q.to(dtype), k.to(dtype), v)
+            if self.compiled and q.device.type == "cpu":
+                return self._run_compiled(tensors)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            q, k, v = (x.to(wide) for x in split(tensors))
+            out = self._mix(q, k, v)
             if self.kernel_size > 0:
                 out = out + self._convolve(v)
-        return out.to(q.dtype)
+            return out.to(tensors[0].dtype)
+
+    def _run_compiled(self, tensors: Sequence[Tensor]) -> Tensor:
+        """As the plain form; values of another grid are convolved outside the kernel, as they are resampled first."""
+        dtype, grid = tensors[0].dtype, self.site.q_grid
+        wide = torch.promote_types(dtype, torch.float32)
+        apart = self.kernel_size > 0 and grid != self.site.kv_grid
+        if dtype not in DTYPES or apart:
+            tensors = [x.to(wide) for x in tensors]
+        kernels = (None, None, None) if apart else (self.dwc_space, self.dwc_time, self.dwc_bias)
+        parameters = [None if x is None else x.to(wide) for x in (self.pos_time, self.pos_space, *kernels)]
+        scale = F.softplus(self.scale.to(wide))
+        out = attend(tensors, scale, parameters, (grid.t, grid.h, grid.w), grid.prefix, self.power)
+        if apart:
+            out = out + self._convolve(split(tensors)[2])
+        return out.to(dtype)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = (self.site.num_heads, self.site.head_dim)
         q, k, v = (x.unflatten(1, (-1, self.site.num_heads)) for x in (q, k, v))  # [rows, groups, heads, N, d]
-        positions = F.pad(self._positions(), (0, 0, self.site.kv_grid.prefix, 0)).to(k.dtype)
-        k = k + positions.unflatten(1, heads).transpose(0, 1)
+        positions = self._positions()
+        if self.site.kv_grid.prefix > 0:
+            positions = F.pad(positions, (0, 0, self.site.kv_grid.prefix, 0))
+        k = k + positions.to(k.dtype).unflatten(1, heads).transpose(0, 1)
         scale = F.softplus(self.scale.to(k.dtype)).unflatten(0, heads).unsqueeze(1)
         q, k = (focus((x.relu() + EPS) / scale, self.power) for x in (q, k))
         total = q @ k.sum(dim=-2).unsqueeze(-1) + k.shape[-2] * EPS
@@ -132,7 +162,9 @@ class FocusedLinearAttention(AttentionOperator):
             x = x.reshape(rows, grid.t, grid.h * grid.w * heads, d)
             x = _depthwise(x, self.dwc_time)
         x = x.reshape(rows, grid.patches, heads, d) + self.dwc_bias.to(x.dtype)
-        return F.pad(x, (0, 0, 0, 0, grid.prefix, 0)).transpose(1, 2)
+        if grid.prefix > 0:
+            x = F.pad(x, (0, 0, 0, 0, grid.prefix, 0))
+        return x.transpose(1, 2)
 
     def macs(self) -> int:
         """Products and every tap of the convolution, at the border too, as convolutions are counted elsewhere."""

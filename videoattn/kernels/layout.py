@@ -1,0 +1,34 @@
+"""How kernels see q, k and v: three tensors or one packed, and where their rows lie in memory."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Of the tensors that kernels read, by the number that stands for each.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+
+
+class View(ctypes.Structure):
+    """[rows, heads, tokens, d], contiguous along d; strides in elements."""
+
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("row", "head", "token"))]
+
+
+def make_views(tensors: Sequence[Tensor]) -> "ctypes.Array[View]":
+    return (View * len(tensors))(*(View(x.data_ptr(), *x.stride()[:3]) for x in tensors))
+
+
+def split(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """q, k and v, of those or of one packed [rows, heads, n, 3, d]."""
+    return tuple(tensors) if len(tensors) == 3 else tensors[0].unbind(3)
+
+
+def make_readable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def empty_like_projection(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Of the shape of [rows, heads, n, ...], laid out as a projection writes: heads side by side within each token."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:], dtype=dtype or x.dtype).transpose(1, 2)
