@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from videoattn.kernels.jumps import is_compiled
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, script: str = "attention.py") -> subprocess.CompletedProcess[str]:
     search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(ROOT / "benchmarks/attention.py"), *arguments]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search_path})
 
 
@@ -37,6 +38,22 @@ def test_contenders_take_turns_and_are_written_down(tmp_path: Path) -> None:
 def test_wrong_arguments_are_answered_in_one_line() -> None:
     done = run("--rounds", "0")
     assert done.returncode == 2 and "expect 1 or more, got 0" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tuning_says_that_it_needs_a_gpu() -> None:
+    done = run(script="tune_triton.py")
+    assert done.returncode == 2 and "needs a GPU" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.gpu
+def test_tuning_names_the_fastest_launch_of_each_kernel(tmp_path: Path) -> None:
+    out = tmp_path / "tune.json"
+    done = run("--lengths", "196", "--out", str(out), script="tune_triton.py")
+    assert done.returncode == 0, done.stderr
+    best = json.loads(out.read_text())["best"]["196"]
+    assert best.keys() == {"forward", "by_query", "by_key"}
+    assert all(0 < row["fastest"]["ms"] <= row["in use"]["ms"] for row in best.values())
 
 
 def test_the_page_has_what_was_measured() -> None:

@@ -63,7 +63,8 @@ class Fibonacci(OperatorSection):
     )
     implementation: Literal["auto", "masked", "pairs", "compiled"] = Field(
         "auto",
-        description="masked: a dense product; pairs: attending pairs alone; compiled: these in C++; auto: the fastest",
+        description="masked: a dense product; pairs: attending pairs alone; compiled: these by a kernel, in C++ on a "
+        "CPU and in Triton on a GPU; auto: the fastest",
     )
 
 

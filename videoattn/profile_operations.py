@@ -148,6 +148,7 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "videoattn::jump_attention": count_jumps,
     "videoattn::pair_products": count_product(0),
     "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
+    "videoattn::short_attention": lambda arguments, outputs: 2 * math.prod(outputs[0]) * outputs[0][2],
 }
 
 # Arithmetic listed apart: elements of the largest tensor that the operation reads or writes. In-place forms included.

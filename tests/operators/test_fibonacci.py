@@ -59,6 +59,7 @@ def test_masks_equal_the_official_masks():
             variant=variant(modified),
             keep_self=False,
             heads_permutation="per_layer" if shuffled else "none",
+            implementation="masked",
         )
         assert torch.equal(operator.keep, mask)
 
@@ -144,7 +145,7 @@ def test_excluded_keys_have_zero_weight_and_zero_logits_do_not(form):
     excluded, clamped = (
         FibonacciAttention(site(grid), semantics=s, implementation=form) for s in ("exclude", "zero_logit")
     )
-    outside = ~FibonacciAttention(site(grid)).keep
+    outside = ~FibonacciAttention(site(grid), implementation="masked").keep
     assert (weights(excluded)[outside] == 0).all()
     rows = weights(clamped)
     background = torch.where(outside, rows, math.inf).amin(-1)
@@ -167,11 +168,23 @@ def test_large_grids_are_computed_in_slices_with_the_same_result(monkeypatch):
     assert torch.equal(sliced.weights(q, k, bias), whole.weights(q, k, bias))
 
 
+def test_a_mask_that_kernels_may_do_without_is_formed_when_it_is_needed(monkeypatch):
+    monkeypatch.setattr(module, "has_kernel", lambda device_type: device_type == "cuda")
+    operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)))
+    masked = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), implementation="masked")
+    assert operator.keep is None and masked.keep is not None
+    q, k, v = torch.randn(3, 2, 3, 16, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(operator(q, k, v), masked(q, k, v), rtol=0, atol=0)
+    assert torch.equal(operator.keep, masked.keep) and not operator.keep.is_inference()
+    assert not operator.state_dict()
+
+
 @pytest.mark.parametrize("form", ["masked", "pairs"])
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 def test_bias_is_added_to_the_logits_of_the_pattern(semantics, form):
     operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics, implementation=form)
-    keep = FibonacciAttention(site(TokenGrid(1, 3, 5, 1))).keep
+    keep = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), implementation="masked").keep
     generator = torch.Generator().manual_seed(0)
     q, k, v, bias = (torch.randn(2, 3, 16, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 16))
     logits = q @ k.transpose(-2, -1) / math.sqrt(8) + bias

@@ -110,7 +110,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", SPARSE)
 def test_auto_takes_the_kernel_on_a_cpu_else_pairs_from_a_number_of_keys_on(monkeypatch, form):
-    monkeypatch.setattr(module, "is_compiled", lambda: form == "compiled")
+    monkeypatch.setattr(module, "has_kernel", lambda device_type: device_type == "cuda" or form == "compiled")
     at = site(TokenGrid(2, 3, 4, 1))
     *qkv, _ = inputs_of(at)
     kernel, pairs = {"videoattn::jump_attention"}, {"videoattn::pair_products", "videoattn::pair_sums"}
@@ -135,8 +135,8 @@ def test_the_compiled_form_is_refused_where_it_cannot_be(monkeypatch):
     grid = TokenGrid(2, 3, 4, 1)
     with pytest.raises(ValueError, match="takes no bias"):
         FibonacciAttention(AttentionSite(grid, grid, 3, 8, 0, has_bias=True), implementation="compiled")
-    monkeypatch.setattr(module, "is_compiled", lambda: False)
-    with pytest.raises(ValueError, match=r"C\+\+ compiler"):
+    monkeypatch.setattr(module, "has_kernel", lambda device_type: False)
+    with pytest.raises(ValueError, match=r"C\+\+ compiler.* or Triton for a GPU"):
         FibonacciAttention(site(grid), implementation="compiled")
 
 

@@ -16,7 +16,7 @@ import torch
 
 logger = logging.getLogger("videoattn")
 
-_PACKAGES = ("videoattn", "torch", "torchvision", "timm", "decord", "av", "numpy", "pydantic")
+_PACKAGES = ("videoattn", "torch", "torchvision", "triton", "timm", "decord", "av", "numpy", "pydantic")
 
 
 def package_versions() -> dict[str, str]:

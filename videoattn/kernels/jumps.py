@@ -1,12 +1,15 @@
 """Softmax attention over keys at constant distances, at the cost of the pairs that attend.
 
 No table of pairs exists: a head's keys follow from where the query stands and from the head's few jumps. On a CPU the
-operation runs `jump_attention.cpp`, where `load_library` can build it.
+operation runs `jump_attention.cpp`, where `load_library` can build it, on a GPU the kernels of `triton_jumps.py`, or
+for many short calls those of `triton_short.py`.
 """
 
-import ctypes
+import functools
+import importlib.util
 import math
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import load_library
-from videoattn.kernels.layout import DTYPES, empty_like_projection, make_readable, make_views, split
+from videoattn.kernels import jumps_cpu
+from videoattn.kernels.jumps_cpu import Tables
+from videoattn.kernels.jumps_cpu import is_compiled as is_compiled
+from videoattn.kernels.layout import DTYPES, empty_gradients, empty_outputs, make_readable, split
+from videoattn.kernels.triton_launch import suits_short
+
+OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
+_GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class JumpPlan(nn.Module):
@@ -151,18 +160,16 @@ def count_keys(q_cells: np.ndarray, moves: Sequence[np.ndarray], lengths: Sequen
 
 # ---- the operation: as `JumpPlan.attend`, with the plan's tables; also returns log Σ exp of each query's logits.
 
-Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-
 
 @torch.library.custom_op("videoattn::jump_attention", mutates_args=(), device_types="cpu")
 def jump_attention(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
     keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out, logsumexp = _empty_outputs(tensors)
-    views = split(make_readable(tensors))
-    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
-    _run("jump_attention_forward", problem, (*views, out), logsumexp)
+    out, logsumexp = empty_outputs(tensors)
+    views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
+    _check(views, tables, lengths, prefix, tuple(DTYPES))
+    jumps_cpu.run_forward(views, tables, lengths, prefix, block, zero_logit, out, logsumexp)
     return out, logsumexp
 
 
@@ -172,28 +179,23 @@ def jump_attention_backward(
     starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
     block: int, zero_logit: bool, num_pairs: int,
 ) -> list[Tensor]:  # fmt: skip
-    gradients = [empty_like_projection(x) for x in tensors]
-    views = split(make_readable(tensors))
-    problem = _describe(views, (moves, counts, starts, queries, keys), lengths, prefix, block, zero_logit)
-    arguments = (*views, *make_readable([out, gradient]), *split(gradients))
-    _run("jump_attention_backward", problem, arguments, logsumexp)
+    gradients = empty_gradients(tensors)
+    views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
+    out, gradient = make_readable([out, gradient])
+    jumps_cpu.run_backward(
+        views, tables, lengths, prefix, block, zero_logit, out, logsumexp, gradient, split(gradients)
+    )
     return gradients
-
-
-def _empty_outputs(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    q, wide = tensors[0], torch.promote_types(tensors[0].dtype, torch.float32)
-    out = empty_like_projection(q if q.dim() == 4 else q[:, :, :, 0])
-    return out, q.new_empty(q.shape[:3], dtype=wide)
 
 
 @jump_attention.register_fake
 def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(tensors)
+    return empty_outputs(tensors)
 
 
 @jump_attention_backward.register_fake
 def _(gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return [empty_like_projection(x) for x in tensors]
+    return empty_gradients(tensors)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -229,58 +231,95 @@ def multiply_adds(q_shape: Sequence[int], counts_shape: Sequence[int], num_pairs
     return 2 * q_shape[0] * q_shape[1] // counts_shape[0] * num_pairs * q_shape[-1]
 
 
-# ---- the compiled form
-
-
-class _Problem(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "heads", "pattern_heads", "num_positions", "num_queries",
-                                              "prefix", "dim", "num_moves", "num_axes", "block")),
-        ("lengths", ctypes.c_int64 * 3),
-        ("strides", ctypes.c_int64 * 3),
-        *((name, ctypes.c_void_p) for name in ("moves", "counts", "starts", "queries", "keys")),
-        ("scale", ctypes.c_double),
-        *((name, ctypes.c_int32) for name in ("zero_logit", "type", "threads")),
-    ]  # fmt: skip
-
-
-def is_compiled() -> bool:
-    """Whether this machine runs the operation on its CPU."""
-    return load_library("jump_attention") is not None
-
-
-def _describe(
-    views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool
-) -> _Problem:
+def _check(
+    views: Sequence[Tensor], tables: Tables, lengths: Sequence[int], prefix: int, types: Sequence[torch.dtype]
+) -> None:
     q, k, v = views
-    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+    if q.dtype not in types or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"jump attention takes q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got {q.dtype}, {k.dtype}, "
+            f"jump attention takes q, k and v of one dtype of {', '.join(map(str, types))}, got {q.dtype}, {k.dtype}, "
             f"{v.dtype}"
         )
-    moves, counts = tables[:2]
-    num_positions = math.prod(lengths)
+    heads, num_positions = len(tables[1]), math.prod(lengths)
     fits = k.shape[2] == prefix + num_positions and v.shape == k.shape and q.shape[:2] == k.shape[:2]
-    if not fits or q.shape[1] % len(counts) or q.shape[-1] != k.shape[-1]:
+    if not fits or q.shape[1] % heads or q.shape[-1] != k.shape[-1]:
         raise ValueError(
-            f"jump attention of {len(counts)} heads over {num_positions} keys and {prefix} prefix tokens got "
+            f"jump attention of {heads} heads over {num_positions} keys and {prefix} prefix tokens got "
             f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
         )
-    strides = [math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))]
-    return _Problem(
-        q.shape[0], q.shape[1], len(counts), num_positions, q.shape[2] - prefix, prefix, q.shape[3], moves.shape[1],
-        len(lengths), block, (ctypes.c_int64 * 3)(*lengths), (ctypes.c_int64 * 3)(*strides),
-        *(None if table is None else table.data_ptr() for table in tables),
-        1 / math.sqrt(q.shape[3]), zero_logit, DTYPES[q.dtype], torch.get_num_threads(),
-    )  # fmt: skip
+    if any(x is not None and x.device != q.device for x in (k, v, *tables)):
+        raise ValueError("jump attention needs q, k, v and the plan's tables on one device")
 
 
-def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], logsumexp: Tensor) -> None:
-    if problem.rows == 0:
-        return
-    library = load_library("jump_attention")
-    if library is None:
-        raise RuntimeError("jump attention needs a C++ compiler on this machine; use another implementation")
-    failed = getattr(library, name)(ctypes.byref(problem), make_views(tensors), ctypes.c_void_p(logsumexp.data_ptr()))
-    if failed:
-        raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")
+def has_kernel(device_type: str) -> bool:
+    """Whether this machine can run the operation on such a device: a CPU by a C++ compiler, a GPU ("cuda") by Triton.
+
+    Says nothing of whether there is one.
+    """
+    return has_triton() if device_type == "cuda" else device_type == "cpu" and is_compiled()
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether a Triton that compiles the kernels is installed, which is not imported to find out."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:  # installed under another name, as for AMD's GPUs
+        return True
+    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_TRITON
+
+
+# ---- on a GPU
+
+
+def _suits_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int) -> bool:
+    plain = len(lengths) == 1 and prefix == 0 and tables[2] is None and tables[4] is None
+    return plain and suits_short(q.shape[3], q.dtype, q.shape[2])
+
+
+@jump_attention.register_kernel("cuda")
+def attend_on_gpu(
+    tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
+    keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if not has_kernel("cuda"):
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise RuntimeError(f"jump attention needs Triton {oldest} or newer on a GPU; use another implementation")
+    out, logsumexp = empty_outputs(tensors)
+    if block > 1:
+        raise ValueError(f"on a GPU jump attention takes no blocks of {block} positions; use another implementation")
+    views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
+    _check(views, tables, lengths, prefix, _GPU_TYPES)
+    if _suits_short(views[0], tables, lengths, prefix):
+        from videoattn.kernels import triton_short
+
+        triton_short.run_forward(views, out, logsumexp, moves, counts, zero_logit)
+    else:
+        from videoattn.kernels import triton_jumps
+
+        triton_jumps.run_forward(views, tables, lengths, prefix, zero_logit, out, logsumexp)
+    return out, logsumexp
+
+
+@jump_attention_backward.register_kernel("cuda")
+def differentiate_on_gpu(
+    gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], moves: Tensor, counts: Tensor,
+    starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
+    block: int, zero_logit: bool, num_pairs: int,
+) -> list[Tensor]:  # fmt: skip
+    gradients = empty_gradients(tensors)
+    views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
+    out, gradient = make_readable([out, gradient])
+    if _suits_short(views[0], tables, lengths, prefix):
+        from videoattn.kernels import triton_short
+
+        triton_short.run_backward(views, logsumexp, gradient, split(gradients), moves, counts, zero_logit)
+    else:
+        from videoattn.kernels import triton_jumps_backward
+
+        triton_jumps_backward.run_backward(
+            views, tables, lengths, prefix, zero_logit, out, logsumexp, gradient, split(gradients)
+        )
+    return gradients

@@ -32,3 +32,14 @@ def make_readable(tensors: Sequence[Tensor]) -> list[Tensor]:
 def empty_like_projection(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Of the shape of [rows, heads, n, ...], laid out as a projection writes: heads side by side within each token."""
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:], dtype=dtype or x.dtype).transpose(1, 2)
+
+
+def empty_outputs(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """For mixed values [rows, groups·heads, Nq, d], and of each query log Σ exp of its logits, in float32 or wider."""
+    q = tensors[0]
+    out = empty_like_projection(q if q.dim() == 4 else q[:, :, :, 0])
+    return out, q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def empty_gradients(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [empty_like_projection(x) for x in tensors]

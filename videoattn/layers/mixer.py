@@ -59,13 +59,13 @@ class MultiheadAttention(TokenMixer):
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         packed = fold(self.qkv(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
         packed = split_calls(packed, self.axis).unflatten(3, (3, -1))
-        q, k, v = packed.unbind(3)
+        weights = None
         if self.hand_on == "weights":
+            q, k, v = packed.unbind(3)
             weights = self.operator.weights(q, k)
             mixed = weights @ v
         else:
-            weights = None
-            mixed = self.operator(packed) if self.operator.takes_packed else self.operator(q, k, v)
+            mixed = self.operator(packed) if self.operator.takes_packed else self.operator(*packed.unbind(3))
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
         return update, update if self.hand_on == "update" else weights
 

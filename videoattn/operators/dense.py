@@ -5,15 +5,32 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from videoattn.operators.base import AttentionOperator
+from videoattn.kernels.jumps import has_triton
+from videoattn.kernels.short import fits, short_attention
+from videoattn.operators.base import AttentionOperator, AttentionSite
 
 
 class DenseAttention(AttentionOperator):
-    """Scaled dot-product attention (Vaswani et al., 2017)."""
+    """Scaled dot-product attention (Vaswani et al., 2017), many short calls on a GPU by a kernel for these.
+
+    `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
+    """
 
     forms_weights = True
+    takes_packed = True
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __init__(self, site: AttentionSite) -> None:
+        super().__init__(site)
+        self.has_triton = has_triton()
+
+    def forward(
+        self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        if self.has_triton and bias is None and fits(q, k, v):
+            mixed: Tensor = short_attention([q] if k is None or v is None else [q, k, v])[0]
+            return mixed
+        if k is None or v is None:
+            q, k, v = q.unbind(3)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.grid import cells_under
-from videoattn.kernels.jumps import JumpPlan, is_compiled
+from videoattn.kernels.jumps import JumpPlan, has_kernel
 from videoattn.kernels.pairs import PairPlan
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS
@@ -43,10 +43,11 @@ class FibonacciAttention(AttentionOperator):
     Where queries and keys have different grids, a query stands at the key cell under it.
 
     `implementation="masked"` is the plain form, a dense product that saves nothing. The others compute the same, and
-    its gradients, from attending pairs alone, on a CPU: "compiled" by the C++ kernel of `videoattn.kernels.jumps`,
-    several times faster than "pairs", which needs no compiler and also takes a bias. "auto" takes the fastest there is
-    for the device and the number of keys. Raises ValueError where some query would have no key. `forward` also takes q,
-    k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`. Source: arXiv 2406.19391.
+    its gradients, from attending pairs alone: "compiled" by the kernel of `videoattn.kernels.jumps` for the device of
+    the tensors, C++ on a CPU and Triton on a GPU; "pairs" on a CPU, several times slower, which needs no compiler and
+    also takes a bias. "auto" takes the fastest there is for the device and the number of keys. Raises ValueError where
+    some query would have no key. `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as
+    `q`. Source: arXiv 2406.19391.
     """
 
     forms_weights = True
@@ -94,16 +95,21 @@ class FibonacciAttention(AttentionOperator):
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
             )
-        self.compiled = implementation in ("auto", "compiled") and not site.has_bias and is_compiled()
-        if implementation == "compiled" and not self.compiled:
-            reason = "takes no bias" if site.has_bias else "needs a C++ compiler, found by CXX or as c++"
-            raise ValueError(f"IMPLEMENTATION: compiled {reason}; set IMPLEMENTATION: auto")
-        pairs = implementation == "pairs" or (implementation == "auto" and not self.compiled)
+        kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
+        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and (kind == "cpu" or block == 1))
+        if implementation == "compiled" and not self.kernels:
+            needed = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU"
+            raise ValueError(
+                f"IMPLEMENTATION: compiled {'takes no bias' if site.has_bias else needed}; set IMPLEMENTATION: auto"
+            )
+        pairs = implementation == "pairs" or (implementation == "auto" and "cpu" not in self.kernels)
         tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
         self.pairs = PairPlan(*tables, kv.tokens) if tables else None
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
-        kept = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
-        self.register_buffer("keep", self._mask(0, site.q_grid.tokens) if kept else None, persistent=False)
+        self.keeps_mask = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
+        self.register_buffer("keep", None, persistent=False)
+        if not self.kernels:  # else it may never be needed
+            self._whole_mask()
 
     def _mask(self, start: int, stop: int) -> Tensor:
         """[heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
@@ -111,6 +117,16 @@ class FibonacciAttention(AttentionOperator):
         num_prefix_rows = max(min(stop, prefix) - start, 0)
         patch_rows = self.jumps.mask(max(start - prefix, 0), max(stop - prefix, 0))
         return F.pad(patch_rows, (0, 0, num_prefix_rows, 0), value=True)
+
+    def _whole_mask(self) -> Tensor | None:
+        """The mask of all queries, kept from the first time on; None where it is too large to keep."""
+        if self.keep is None and self.keeps_mask:
+            with torch.inference_mode(False):  # it may serve in training later
+                mask = self._mask(0, self.site.q_grid.tokens)
+            if torch.compiler.is_compiling() or type(mask) is not Tensor:  # of a trace, of no use after it
+                return mask
+            self.keep = mask
+        return self.keep
 
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
@@ -120,15 +136,16 @@ class FibonacciAttention(AttentionOperator):
             if bias is not None:
                 raise ValueError("IMPLEMENTATION: compiled takes no bias; set IMPLEMENTATION: auto")
             tensors = [q] if k is None or v is None else [q, k, v]
-            # the kernel computes in float32, and reads all but float16 as it is
-            wide = [x.float() if x.dtype is torch.float16 else x for x in tensors]
+            # kernels compute in float32; that of a CPU reads all but float16 as it is
+            wide = [x.float() if x.dtype is torch.float16 and not x.is_cuda else x for x in tensors]
             return self.jumps.attend(wide, self.semantics == "zero_logit").to(q.dtype)
         if k is None or v is None:
             q, k, v = q.unbind(3)
         if takes == "pairs" and self.pairs is not None:
             return self._attend_pairs(self.pairs, q, k, v, bias).to(q.dtype)
-        if self.keep is not None:
-            return self._attend_masked(q, k, v, bias, self.keep).to(q.dtype)
+        keep = self._whole_mask()
+        if keep is not None:
+            return self._attend_masked(q, k, v, bias, keep).to(q.dtype)
         num_queries, step = q.shape[2], max(1, MASK_ELEMENTS // (self.site.num_heads * k.shape[2]))
         parts = []
         for start in range(0, num_queries, step):
@@ -142,11 +159,11 @@ class FibonacciAttention(AttentionOperator):
             return self.implementation
         num_keys = self.site.kv_grid.tokens
         suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
-        if q.device.type in ("cpu", "meta"):
-            if self.compiled and suits_kernel:
-                return "compiled"
-            if self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
-                return "pairs"
+        kind = "cpu" if q.device.type == "meta" else q.device.type
+        if kind in self.kernels and suits_kernel:
+            return "compiled"
+        if kind == "cpu" and self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
+            return "pairs"
         return "masked"
 
     # ---- the plain form
@@ -175,7 +192,9 @@ class FibonacciAttention(AttentionOperator):
         return weights
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        keep = self.keep if self.keep is not None else self._mask(0, self.site.q_grid.tokens)
+        keep = self._whole_mask()
+        if keep is None:
+            keep = self._mask(0, self.site.q_grid.tokens)
         return self._masked_weights(q, k, bias, keep).to(q.dtype)
 
     # ---- attending pairs alone

@@ -1,0 +1,129 @@
+"""What the compiler makes of the Triton kernels for an H100 or H200: nothing spilled, and whole vectors to memory."""
+
+import pytest
+import torch
+
+from tests.kernels.processes import compiling
+from tests.kernels.test_jumps import packed, plan_of
+from videoattn.grid import TokenGrid
+from videoattn.kernels.layout import empty_gradients, empty_outputs
+from videoattn.kernels.triton_launch import suits_short
+
+KERNELS = ["attend_forward", "query_gradients", "key_gradients"]
+# 3 of 65536 registers' worth of blocks of 128 threads stay resident
+MOST_REGISTERS = 168
+
+
+def launches_of_jumps(
+    prefix: int = 1, dim: int = 64, dtype: torch.dtype = torch.bfloat16, zero_logit: bool = False, **shape
+) -> dict:
+    """What the kernels are launched with for a clip of 8x14x14 tokens, by name."""
+    from tests.kernels.sm90 import record
+    from videoattn.kernels import triton_jumps, triton_jumps_backward
+
+    grid = TokenGrid(8, 14, 14, prefix)
+    plan, kv = plan_of(grid, heads=4, **shape), shape.get("kv", grid)
+    tensors = packed(1, grid.tokens, 4, dim, dtype).detach().unbind(3)
+    if kv != grid:
+        tensors = [tensors[0], *packed(1, kv.tokens, 4, dim, dtype).detach().unbind(3)[1:]]
+    (out, logsumexp), gradients = empty_outputs(tensors), empty_gradients([packed(1, grid.tokens, 4, dim, dtype)])
+    views = gradients[0].unbind(3) if kv == grid else empty_gradients(tensors)
+    about = (tensors, (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys), plan.lengths, prefix, zero_logit)
+    with record(triton_jumps, triton_jumps_backward) as launches:
+        triton_jumps.run_forward(*about, out, logsumexp)
+        triton_jumps_backward.run_backward(*about, out, logsumexp, out, views)
+    return launches
+
+
+def check(launch, vectors: bool = True) -> None:
+    from tests.kernels.sm90 import compile_launch, report
+
+    found = report(compile_launch(*launch))
+    assert found["stack"] == 0 and found["registers"] <= MOST_REGISTERS, found
+    assert not any(kind.startswith(("LDL", "STL")) for kind in found["kinds"]), found
+    if vectors:
+        assert any(kind.startswith("LDG.E.128") for kind in found["kinds"]), found
+        assert any(kind.startswith("STG.E.128") for kind in found["kinds"]), found
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@compiling
+def test_kernels_of_jumps_keep_all_in_registers(kernel):
+    check(launches_of_jumps()[kernel])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zero_logit": True},
+        {"axial": True},
+        {"kv": TokenGrid(8, 7, 7, 1)},
+        {"prefix": 0},
+        {"dim": 32},
+        {"dim": 96},
+        {"dim": 128},
+        {"dtype": torch.float16},
+        {"dtype": torch.float32},
+    ],
+    ids=str,
+)
+@compiling
+def test_kernels_of_jumps_keep_all_in_registers_whatever_they_are_asked(kernel, options):
+    check(launches_of_jumps(**options)[kernel])
+
+
+@pytest.mark.slow
+@compiling
+def test_jumps_compile_in_double_precision():
+    from tests.kernels.sm90 import compile_launch, report
+
+    launches = launches_of_jumps(dtype=torch.float64, zero_logit=True)
+    assert set(launches) == {*KERNELS, "sum_gradients"}
+    assert all(report(compile_launch(*launch))["stack"] == 0 for launch in launches.values())
+
+
+def launches_of_short_calls(
+    length: int = 8, dim: int = 64, dtype: torch.dtype = torch.bfloat16, by_jumps: bool = True, zero_logit: bool = False
+) -> dict:
+    from tests.kernels.sm90 import record
+    from videoattn.kernels import triton_short
+
+    plan, x = plan_of(TokenGrid(length, 1, 1), heads=4), packed(1, length, 64, dim, dtype).detach()
+    (out, logsumexp), (gradient,) = empty_outputs([x]), empty_gradients([x])
+    pattern = (plan.moves, plan.counts, zero_logit) if by_jumps else ()
+    with record(triton_short) as launches:
+        triton_short.run_forward(x.unbind(3), out, logsumexp, *pattern)
+        triton_short.run_backward(x.unbind(3), logsumexp, out, gradient.unbind(3), *pattern)
+    return launches
+
+
+@pytest.mark.parametrize("by_jumps", [False, True])
+@compiling
+def test_kernels_of_short_calls_multiply_on_tensor_cores_without_spilling(by_jumps):
+    from tests.kernels.sm90 import compile_launch, report
+
+    for launch in launches_of_short_calls(by_jumps=by_jumps).values():
+        check(launch)
+        kinds = report(compile_launch(*launch))["kinds"]
+        assert any(kind.startswith("HGMMA") for kind in kinds), kinds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": 64},
+        {"length": 32, "zero_logit": True},
+        {"dtype": torch.float16},
+        {"dtype": torch.float32, "length": 32},
+        {"length": 32, "dim": 128},
+    ],
+    ids=str,
+)
+@compiling
+def test_kernels_of_short_calls_keep_all_in_registers_whatever_they_are_asked(options):
+    assert suits_short(options.get("dim", 64), options.get("dtype", torch.bfloat16), options.get("length", 8))
+    for launch in launches_of_short_calls(**options).values():
+        check(launch)

@@ -1,0 +1,83 @@
+"""Dense attention of many short calls on a GPU, such as one call per location along time.
+
+Torch's fused attention pads each call to a tile of its own; `triton_short.py` puts several into one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from videoattn.kernels.layout import empty_gradients, empty_outputs, make_readable, split
+from videoattn.kernels.triton_launch import suits_short
+
+
+def fits(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> bool:
+    """Whether `short_attention` takes these, q alone being packed: on a GPU, few tokens, of q as many as of k and v."""
+    if not q.is_cuda or not suits_short(q.shape[-1], q.dtype, q.shape[2]):
+        return False
+    return all(x is None or (x.shape == q.shape and x.dtype == q.dtype) for x in (k, v))
+
+
+@torch.library.custom_op("videoattn::short_attention", mutates_args=(), device_types=("cuda", "cpu"))
+def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mixed values [rows, groups·heads, n, d], and of each query log Σ exp of its logits.
+
+    `tensors` are q, k and v, [rows, groups·heads, n, d], or one packed [rows, groups·heads, n, 3, d] that `fits`.
+    On a CPU only Triton's interpreter runs it.
+    """
+    from videoattn.kernels import triton_short
+
+    out, logsumexp = empty_outputs(tensors)
+    triton_short.run_forward(split(make_readable(tensors)), out, logsumexp)
+    return out, logsumexp
+
+
+@torch.library.custom_op("videoattn::short_attention_backward", mutates_args=(), device_types=("cuda", "cpu"))
+def short_attention_backward(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    from videoattn.kernels import triton_short
+
+    gradients = empty_gradients(tensors)
+    (gradient,) = make_readable([gradient])
+    triton_short.run_backward(split(make_readable(tensors)), logsumexp, gradient, split(gradients))
+    return gradients
+
+
+@short_attention.register_fake
+def _(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return empty_outputs(tensors)
+
+
+@short_attention_backward.register_fake
+def _(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return empty_gradients(tensors)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> list[Tensor]:
+    *tensors, logsumexp = ctx.saved_tensors
+    return short_attention_backward(gradient, logsumexp, tensors)
+
+
+short_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+# Torch's counter takes a multiply-add for two operations. Backward: the logits anew, and four products more.
+
+
+@register_flop_formula([torch.ops.videoattn.short_attention])
+def _count_forward(tensors: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    shape = tensors[0]
+    return 4 * math.prod(shape[:3]) * shape[2] * shape[-1]
+
+
+@register_flop_formula([torch.ops.videoattn.short_attention_backward])
+def _count_backward(gradient: Sequence[int], *_: Any, **__: Any) -> int:
+    return 10 * math.prod(gradient) * gradient[2]

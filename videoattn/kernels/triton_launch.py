@@ -1,0 +1,50 @@
+"""How many tokens one program of a Triton kernel takes, and by how many warps."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+Kernel = Literal["forward", "by_query", "by_key", "short"]
+
+# Numbers of a tile, tokens times padded head dimension, that the registers of 4 warps hold without spilling. Chosen
+# from what the compiler reports for sm_90; none is timed yet (benchmarks/tune_triton.py times them on a GPU).
+TILE_NUMBERS: dict[Kernel, int] = {"forward": 4096, "by_query": 2048, "by_key": 2048}
+WARPS = 4
+# Lanes of a tile of the kernel for short calls, which holds whole calls, and the widest head. Tensor cores don't take
+# float32 as it is, so that its products take registers.
+SHORT_TILES = {torch.float32: (32, 64), torch.bfloat16: (64, 128), torch.float16: (64, 128)}
+
+
+# Tokens that one program walks through for a token of the prefix, which attends to all.
+WALK = 2048
+
+
+class Launch(NamedTuple):
+    """`tile` tokens for each program; `options` are the compiler's."""
+
+    tile: int
+    warps: int = WARPS
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, "enable_fp_fusion": True}  # multiply-adds in one rounding, which saves time
+
+
+def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Launch:
+    """For head dimension `dim` and `length` tokens, of which each program takes `tile`, a power of two."""
+    if kernel == "short":
+        return Launch(SHORT_TILES[dtype][0], WARPS if dim <= 64 else 2 * WARPS)
+    numbers = TILE_NUMBERS[kernel] // (2 if dtype is torch.float64 else 1)
+    tile = min(numbers // power_of_two(dim), 128, power_of_two(length))
+    return Launch(max(tile, 16))
+
+
+def suits_short(dim: int, dtype: torch.dtype, length: int) -> bool:
+    """Whether calls of that many tokens fit the kernel for short calls."""
+    tile, widest = SHORT_TILES.get(dtype, (0, 0))
+    return length <= tile and dim <= widest
+
+
+def power_of_two(number: int) -> int:
+    """The smallest from `number` on."""
+    return 1 << (number - 1).bit_length()
