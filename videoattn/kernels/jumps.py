@@ -1,8 +1,8 @@
 """Softmax attention over keys at constant distances, at the cost of the pairs that attend.
 
 No table of pairs exists: a head's keys follow from where the query stands and from the head's few jumps. On a CPU the
-operation runs `jump_attention.cpp`, where `load_library` can build it, on a GPU the kernels of `triton_jumps.py`, or
-for many short calls those of `triton_short.py`.
+operation runs `jump_attention.cpp`, where `load_library` can build it, on a GPU the kernels of `triton_jumps.py`, for
+many short calls those of `triton_short.py`, and between blocks those of `triton_blocks.py`.
 """
 
 import functools
@@ -22,7 +22,7 @@ from videoattn.kernels import jumps_cpu
 from videoattn.kernels.jumps_cpu import Tables
 from videoattn.kernels.jumps_cpu import is_compiled as is_compiled
 from videoattn.kernels.layout import DTYPES, empty_gradients, empty_outputs, make_readable, split
-from videoattn.kernels.triton_launch import suits_short
+from videoattn.kernels.triton_launch import suits_blocks, suits_short
 
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -279,6 +279,19 @@ def _suits_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int)
     return plain and suits_short(q.shape[3], q.dtype, q.shape[2])
 
 
+def _check_blocks(q: Tensor, k: Tensor, block: int) -> None:
+    if not suits_blocks(block, q.shape[3], q.dtype):
+        raise ValueError(
+            f"on a GPU jump attention takes blocks of 16 positions, heads of up to 128 and no float64, got blocks of "
+            f"{block}, heads of {q.shape[3]} and {q.dtype}; use another implementation"
+        )
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"on a GPU jump attention between blocks takes queries and keys on one grid, got {q.shape[2]} queries and "
+            f"{k.shape[2]} keys; use another implementation"
+        )
+
+
 @jump_attention.register_kernel("cuda")
 def attend_on_gpu(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
@@ -288,11 +301,14 @@ def attend_on_gpu(
         oldest = ".".join(map(str, OLDEST_TRITON))
         raise RuntimeError(f"jump attention needs Triton {oldest} or newer on a GPU; use another implementation")
     out, logsumexp = empty_outputs(tensors)
-    if block > 1:
-        raise ValueError(f"on a GPU jump attention takes no blocks of {block} positions; use another implementation")
     views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
     _check(views, tables, lengths, prefix, _GPU_TYPES)
-    if _suits_short(views[0], tables, lengths, prefix):
+    if block > 1:
+        from videoattn.kernels import triton_blocks
+
+        _check_blocks(*views[:2], block)
+        triton_blocks.run_forward(views, tables, prefix, block, zero_logit, out, logsumexp)
+    elif _suits_short(views[0], tables, lengths, prefix):
         from videoattn.kernels import triton_short
 
         triton_short.run_forward(views, out, logsumexp, moves, counts, zero_logit)
@@ -312,7 +328,13 @@ def differentiate_on_gpu(
     gradients = empty_gradients(tensors)
     views, tables = split(make_readable(tensors)), (moves, counts, starts, queries, keys)
     out, gradient = make_readable([out, gradient])
-    if _suits_short(views[0], tables, lengths, prefix):
+    if block > 1:
+        from videoattn.kernels import triton_blocks_backward
+
+        triton_blocks_backward.run_backward(
+            views, tables, prefix, block, zero_logit, out, logsumexp, gradient, split(gradients)
+        )
+    elif _suits_short(views[0], tables, lengths, prefix):
         from videoattn.kernels import triton_short
 
         triton_short.run_backward(views, logsumexp, gradient, split(gradients), moves, counts, zero_logit)

@@ -249,20 +249,23 @@ def attend_forward(
 
 def run_forward(
     views: Sequence[Tensor], tables: Sequence[Tensor | None], lengths: Sequence[int], prefix: int, zero_logit: bool,
-    out: Tensor, logsumexp: Tensor,
+    out: Tensor, logsumexp: Tensor, prefix_only: bool = False,
 ) -> None:  # fmt: skip
-    """Write what `JumpPlan.attend` returns to `out`, and each query's log Σ exp to `logsumexp`, [rows, heads, n]."""
+    """Write what `JumpPlan.attend` returns to `out`, and each query's log Σ exp to `logsumexp`, [rows, heads, n].
+
+    With `prefix_only` those of the prefix's queries alone, for which moves and `zero_logit` don't matter.
+    """
     q, k, v = views
-    if q.shape[0] == 0:
+    if q.shape[0] == 0 or prefix_only and prefix == 0:
         return
     arguments = describe(views, tables, lengths, prefix)
     launch = launch_of("forward", q.shape[3], q.dtype, arguments["num_queries"])
     walks = walks_of(k.shape[2])
     part_logsumexp = partial_results(logsumexp, walks, prefix)
     part_out = partial_results(logsumexp, walks, prefix, q.shape[3])
-    programs = arguments["items"] * (prefix * walks + triton.cdiv(arguments["num_queries"], launch.tile))
+    tiles = 0 if prefix_only else triton.cdiv(arguments["num_queries"], launch.tile)
     with on_device_of(q):
-        attend_forward[(programs,)](
+        attend_forward[(arguments["items"] * (prefix * walks + tiles),)](
             **strides_of(q=q, k=k, v=v, out=out), **arguments, logsumexp=logsumexp,
             part_out=part_out, part_logsumexp=part_logsumexp, walks=walks, WALK=triton_launch.WALK,
             value_sums=v.sum(2, dtype=logsumexp.dtype) if zero_logit else None,

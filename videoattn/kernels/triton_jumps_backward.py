@@ -5,7 +5,6 @@ program, which forms it in a fixed order, so that results are the same every tim
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -15,6 +14,7 @@ from torch import Tensor
 from videoattn.kernels import triton_launch
 from videoattn.kernels.triton_arguments import (
     describe,
+    describe_rows,
     index_type,
     on_device_of,
     partial_results,
@@ -36,6 +36,8 @@ from videoattn.kernels.triton_jumps import (
     write_rows,
 )
 from videoattn.kernels.triton_launch import launch_of
+
+Saved = dict[str, Tensor | None]  # by the names of the kernels' arguments
 
 CHUNK = 1024  # tokens that one program of `sum_gradients` sums
 
@@ -241,43 +243,81 @@ def run_backward(
     q, k, v = views
     if q.shape[0] == 0:
         return
-    arguments = describe(views, tables, lengths, prefix)
-    means = torch.empty_like(logsumexp)
-    saved = {"logsumexp": logsumexp, "means": means, "backgrounds": torch.empty_like(means) if zero_logit else None}
+    saved = what_is_saved(logsumexp, zero_logit)
     grad_q, grad_k, grad_v = gradients
-    index = index_type(*views, out, gradient, *gradients)
+    about = (views, tables, lengths, prefix)
+    run_query_gradients(*about, out, gradient, grad_q, saved)
+    base = background_of(gradient, saved["backgrounds"])
+    run_key_gradients(*about, gradient, grad_k, grad_v, saved, base)
+
+
+def what_is_saved(logsumexp: Tensor, zero_logit: bool) -> Saved:
+    """What gradients of keys need of each query, [rows, heads, n]; all but `logsumexp` is yet to be computed."""
+    means = torch.empty_like(logsumexp)
+    return {"logsumexp": logsumexp, "means": means, "backgrounds": torch.empty_like(means) if zero_logit else None}
+
+
+def run_query_gradients(
+    views: Sequence[Tensor], tables: Sequence[Tensor | None], lengths: Sequence[int], prefix: int, out: Tensor,
+    gradient: Tensor, grad_q: Tensor, saved: Saved, prefix_only: bool = False,
+) -> None:  # fmt: skip
+    """Write `grad_q` and, of `saved`, means and backgrounds; with `prefix_only` those of the prefix's queries alone."""
+    q, k, v = views
+    if prefix_only and prefix == 0:
+        return
+    arguments = describe(views, tables, lengths, prefix)
+    launch, walks = launch_of("by_query", q.shape[3], q.dtype, arguments["num_queries"]), walks_of(k.shape[2])
+    part_q = partial_results(saved["logsumexp"], walks, prefix, q.shape[3])
+    tiles = 0 if prefix_only else triton.cdiv(arguments["num_queries"], launch.tile)
     with on_device_of(q):
-        launch, walks = launch_of("by_query", q.shape[3], q.dtype, arguments["num_queries"]), walks_of(k.shape[2])
-        part_q = partial_results(logsumexp, walks, prefix, q.shape[3])
-        programs = arguments["items"] * (prefix * walks + triton.cdiv(arguments["num_queries"], launch.tile))
-        query_gradients[(programs,)](
+        query_gradients[(arguments["items"] * (prefix * walks + tiles),)](
             **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved,
-            part_q=part_q, walks=walks, WALK=triton_launch.WALK, INDEX=index,
+            part_q=part_q, walks=walks, WALK=triton_launch.WALK, INDEX=index_type(*views, out, gradient, grad_q),
             steps=arguments["positions"].bit_length(), TILE=launch.tile, **launch.options,
         )  # fmt: skip
-        base = None if saved["backgrounds"] is None else _background_of(gradient, saved["backgrounds"], arguments)
-        launch, walks = launch_of("by_key", q.shape[3], q.dtype, arguments["positions"]), walks_of(q.shape[2])
-        part_k, part_v = (partial_results(logsumexp, walks, prefix, q.shape[3]) for _ in "kv")
-        programs = arguments["items"] * (prefix * walks + triton.cdiv(arguments["positions"], launch.tile))
-        key_gradients[(programs,)](
+        if part_q is not None:
+            grad_q[:, :, :prefix] = part_q.sum(0)
+
+
+def run_key_gradients(
+    views: Sequence[Tensor], tables: Sequence[Tensor | None], lengths: Sequence[int], prefix: int, gradient: Tensor,
+    grad_k: Tensor, grad_v: Tensor, saved: Saved, base: Tensor | None, prefix_only: bool = False,
+) -> None:  # fmt: skip
+    """Write the gradients of keys and values, which add `base`; with `prefix_only` those of the prefix alone."""
+    q, k, v = views
+    if prefix_only and prefix == 0:
+        return
+    arguments = describe(views, tables, lengths, prefix)
+    launch, walks = launch_of("by_key", q.shape[3], q.dtype, arguments["positions"]), walks_of(q.shape[2])
+    part_k, part_v = (partial_results(saved["logsumexp"], walks, prefix, q.shape[3]) for _ in "kv")
+    tiles = 0 if prefix_only else triton.cdiv(arguments["positions"], launch.tile)
+    with on_device_of(q):
+        key_gradients[(arguments["items"] * (prefix * walks + tiles),)](
             **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments, **saved,
-            part_k=part_k, part_v=part_v, walks=walks, WALK=triton_launch.WALK, base=base, INDEX=index,
-            TILE=launch.tile, **launch.options,
+            part_k=part_k, part_v=part_v, walks=walks, WALK=triton_launch.WALK, base=base,
+            INDEX=index_type(*views, gradient, grad_k, grad_v), TILE=launch.tile, **launch.options,
         )  # fmt: skip
-        for result, parts in ((grad_q, part_q), (grad_k, part_k), (grad_v, part_v)):
+        for result, parts in ((grad_k, part_k), (grad_v, part_v)):
             if parts is not None:
                 result[:, :, :prefix] = parts.sum(0)
 
 
-def _background_of(gradient: Tensor, backgrounds: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What every value's gradient gets from the logits 0 outside the pattern, [items, d]."""
-    launch = launch_of("by_query", gradient.shape[3], gradient.dtype, gradient.shape[2])
-    chunks = triton.cdiv(gradient.shape[2], CHUNK)
-    sums = backgrounds.new_empty(chunks, arguments["items"], gradient.shape[3])
-    sum_gradients[(chunks * arguments["items"],)](
-        **strides_of(gradient=gradient), backgrounds=backgrounds, sums=sums, tokens=gradient.shape[2], CHUNK=CHUNK,
-        INDEX=index_type(gradient),
-        **{name: arguments[name] for name in ("items", "heads", "DIM", "WIDTH", "WIDE")},
-        TILE=launch.tile, **launch.options,
-    )  # fmt: skip
-    return sums.sum(0)
+def background_of(gradient: Tensor, backgrounds: Tensor | None) -> Tensor | None:
+    """What every value's gradient gets from the logits 0 outside the pattern, [items, d]; None where they are excluded.
+
+    `gradient` is that of the output, [rows, heads, n, d], and `backgrounds` [rows, heads, n] the weight of such a
+    logit for each query.
+    """
+    if backgrounds is None:
+        return None
+    rows, heads, tokens, dim = gradient.shape
+    launch = launch_of("by_query", dim, gradient.dtype, tokens)
+    chunks = triton.cdiv(tokens, CHUNK)
+    sums = backgrounds.new_empty(chunks, rows * heads, dim)
+    numbers = {name: value for name, value in describe_rows(gradient).items() if name != "SCALE"}
+    with on_device_of(gradient):
+        sum_gradients[(chunks * rows * heads,)](
+            **strides_of(gradient=gradient), backgrounds=backgrounds, sums=sums, items=rows * heads, heads=heads,
+            tokens=tokens, CHUNK=CHUNK, INDEX=index_type(gradient), **numbers, TILE=launch.tile, **launch.options,
+        )  # fmt: skip
+        return sums.sum(0)

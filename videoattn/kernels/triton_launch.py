@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-Kernel = Literal["forward", "by_query", "by_key", "short"]
+Kernel = Literal["forward", "by_query", "by_key", "short", "blocks"]
 
 # Numbers of a tile, tokens times padded head dimension, that the registers of 4 warps hold without spilling. Chosen
 # from what the compiler reports for sm_90; none is timed yet (benchmarks/tune_triton.py times them on a GPU).
@@ -13,7 +13,8 @@ WARPS = 4
 # Lanes of a tile of the kernel for short calls, which holds whole calls, and the widest head. Tensor cores don't take
 # float32 as it is, so that its products take registers.
 SHORT_TILES = {torch.float32: (32, 64), torch.bfloat16: (64, 128), torch.float16: (64, 128)}
-
+# The tokens that a block meets in one step. A block of 16 has work for one warp.
+BLOCK_TILE = 32
 
 # Tokens that one program walks through for a token of the prefix, which attends to all.
 WALK = 2048
@@ -34,6 +35,8 @@ def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Laun
     """For head dimension `dim` and `length` tokens, of which each program takes `tile`, a power of two."""
     if kernel == "short":
         return Launch(SHORT_TILES[dtype][0], WARPS if dim <= 64 else 2 * WARPS)
+    if kernel == "blocks":
+        return Launch(BLOCK_TILE, 1 if dim <= 64 else 2)
     numbers = TILE_NUMBERS[kernel] // (2 if dtype is torch.float64 else 1)
     tile = min(numbers // power_of_two(dim), 128, power_of_two(length))
     return Launch(max(tile, 16))
@@ -43,6 +46,11 @@ def suits_short(dim: int, dtype: torch.dtype, length: int) -> bool:
     """Whether calls of that many tokens fit the kernel for short calls."""
     tile, widest = SHORT_TILES.get(dtype, (0, 0))
     return length <= tile and dim <= widest
+
+
+def suits_blocks(block: int, dim: int, dtype: torch.dtype) -> bool:
+    """Whether blocks of that many positions fit the kernels that multiply them on tensor cores."""
+    return block == 16 and dim <= 128 and dtype in SHORT_TILES
 
 
 def power_of_two(number: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from videoattn.grid import cells_under
 from videoattn.kernels.jumps import JumpPlan, has_kernel
 from videoattn.kernels.pairs import PairPlan
+from videoattn.kernels.triton_launch import suits_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS
 from videoattn.operators.fibonacci_sets import (
@@ -96,7 +97,8 @@ class FibonacciAttention(AttentionOperator):
                 f"{kv}; set KEEP_SELF: true"
             )
         kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
-        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and (kind == "cpu" or block == 1))
+        suited = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
+        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in suited)
         if implementation == "compiled" and not self.kernels:
             needed = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU"
             raise ValueError(
@@ -160,6 +162,8 @@ class FibonacciAttention(AttentionOperator):
         num_keys = self.site.kv_grid.tokens
         suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
         kind = "cpu" if q.device.type == "meta" else q.device.type
+        if kind == "cuda" and self.jumps.block > 1:
+            suits_kernel = suits_kernel and suits_blocks(self.jumps.block, q.shape[-1], q.dtype)
         if kind in self.kernels and suits_kernel:
             return "compiled"
         if kind == "cpu" and self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
