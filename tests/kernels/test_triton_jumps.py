@@ -129,13 +129,13 @@ def test_several_programs_may_share_the_keys_of_a_prefix_token(seed, device):
 def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
     import triton.language as tl
 
-    from videoattn.kernels import triton_jumps, triton_jumps_backward
+    from videoattn.kernels import triton_background, triton_jumps, triton_jumps_backward
     from videoattn.kernels.triton_arguments import index_type
 
     near = torch.empty(1, 1, 7, 8, device="meta")
     far = near.as_strided((1, 1, 7, 8), (0, 0, 2**31 // 7 + 1, 1))
     assert index_type(near, near) == tl.int32 and index_type(near, far) == tl.int64
-    modules = (triton_jumps, triton_jumps_backward)
+    modules = (triton_jumps, triton_jumps_backward, triton_background)
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(patch.object(module, "index_type", lambda *views: tl.int64))

@@ -19,7 +19,7 @@ def launches_of_jumps(
 ) -> dict:
     """What the kernels are launched with for a clip of 8x14x14 tokens, by name."""
     from tests.kernels.sm90 import record
-    from videoattn.kernels import triton_jumps, triton_jumps_backward
+    from videoattn.kernels import triton_background, triton_jumps, triton_jumps_backward
 
     grid = TokenGrid(8, 14, 14, prefix)
     plan, kv = plan_of(grid, heads=4, **shape), shape.get("kv", grid)
@@ -29,7 +29,7 @@ def launches_of_jumps(
     (out, logsumexp), gradients = empty_outputs(tensors), empty_gradients([packed(1, grid.tokens, 4, dim, dtype)])
     views = gradients[0].unbind(3) if kv == grid else empty_gradients(tensors)
     about = (tensors, (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys), plan.lengths, prefix, zero_logit)
-    with record(triton_jumps, triton_jumps_backward) as launches:
+    with record(triton_jumps, triton_jumps_backward, triton_background) as launches:
         triton_jumps.run_forward(*about, out, logsumexp)
         triton_jumps_backward.run_backward(*about, out, logsumexp, out, views)
     return launches

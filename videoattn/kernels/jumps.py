@@ -22,7 +22,7 @@ from videoattn.kernels import jumps_cpu
 from videoattn.kernels.jumps_cpu import Tables
 from videoattn.kernels.jumps_cpu import is_compiled as is_compiled
 from videoattn.kernels.layout import DTYPES, empty_gradients, empty_outputs, make_readable, split
-from videoattn.kernels.triton_launch import suits_blocks, suits_short
+from videoattn.kernels.triton_launch import suits_short
 
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,6 +66,7 @@ class JumpPlan(nn.Module):
         at, key_at = q_cells @ strides, np.argsort(k_cells @ strides)
         order = np.argsort(at, kind="stable")
         in_place = np.array_equal(at, np.arange(self.num_positions))
+        self.one_query_each = np.array_equal(at[order], np.arange(self.num_positions))
         tables = {
             "moves": moves,
             "counts": np.array([len(row) for row in rows]),
@@ -87,8 +88,11 @@ class JumpPlan(nn.Module):
 
         `tensors` are q, k and v, [rows, groups·heads, n, d], or, where queries and keys are the same tokens, one packed
         [rows, groups·heads, n, 3, d]. They may be strided. `zero_logit` leaves keys outside the pattern logit 0 instead
-        of excluding them. Sums are formed in float32, of float64 in float64. Every query needs a key.
+        of excluding them. Sums are formed in float32, of float64 in float64. Every query needs a key. On a GPU blocks
+        are of 16 positions, each with one query; raises ValueError for others.
         """
+        if self.block > 1 and not self.one_query_each and tensors[0].is_cuda:
+            raise ValueError("on a GPU attention between blocks takes queries and keys on one grid alone")
         mixed, _ = jump_attention(
             list(tensors), self.moves, self.counts, self.starts, self.queries, self.keys, list(self.lengths),
             self.prefix, self.block, zero_logit, self.num_pairs,
@@ -279,19 +283,6 @@ def _suits_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int)
     return plain and suits_short(q.shape[3], q.dtype, q.shape[2])
 
 
-def _check_blocks(q: Tensor, k: Tensor, block: int) -> None:
-    if not suits_blocks(block, q.shape[3], q.dtype):
-        raise ValueError(
-            f"on a GPU jump attention takes blocks of 16 positions, heads of up to 128 and no float64, got blocks of "
-            f"{block}, heads of {q.shape[3]} and {q.dtype}; use another implementation"
-        )
-    if q.shape[2] != k.shape[2]:
-        raise ValueError(
-            f"on a GPU jump attention between blocks takes queries and keys on one grid, got {q.shape[2]} queries and "
-            f"{k.shape[2]} keys; use another implementation"
-        )
-
-
 @jump_attention.register_kernel("cuda")
 def attend_on_gpu(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
@@ -306,7 +297,6 @@ def attend_on_gpu(
     if block > 1:
         from videoattn.kernels import triton_blocks
 
-        _check_blocks(*views[:2], block)
         triton_blocks.run_forward(views, tables, prefix, block, zero_logit, out, logsumexp)
     elif _suits_short(views[0], tables, lengths, prefix):
         from videoattn.kernels import triton_short

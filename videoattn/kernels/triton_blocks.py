@@ -15,7 +15,7 @@ from torch import Tensor
 from videoattn.kernels import triton_jumps
 from videoattn.kernels.triton_arguments import describe, index_type, on_device_of, strides_of
 from videoattn.kernels.triton_jumps import LOWEST, key_token, read_row, read_rows, start_of, write_rows
-from videoattn.kernels.triton_launch import launch_of
+from videoattn.kernels.triton_launch import launch_of, suits_blocks
 
 SIZES = ["heads", "pattern_heads", "num_moves", "prefix", "positions"]
 
@@ -64,13 +64,15 @@ def find_partners(
 
 
 @triton.jit
-def count_outside(block, first_move, count, positions, BLOCK: tl.constexpr):
+def count_outside(block, first_move, count, positions, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """How many keys are outside the pattern of a block's queries."""
     others = positions
-    for j in range(count):
-        begin = (block + tl.load(first_move + 3 * j + 2)) * BLOCK
-        inside = (begin >= 0) & (begin < positions)
-        others -= tl.where(inside, tl.minimum(positions - begin, BLOCK), 0)
+    for first in range(0, count, TILE):
+        move = first + tl.arange(0, TILE)
+        used = move < count
+        begin = (block + tl.load(first_move + 3 * move + 2, mask=used, other=0)) * BLOCK
+        inside = used & (begin >= 0) & (begin < positions)
+        others -= tl.sum(tl.where(inside, tl.minimum(positions - begin, BLOCK), 0), 0)
     return others
 
 
@@ -89,7 +91,7 @@ def attend_blocks(
     top, total = tl.full([BLOCK], LOWEST, tl.float32), tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, WIDTH], tl.float32)
     if ZERO_LOGIT:  # `mixed` begins with every value once
-        others = count_outside(block, first_move, count, positions, BLOCK)
+        others = count_outside(block, first_move, count, positions, TILE, BLOCK)
         top = tl.where(others > 0, 0.0, top)
         mixed += tl.where(others > 0, read_row(value_sums, item, DIM, DIM, WIDTH, tl.float32), 0.0)
     for step in range(count_steps(prefix, count, TILE, BLOCK)):
@@ -133,15 +135,29 @@ def describe_blocks(
     }
 
 
+def _check(q: Tensor, k: Tensor, block: int) -> None:
+    if not suits_blocks(block, q.shape[3], q.dtype):
+        raise ValueError(
+            f"on a GPU attention between blocks takes 16 positions, heads of up to 128 and no float64, got blocks of "
+            f"{block}, heads of {q.shape[3]} and {q.dtype}; use another implementation"
+        )
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"on a GPU attention between blocks takes queries and keys on one grid alone, got {q.shape[2]} queries and "
+            f"{k.shape[2]} keys; use another implementation"
+        )
+
+
 def run_forward(
     views: Sequence[Tensor], tables: Sequence[Tensor | None], prefix: int, block: int, zero_logit: bool, out: Tensor,
     logsumexp: Tensor,
 ) -> None:  # fmt: skip
     """Write what `JumpPlan.attend` returns to `out`, and each query's log Σ exp to `logsumexp`, [rows, heads, n].
 
-    Of a plan with `block` > 1 whose queries and keys are the same positions.
+    Of a plan with blocks of 16 positions, each with one query; raises ValueError for others.
     """
     q, k, v = views
+    _check(q, k, block)
     if q.shape[0] == 0:
         return
     programs, arguments = describe_blocks(views, tables, prefix, block)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from videoattn.kernels import triton_jumps_backward
 from videoattn.kernels.triton_arguments import index_type, on_device_of, strides_of
+from videoattn.kernels.triton_background import background_of
 from videoattn.kernels.triton_blocks import (
     SIZES,
     count_outside,
@@ -52,7 +53,7 @@ def block_query_gradients(
     tl.store(means + first_token + token, mean, mask=exists)
     first_move, count = find_moves(item, moves, counts, pattern_heads, num_moves)
     if backgrounds is not None:
-        others = count_outside(block, first_move, count, positions, BLOCK)
+        others = count_outside(block, first_move, count, positions, TILE, BLOCK)
         tl.store(backgrounds + first_token + token, tl.where(others > 0, tl.exp(-shift), 0.0), mask=exists)
     result = tl.zeros([BLOCK, WIDTH], tl.float32)
     for step in range(count_steps(prefix, count, TILE, BLOCK)):
@@ -122,7 +123,7 @@ def run_backward(
             **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved
         )
         triton_jumps_backward.run_query_gradients(*about, out, gradient, grad_q, saved, prefix_only=True)
-        base = triton_jumps_backward.background_of(gradient, saved["backgrounds"])
+        base = background_of(gradient, saved["backgrounds"])
         block_key_gradients[(programs,)](
             **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments, **saved,
             base=base,

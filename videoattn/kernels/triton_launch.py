@@ -13,8 +13,8 @@ WARPS = 4
 # Lanes of a tile of the kernel for short calls, which holds whole calls, and the widest head. Tensor cores don't take
 # float32 as it is, so that its products take registers.
 SHORT_TILES = {torch.float32: (32, 64), torch.bfloat16: (64, 128), torch.float16: (64, 128)}
-# The tokens that a block meets in one step. A block of 16 has work for one warp.
-BLOCK_TILE = 32
+# For a block of 16: how many tokens it meets in one step, and by how many warps.
+BLOCK_LAUNCHES = {torch.float32: (16, 4), torch.bfloat16: (32, 2), torch.float16: (32, 2)}
 
 # Tokens that one program walks through for a token of the prefix, which attends to all.
 WALK = 2048
@@ -36,7 +36,8 @@ def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Laun
     if kernel == "short":
         return Launch(SHORT_TILES[dtype][0], WARPS if dim <= 64 else 2 * WARPS)
     if kernel == "blocks":
-        return Launch(BLOCK_TILE, 1 if dim <= 64 else 2)
+        tile, warps = BLOCK_LAUNCHES[dtype]
+        return Launch(tile, warps if dim <= 64 else 2 * warps)
     numbers = TILE_NUMBERS[kernel] // (2 if dtype is torch.float64 else 1)
     tile = min(numbers // power_of_two(dim), 128, power_of_two(length))
     return Launch(max(tile, 16))
@@ -50,7 +51,7 @@ def suits_short(dim: int, dtype: torch.dtype, length: int) -> bool:
 
 def suits_blocks(block: int, dim: int, dtype: torch.dtype) -> bool:
     """Whether blocks of that many positions fit the kernels that multiply them on tensor cores."""
-    return block == 16 and dim <= 128 and dtype in SHORT_TILES
+    return block == 16 and dim <= 128 and dtype in BLOCK_LAUNCHES
 
 
 def power_of_two(number: int) -> int:
