@@ -84,6 +84,69 @@ def test_jumps_compile_in_double_precision():
     assert all(report(compile_launch(*launch))["stack"] == 0 for launch in launches.values())
 
 
+def launches_of_blocks(
+    prefix: int = 1, dim: int = 64, dtype: torch.dtype = torch.bfloat16, zero_logit: bool = False, order: str = "thw"
+) -> dict:
+    """Of the kernels that multiply blocks, for a clip of 8x14x14 tokens."""
+    from tests.kernels.sm90 import record
+    from videoattn.kernels import (
+        triton_background,
+        triton_blocks,
+        triton_blocks_backward,
+        triton_jumps,
+        triton_jumps_backward,
+    )
+
+    grid = TokenGrid(8, 14, 14, prefix)
+    plan, x = plan_of(grid, heads=4, order=order, block=16), packed(1, grid.tokens, 4, dim, dtype).detach()
+    (out, logsumexp), (gradient,) = empty_outputs([x]), empty_gradients([x])
+    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    about = (x.unbind(3), tables, prefix, plan.block, zero_logit, out, logsumexp)
+    of_prefix = record(triton_jumps, triton_jumps_backward, triton_background)
+    with of_prefix, record(triton_blocks, triton_blocks_backward) as launches:
+        triton_blocks.run_forward(*about)
+        triton_blocks_backward.run_backward(*about, out, gradient.unbind(3))
+    return launches
+
+
+def check_blocks(**options) -> None:
+    from tests.kernels.sm90 import compile_launch, report
+
+    launches = launches_of_blocks(**options)
+    assert set(launches) == {"attend_blocks", "block_query_gradients", "block_key_gradients"}
+    for launch in launches.values():
+        check(launch)
+        kinds = report(compile_launch(*launch))["kinds"]
+        if options.get("dtype") is not torch.float32:  # which tensor cores don't take as it is
+            assert any(kind.startswith(("HMMA", "HGMMA")) for kind in kinds), kinds
+
+
+@compiling
+def test_kernels_of_blocks_multiply_on_tensor_cores_without_spilling():
+    check_blocks()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zero_logit": True},
+        {"order": "hwt"},
+        {"prefix": 0},
+        {"dim": 32},
+        {"dim": 96},
+        {"dim": 128},
+        {"dtype": torch.float16},
+        {"dtype": torch.float32},
+        {"dtype": torch.float32, "dim": 128},
+    ],
+    ids=str,
+)
+@compiling
+def test_kernels_of_blocks_keep_all_in_registers_whatever_they_are_asked(options):
+    check_blocks(**options)
+
+
 def launches_of_short_calls(
     length: int = 8, dim: int = 64, dtype: torch.dtype = torch.bfloat16, by_jumps: bool = True, zero_logit: bool = False
 ) -> dict:
