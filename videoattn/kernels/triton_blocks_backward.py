@@ -114,18 +114,18 @@ def run_backward(
     if q.shape[0] == 0:
         return
     programs, arguments = describe_blocks(views, tables, prefix, block)
-    saved = triton_jumps_backward.what_is_saved(logsumexp, zero_logit)
+    saved = triton_jumps_backward.prepare(logsumexp, zero_logit)
     grad_q, grad_k, grad_v = gradients
     arguments["INDEX"] = index_type(*views, out, gradient, *gradients)
     about = (views, tables, [q.shape[2] - prefix], prefix)
     with on_device_of(q):
         block_query_gradients[(programs,)](
-            **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved
+            **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved._asdict()
         )
         triton_jumps_backward.run_query_gradients(*about, out, gradient, grad_q, saved, prefix_only=True)
-        base = background_of(gradient, saved["backgrounds"])
+        base = background_of(gradient, saved.backgrounds)
         block_key_gradients[(programs,)](
-            **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments, **saved,
-            base=base,
+            **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments,
+            **saved._asdict(), base=base,
         )  # fmt: skip
         triton_jumps_backward.run_key_gradients(*about, gradient, grad_k, grad_v, saved, base, prefix_only=True)

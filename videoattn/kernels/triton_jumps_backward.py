@@ -5,6 +5,7 @@ program, which forms it in a fixed order, so that results are the same every tim
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -36,8 +37,6 @@ from videoattn.kernels.triton_jumps import (
     write_rows,
 )
 from videoattn.kernels.triton_launch import launch_of
-
-Saved = dict[str, Tensor | None]  # by the names of the kernels' arguments
 
 
 @triton.jit
@@ -213,6 +212,23 @@ def key_gradients(
         write_rows(grad_v_start, token, grad_v_strides[2], exists, grad_value, DIM, WIDTH)
 
 
+# ---- the launches
+
+
+class Saved(NamedTuple):
+    """What gradients of keys need of each query, [rows, heads, n]: means and backgrounds from those of queries."""
+
+    logsumexp: Tensor
+    means: Tensor  # of the products of gradient and value, by the weights
+    backgrounds: Tensor | None  # the weight of each key outside the pattern, None where these are excluded
+
+
+def prepare(logsumexp: Tensor, zero_logit: bool) -> Saved:
+    """With room for what is yet to be computed."""
+    means = torch.empty_like(logsumexp)
+    return Saved(logsumexp, means, torch.empty_like(means) if zero_logit else None)
+
+
 def run_backward(
     views: Sequence[Tensor], tables: Sequence[Tensor | None], lengths: Sequence[int], prefix: int, zero_logit: bool,
     out: Tensor, logsumexp: Tensor, gradient: Tensor, gradients: Sequence[Tensor],
@@ -221,18 +237,12 @@ def run_backward(
     q, k, v = views
     if q.shape[0] == 0:
         return
-    saved = what_is_saved(logsumexp, zero_logit)
+    saved = prepare(logsumexp, zero_logit)
     grad_q, grad_k, grad_v = gradients
     about = (views, tables, lengths, prefix)
     run_query_gradients(*about, out, gradient, grad_q, saved)
-    base = background_of(gradient, saved["backgrounds"])
+    base = background_of(gradient, saved.backgrounds)
     run_key_gradients(*about, gradient, grad_k, grad_v, saved, base)
-
-
-def what_is_saved(logsumexp: Tensor, zero_logit: bool) -> Saved:
-    """What gradients of keys need of each query, [rows, heads, n]; all but `logsumexp` is yet to be computed."""
-    means = torch.empty_like(logsumexp)
-    return {"logsumexp": logsumexp, "means": means, "backgrounds": torch.empty_like(means) if zero_logit else None}
 
 
 def run_query_gradients(
@@ -245,11 +255,11 @@ def run_query_gradients(
         return
     arguments = describe(views, tables, lengths, prefix)
     launch, walks = launch_of("by_query", q.shape[3], q.dtype, arguments["num_queries"]), walks_of(k.shape[2])
-    part_q = partial_results(saved["logsumexp"], walks, prefix, q.shape[3])
+    part_q = partial_results(saved.logsumexp, walks, prefix, q.shape[3])
     tiles = 0 if prefix_only else triton.cdiv(arguments["num_queries"], launch.tile)
     with on_device_of(q):
         query_gradients[(arguments["items"] * (prefix * walks + tiles),)](
-            **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved,
+            **strides_of(q=q, k=k, v=v, out=out, gradient=gradient, grad_q=grad_q), **arguments, **saved._asdict(),
             part_q=part_q, walks=walks, WALK=triton_launch.WALK, INDEX=index_type(*views, out, gradient, grad_q),
             steps=arguments["positions"].bit_length(), TILE=launch.tile, **launch.options,
         )  # fmt: skip
@@ -267,12 +277,12 @@ def run_key_gradients(
         return
     arguments = describe(views, tables, lengths, prefix)
     launch, walks = launch_of("by_key", q.shape[3], q.dtype, arguments["positions"]), walks_of(q.shape[2])
-    part_k, part_v = (partial_results(saved["logsumexp"], walks, prefix, q.shape[3]) for _ in "kv")
+    part_k, part_v = (partial_results(saved.logsumexp, walks, prefix, q.shape[3]) for _ in "kv")
     tiles = 0 if prefix_only else triton.cdiv(arguments["positions"], launch.tile)
     with on_device_of(q):
         key_gradients[(arguments["items"] * (prefix * walks + tiles),)](
-            **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments, **saved,
-            part_k=part_k, part_v=part_v, walks=walks, WALK=triton_launch.WALK, base=base,
+            **strides_of(q=q, k=k, v=v, gradient=gradient, grad_k=grad_k, grad_v=grad_v), **arguments,
+            **saved._asdict(), part_k=part_k, part_v=part_v, walks=walks, WALK=triton_launch.WALK, base=base,
             INDEX=index_type(*views, gradient, grad_k, grad_v), TILE=launch.tile, **launch.options,
         )  # fmt: skip
         for result, parts in ((grad_k, part_k), (grad_v, part_v)):

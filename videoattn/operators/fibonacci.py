@@ -46,9 +46,9 @@ class FibonacciAttention(AttentionOperator):
     `implementation="masked"` is the plain form, a dense product that saves nothing. The others compute the same, and
     its gradients, from attending pairs alone: "compiled" by the kernel of `videoattn.kernels.jumps` for the device of
     the tensors, C++ on a CPU and Triton on a GPU; "pairs" on a CPU, several times slower, which needs no compiler and
-    also takes a bias. "auto" takes the fastest there is for the device and the number of keys. Raises ValueError where
-    some query would have no key. `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as
-    `q`. Source: arXiv 2406.19391.
+    also takes a bias. "auto" takes the fastest there is for the device and the number of keys. The kernel for
+    blocks on a GPU needs queries and keys on one grid. Raises ValueError where some query would have no key. `forward`
+    also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`. Source: arXiv 2406.19391.
     """
 
     forms_weights = True
