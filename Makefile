@@ -7,6 +7,7 @@ MAX_WORKERS ?= 8
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+FOR_TESTS := $(VENV)/.installed-for-tests
 PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses $(MAX_WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -15,23 +16,23 @@ PYTEST := $(BIN)/python -m pytest --quiet --numprocesses auto --maxprocesses $(M
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-install: $(INSTALLED) ## Make .venv and install the package with all it needs
+install: $(FOR_TESTS) ## Make .venv and install the package with all that it and its tests need
 
 demo: $(INSTALLED) ## Make videos, train a small model on them, evaluate and profile it (about 8 minutes on a CPU)
 	@$(BIN)/python tools/demo.py
 
-test: $(INSTALLED) ## Run the quick tests
+test: $(FOR_TESTS) ## Run the quick tests
 	@echo "Running the tests ..."
 	@$(PYTEST)
 
-test-slow: $(INSTALLED) ## Run the slow tests
+test-slow: $(FOR_TESTS) ## Run the slow tests
 	@echo "Running the slow tests ..."
 	@$(PYTEST) -m slow
 
-test-gpu: $(INSTALLED) ## Run the tests that need a GPU
+test-gpu: $(FOR_TESTS) ## Run the tests that need a GPU
 	@$(BIN)/python -m pytest --quiet -m gpu
 
-lint: $(INSTALLED) ## Check style and types
+lint: $(FOR_TESTS) ## Check style and types
 	@echo "Checking style (ruff) ..."
 	@$(BIN)/ruff check --quiet .
 	@echo "Checking types (mypy) ..."
@@ -47,6 +48,12 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing videoattn and what it needs (1.3 GB for a CPU, more for a GPU; a minute or more) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+	@echo "Installed."
+
+$(FOR_TESTS): $(INSTALLED)
+	@echo "Installing what the tests need (1 GB, most of it Triton; a minute or less) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 	@echo "Installed."
