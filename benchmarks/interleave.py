@@ -34,15 +34,15 @@ def seconds_of(step: Step, device: torch.device) -> float:
 def take_turns(
     steps: Mapping[Key, Step], device: torch.device, rounds: int, limit: float, title: str
 ) -> dict[Key, list[float]]:
-    """Seconds of every step in each round, after a round that warms up.
+    """Seconds of every step in each round, after a round that warms up; each round begins with another step.
 
     There are fewer than `rounds` of them, but three, where they take longer than `limit` seconds in all.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in steps}
-    started = time.perf_counter()
+    started, keys = time.perf_counter(), list(steps)
     for number in tqdm(range(1 + rounds), desc=title, leave=False, disable=None):
-        for key, step in steps.items():
-            took = seconds_of(step, device)
+        for key in (*keys[number % len(keys) :], *keys[: number % len(keys)]):
+            took = seconds_of(steps[key], device)
             if number:
                 seconds[key].append(took)
         if number >= 3 and time.perf_counter() - started > limit:

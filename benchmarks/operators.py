@@ -14,10 +14,10 @@ into docs/attention.md.
 
 import argparse
 import json
+import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from interleave import Step, median_ratio, take_turns
 from torch import Tensor
-from tqdm import tqdm
 
 from videoattn.command_line import run_tool
 from videoattn.engine.log import describe_machine, package_versions
@@ -71,7 +71,6 @@ METHODS: dict[str, BuildOperator] = {
 }
 LEFT_OUT = {("joint 6272", "fibonacci, masked")}  # minutes and many gigabytes, to no purpose
 PASSES = ("forward", "forward and backward")
-Step = Callable[[], object]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,16 +114,11 @@ def measure(place: Place, name: str, rounds: int, device: torch.device, dtype: t
             operator = build(site).to(device, dtype)
             steps[method, PASSES[0]] = partial(forward, operator, packed, place)
             steps[method, PASSES[1]] = partial(forward_and_backward, operator, packed, place)
-    seconds: dict[tuple[str, str], list[float]] = {step: [] for step in steps}
-    for number in tqdm(range(1 + rounds), desc=name, leave=False, disable=None):
-        for key, step in steps.items():
-            took = time_step(step, device)
-            if number:  # the first round warms up
-                seconds[key].append(took)
+    seconds = take_turns(steps, device, rounds, limit=math.inf, title=name)
     figures: dict[str, Any] = {}
     for (method, kind), own in seconds.items():
-        ratios = [dense / mine for dense, mine in zip(seconds["dense", kind], own, strict=True)]
-        values = {"ms": round(1e3 * statistics.median(own), 4), "times_as_fast": round(statistics.median(ratios), 3)}
+        ratio = median_ratio(own, seconds["dense", kind])
+        values = {"ms": round(1e3 * statistics.median(own), 4), "times_as_fast": round(ratio, 3)}
         figures.setdefault(method, {})[kind] = values
     return figures
 
@@ -146,19 +140,6 @@ def mix(operator: AttentionOperator, packed: Tensor, place: Place) -> Tensor:
     calls = split_calls(folded, place.axis).unflatten(3, (3, -1))
     mixed: Tensor = operator(calls) if operator.takes_packed else operator(*calls.unbind(3))
     return mixed
-
-
-def time_step(step: Step, device: torch.device) -> float:
-    """Seconds of processor time of this thread, or of a GPU's work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        step()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-    start = time.thread_time()
-    step()
-    return time.thread_time() - start
 
 
 if __name__ == "__main__":
