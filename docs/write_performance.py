@@ -27,6 +27,27 @@ TARGETS: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {
     ("cpu", "compiled", "forward"): {196: (6, 7), 392: (10, 12), 1568: (25, 40), 3136: (30, 60), 6272: (50, 100)},
     ("cpu", "compiled", "train"): {196: (5, 7), 392: (8, 12), 1568: (17, 30), 3136: (30, 45), 6272: (40, 70)},
     ("cpu", "pairs", "forward"): {196: (1.7, 3), 392: (3.5, 6), 1568: (9, 15), 3136: (15, 25), 6272: (20, 40)},
+    ("cuda", "compiled", "forward"): {
+        196: (1, 1.5),
+        392: (1.3, 2.5),
+        1568: (2, 5),
+        3136: (3, 8),
+        6272: (5, 15),
+        18816: (10, 30),
+    },
+    ("cuda", "compiled", "train"): {
+        196: (1, 1.5),
+        392: (1.3, 2.5),
+        1568: (2.5, 5),
+        3136: (3.5, 8),
+        6272: (6, 14),
+        18816: (12, 28),
+    },
+}
+# The same along time, by frames.
+TIME_TARGETS: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {
+    ("cpu", "auto", "forward"): {8: (2.5, 2.5), 16: (2.5, 2.5), 32: (2.5, 2.5)},
+    ("cuda", "auto", "forward"): {8: (4, 10), 16: (3, 6), 32: (2, 4), 96: (1.2, 2)},
 }
 MODEL_PASSES = ("inference", "train")
 PASSES = {"forward": "forward", "train": "forward and backward"}
@@ -58,12 +79,12 @@ def fill(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         device, _, kind = match[2].rpartition("_")
-        if device not in results:
+        if device not in results and kind != "targets":
             raise ValueError(f"no results for the table {match[2]}: run benchmarks/attention.py")
         makers = {"forward": joint_table, "train": joint_table, "time": time_table, "targets": targets_table,
                   "traffic": traffic_table, "machine": machine,
                   "joint": model_table, "divided": model_table}  # fmt: skip
-        return f"{match[1]}{makers[kind](device, results[device], kind)}\n{match[3]}"
+        return f"{match[1]}{makers[kind](device, results.get(device, {}), kind)}\n{match[3]}"
 
     return MARKED.sub(table, text)
 
@@ -91,19 +112,33 @@ def time_table(device: str, result: Mapping[str, Any], kind: str) -> str:
 
 
 def targets_table(device: str, result: Mapping[str, Any], kind: str) -> str:
-    lengths = [n for n in result["joint"] if int(n) in (196, 392, 1568, 3136, 6272)]
+    """What was aimed at and what is reached; in brackets dense attention's median over the quartiles of own time."""
+    tables = [_targets(result.get(axis, {}), device, targets, title) for axis, targets, title in (
+        ("joint", TARGETS, "tokens"), ("time", TIME_TARGETS, "frames"))]  # fmt: skip
+    return "\n\n".join(tables)
+
+
+def _targets(rows: Mapping[str, Any], device: str, targets: Mapping[Any, Any], title: str) -> str:
+    chosen = {(form, passes): aims for (where, form, passes), aims in targets.items() if where == device}
+    lengths = sorted({n for aims in chosen.values() for n in aims})
     lines = []
-    for (where, form, passes), aims in TARGETS.items():
-        if where != device:
-            continue
+    for (form, passes), aims in chosen.items():
         cells = []
         for n in lengths:
-            reached = result["joint"][n][form][passes]["times_as_fast"]
-            least, best = aims[int(n)]
+            if n not in aims:
+                cells.append("-")
+                continue
+            least, best = aims[n]
+            wanted = f"({least:g} / {best:g})" if best > least else f"({least:g})"
+            if str(n) not in rows:
+                cells.append(f"not measured {wanted}")
+                continue
+            own, dense = rows[str(n)][form][passes], rows[str(n)]["dense"][passes]
+            reached, spread = own["times_as_fast"], [dense["ms"] / x for x in reversed(own["quartiles_ms"])]
             mark = "**missed**" if reached < least else "aim" if reached >= best else "ok"
-            cells.append(f"{times(reached)} ({least:g} / {best:g}) {mark}")
+            cells.append(f"{times(reached)} [{times(spread[0])}, {times(spread[1])}] {wanted} {mark}")
         lines.append([f"{form}, {PASSES[passes]}", *cells])
-    return markdown(["reached (at least / aim)", *lengths], lines)
+    return markdown([f"reached (at least / aim), {title}", *map(str, lengths)], lines)
 
 
 def traffic_table(device: str, result: Mapping[str, Any], kind: str) -> str:
