@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.grid import TokenGrid, cells_under
-from videoattn.kernels.jumps import JumpPlan, is_compiled, jump_attention
+from videoattn.kernels.jump_plan import JumpPlan
+from videoattn.kernels.jumps import is_compiled, jump_attention
 from videoattn.operators.fibonacci_sets import offset_sets, raster_positions
 
 needs_kernel = pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")

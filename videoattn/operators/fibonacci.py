@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.grid import cells_under
-from videoattn.kernels.jumps import JumpPlan, has_kernel
+from videoattn.kernels.jump_plan import JumpPlan
+from videoattn.kernels.jumps import has_kernel
 from videoattn.kernels.pairs import PairPlan
 from videoattn.kernels.triton_launch import suits_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast

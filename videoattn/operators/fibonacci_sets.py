@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from videoattn.grid import TokenGrid
-from videoattn.kernels.jumps import head_moves
+from videoattn.kernels.jump_plan import head_moves
 
 Variant = Literal["modified", "wythoff"]
 HeadsPermutation = Literal["per_layer", "first_layer", "none"]
