@@ -54,7 +54,7 @@ METHODS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=TIMESFORMER_SIZES, help="default: timesformer_small, on a GPU _base")
+    parser.add_argument("--model", choices=TIMESFORMER_SIZES, help="default: timesformer_tiny, on a GPU _base")
     parser.add_argument("--crop", type=int, help="pixels, a multiple of 16; default: 112, on a GPU 224")
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64, 128], metavar="T")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(args.rounds, args.threads, *args.frames) < 1 or crop < 16 or crop % 16:
         raise ValueError("--rounds, --threads and --frames expect 1 or more, --crop a multiple of 16")
     torch.set_num_threads(args.threads)
-    bench = Bench(args.model or ("timesformer_base" if on_gpu else "timesformer_small"), crop, device, args)
+    bench = Bench(args.model or ("timesformer_base" if on_gpu else "timesformer_tiny"), crop, device, args)
     content: dict[str, Any] = {
         "date": date.today().isoformat(), "device": device.type, "dtype": bench.dtype, "model": bench.size,
         "crop": crop, "threads": args.threads,
