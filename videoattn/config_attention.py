@@ -83,6 +83,10 @@ class FocusedLinear(OperatorSection):
     name: Literal["focused_linear"] = "focused_linear"
     power: Annotated[float, Field(ge=1)] = Field(3, description="how strongly q and k are focused")
     kernel_size: NotNegative = Field(5, description="of the depthwise convolution along each axis: odd, or 0 for none")
+    implementation: Literal["auto", "plain", "compiled"] = Field(
+        "auto",
+        description="plain: by torch; compiled: by a kernel in C++, on a CPU; auto: by the kernel where it works",
+    )
 
 
 Operator = Annotated[Dense | Fibonacci | Lisa | FocusedLinear, Field(discriminator="name")]

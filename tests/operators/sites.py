@@ -24,6 +24,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("lisa", {"method": "fft", "wrap": True}),
     ("focused_linear", {}),
     ("focused_linear", {"power": 4.5, "kernel_size": 0}),
+    ("focused_linear", {"implementation": "plain"}),
 ]
 if is_compiled():
     SETTINGS += [

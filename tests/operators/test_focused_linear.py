@@ -480,3 +480,13 @@ def test_compiled_operator_gives_the_same_output(axis, unequal, autocast):
     inputs = qkv(operator.site, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.testing.assert_close(torch.compile(operator, fullgraph=True)(*inputs), operator(*inputs))
+
+
+def test_an_implementation_that_there_is_not_is_refused(monkeypatch):
+    at = site(Axis.SPACE, 1)
+    with pytest.raises(ValueError, match="IMPLEMENTATION expects one of auto, plain, compiled, got 'fast'"):
+        FocusedLinearAttention(at, implementation="fast")
+    monkeypatch.setattr("videoattn.operators.focused_linear.is_compiled", lambda: False)
+    assert not FocusedLinearAttention(at).compiled
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+        FocusedLinearAttention(at, implementation="compiled")

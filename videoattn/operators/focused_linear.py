@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from videoattn.kernels.focused import attend, is_compiled
 from videoattn.kernels.layout import DTYPES, split
 from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+
+Implementation = Literal["auto", "plain", "compiled"]
 
 EPS = 1e-6
 # Depth in time of the convolution on a site that has frames and locations, where its space part comes first.
@@ -34,8 +37,9 @@ class FocusedLinearAttention(AttentionOperator):
     tokens along each axis longer than 1. Where there are frames and locations it is (1, k, k), then at most 3 along
     time, which begins as the identity; one kernel over all three axes took over 4 times as long to train on a CPU.
 
-    Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output. On a CPU
-    with a C++ compiler the kernel of `videoattn.kernels.focused` computes it, else torch (`compiled` says which).
+    Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output.
+    `implementation` says how: "plain" by torch; "compiled" by the kernel of `videoattn.kernels.focused`, on a CPU with
+    a C++ compiler, faster at every length; "auto" by the kernel wherever it works.
     `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
     Raises ValueError on options out of range and on a site with a bias for logits, of which there are none.
 
@@ -47,18 +51,29 @@ class FocusedLinearAttention(AttentionOperator):
 
     takes_packed = True
 
-    def __init__(self, site: AttentionSite, power: float = 3, kernel_size: int = 5) -> None:
+    def __init__(
+        self, site: AttentionSite, power: float = 3, kernel_size: int = 5, implementation: Implementation = "auto"
+    ) -> None:
         super().__init__(site)
         if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < math.inf:
             raise ValueError(f"POWER expects a number of at least 1, got {power!r}")
         if type(kernel_size) is not int or kernel_size < 0 or (kernel_size > 0 and kernel_size % 2 == 0):
             raise ValueError(f"KERNEL_SIZE expects an odd number, or 0 for no convolution, got {kernel_size!r}")
+        if implementation not in get_args(Implementation):
+            raise ValueError(
+                f"IMPLEMENTATION expects one of {', '.join(get_args(Implementation))}, got {implementation!r}"
+            )
         if site.has_bias:
             raise ValueError(
                 "focused_linear attention has no logits to add a bias to; build the model without relative positions"
             )
         self.power = power
-        self.compiled = is_compiled()
+        self.implementation = implementation
+        self.compiled = implementation != "plain" and is_compiled()
+        if implementation == "compiled" and not self.compiled:
+            raise ValueError(
+                "IMPLEMENTATION: compiled needs a C++ compiler, found by CXX or as c++; set IMPLEMENTATION: auto"
+            )
         self.kernel_size = kernel_size
         q, kv, d = site.q_grid, site.kv_grid, site.head_dim
         width = site.num_heads * d
@@ -100,6 +115,10 @@ class FocusedLinearAttention(AttentionOperator):
         with without_autocast(q.device):
             if self.compiled and q.device.type == "cpu":
                 return self._run_compiled(tensors)
+            if self.implementation == "compiled" and q.device.type != "meta":
+                raise ValueError(
+                    f"IMPLEMENTATION: compiled takes tensors on a CPU, got {q.device}; set IMPLEMENTATION: auto"
+                )
             wide = torch.promote_types(q.dtype, torch.float32)
             q, k, v = (x.to(wide) for x in split(tensors))
             out = self._mix(q, k, v)
