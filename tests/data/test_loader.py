@@ -19,7 +19,7 @@ from videoattn.data.annotations import AnnotationError, read_annotations
 from videoattn.data.batch import Batch
 from videoattn.data.dataset import VideoDataset, ViewDataset
 from videoattn.data.decode import DecodeError
-from videoattn.data.loader import Loader, Split, _sampler
+from videoattn.data.loader import Loader, Split, clip_sampler
 from videoattn.data.plan import EvaluationPlan, TrainPlan
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TrainTransform
@@ -253,7 +253,7 @@ def test_class_names_come_from_their_file(video_folder: Callable[..., Path]) -> 
 def test_segments_are_for_ssv2_unless_told_otherwise(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(2)
     kinds = {
-        (dataset, sampling): _sampler(settings(folder, DATA={"SAMPLING": sampling}), dataset, use_offset=False).kind
+        (dataset, sampling): clip_sampler(settings(folder, DATA={"SAMPLING": sampling}), dataset, use_offset=False).kind
         for dataset in ("kinetics", "ssv2")
         for sampling in ("auto", "dense", "segments")
     }

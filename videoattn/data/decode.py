@@ -48,13 +48,15 @@ __all__ = ["Backend", "DecodeError", "VideoReader", "open_video"]
 Backend = Literal["auto", "decord", "pyav"]
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
+_FEW_FRAMES = 64
 _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it replaced by others
 
 
 class VideoReader(ABC):
     """An open video: `num_frames`, `fps` (the average that the file states), and frames by number.
 
-    `backend` is the library that decodes; `in_order` says that it decodes from the start instead of seeking.
+    `backend` is the library that decodes; `in_order` says that it decodes from the start instead of seeking; `scan` is
+    what the file's packets tell.
     """
 
     backend: str
@@ -64,7 +66,7 @@ class VideoReader(ABC):
         self.path = path
         self.num_frames = scan.num_frames
         self.fps = scan.fps
-        self._scan = scan
+        self.scan = scan
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Frames as uint8 RGB [T, H, W, 3], upright; indices in any order, repeated or not.
@@ -77,13 +79,24 @@ class VideoReader(ABC):
         for index in wanted:
             if not 0 <= index < self.num_frames:
                 raise IndexError(f"frame {index} of {self.path}, which has {self.num_frames}")
-            if index >= self._scan.num_present:
-                raise DecodeError(
-                    f"{self.path}: frame {index} of {self.num_frames} is missing: the file is cut short, "
-                    f"only the first {self._scan.num_present} frames are there"
-                )
+            if index >= self.scan.num_present:
+                raise self._cut_short(index)
         images = self._images(sorted(set(wanted)))
         return torch.from_numpy(np.stack([images[index] for index in wanted]))
+
+    def decode_all(self) -> None:
+        """Decode every frame, keeping few at a time; raises DecodeError where `read` does for one of them."""
+        if self.scan.num_present < self.num_frames:
+            raise self._cut_short(self.scan.num_present)
+        for start in range(0, self.num_frames, _FEW_FRAMES):
+            self._images(list(range(start, min(start + _FEW_FRAMES, self.num_frames))))
+
+    def _cut_short(self, index: int) -> DecodeError:
+        return DecodeError(
+            f"{self.path}: frame {index} of {self.num_frames} is missing: the file is cut short, "
+            f"only the first {self.scan.num_present} frames are there",
+            "cut_short",
+        )
 
     @abstractmethod
     def _images(self, wanted: list[int]) -> dict[int, Image]:
@@ -111,7 +124,7 @@ def open_video(path: str | os.PathLike[str], backend: Backend = "auto") -> Video
         raise ValueError(f"decoding backend {backend!r}, expected auto, decord or pyav")
     file = os.path.abspath(path)
     if not os.path.exists(file):
-        raise DecodeError(f"{file}: does not exist")
+        raise DecodeError(f"{file}: does not exist", "missing")
     scan = scan_packets(file)
     if backend == "decord":
         return _DecordReader(file, scan)
@@ -128,45 +141,54 @@ class _PyavReader(VideoReader):
     def close(self) -> None:
         """Nothing stays open between reads."""
 
+    def decode_all(self) -> None:
+        if self.scan.num_present < self.num_frames:
+            raise self._cut_short(self.scan.num_present)
+        self.in_order = True  # the definition, and each frame is wanted anyway
+        for _ in self._decode(list(range(self.num_frames))):
+            pass
+
     def _images(self, wanted: list[int]) -> dict[int, Image]:
         try:
-            return self._decode(wanted)
+            return dict(self._decode(wanted))
         except DecodeError:
             if self.in_order:
                 raise
         self.in_order = True  # the definition decides about what a seek did not reach
-        return self._decode(wanted)
+        return dict(self._decode(wanted))
 
-    def _decode(self, wanted: list[int]) -> dict[int, Image]:
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        """The wanted frames with their numbers, in order."""
         import av
 
-        images: dict[int, Image] = {}
+        num_found = 0
         reason = "it yields no picture"
         try:
             with av.open(self.path) as container:
                 stream = best_video_stream(self.path, container)
                 group, frames = -1, self._numbered(container, stream)
                 for target in wanted:
-                    if not self.in_order and (needed := bisect.bisect_right(self._scan.keyframes, target) - 1) != group:
-                        assert self._scan.times is not None
-                        container.seek(self._scan.times[self._scan.keyframes[needed]], stream=stream)
+                    if not self.in_order and (needed := bisect.bisect_right(self.scan.keyframes, target) - 1) != group:
+                        assert self.scan.times is not None
+                        container.seek(self.scan.times[self.scan.keyframes[needed]], stream=stream)
                         group, frames = needed, self._numbered(container, stream)
                     number, frame = next((found for found in frames if found[0] >= target), (-1, None))
                     if frame is None or number > target:
                         break
-                    images[target] = self._image(target, frame)
+                    yield target, self._image(target, frame)
+                    num_found += 1
         except (av.FFmpegError, OSError) as error:
             reason = reason_of(error)
-        if len(images) < len(wanted):
-            target = next(index for index in wanted if index not in images)
-            raise DecodeError(f"{self.path}: frame {target} of {self.num_frames} cannot be decoded: {reason}")
-        return images
+        if num_found < len(wanted):
+            raise DecodeError(
+                f"{self.path}: frame {wanted[num_found]} of {self.num_frames} cannot be decoded: {reason}"
+            )
 
     def _numbered(self, container: "InputContainer", stream: "VideoStream") -> Iterator[tuple[int, "VideoFrame"]]:
         """Decoded frames from where the container stands, with their numbers."""
-        times, count = self._scan.times, 0
+        times, count = self.scan.times, 0
         for packet in container.demux(stream):
-            if packet.size and (packet.is_corrupt or packet_time(packet.pts) < self._scan.start):
+            if packet.size and (packet.is_corrupt or packet_time(packet.pts) < self.scan.start):
                 continue
             for frame in packet.decode():
                 number, count = count, count + 1
@@ -181,7 +203,9 @@ class _PyavReader(VideoReader):
         if frame.is_corrupt:
             raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} is damaged")
         if frame.rotation % 90:
-            raise DecodeError(f"{self.path}: is to be rotated by {frame.rotation} degrees, expected a multiple of 90")
+            raise DecodeError(
+                f"{self.path}: is to be rotated by {frame.rotation} degrees, expected a multiple of 90", "odd_rotation"
+            )
         # one thread: others would be started and waited for anew at every frame
         return np.rot90(frame.to_ndarray(format="rgb24", threads=1), frame.rotation // 90)
 
@@ -192,7 +216,9 @@ class _DecordReader(VideoReader):
     def __init__(self, path: str, scan: PacketScan) -> None:
         super().__init__(path, scan)
         if not scan.suits_decord:
-            raise DecodeError(f"{path}: decord does not read this kind of video right; use auto or pyav")
+            raise DecodeError(
+                f"{path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
+            )
         self._reader = self._open()
         self._position = 0
         self.in_order = not scan.is_seekable or len(self._reader) != scan.num_frames
@@ -208,7 +234,7 @@ class _DecordReader(VideoReader):
         try:
             return decord.VideoReader(self.path, ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME)
         except (RuntimeError, decord.DECORDError, AssertionError) as error:
-            raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}") from error
+            raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}", "wrong_backend") from error
 
     def _images(self, wanted: list[int]) -> dict[int, Image]:
         import decord

@@ -165,7 +165,7 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
         "pin_memory": cfg.data_loader.pin_memory and cfg.device != "cpu" and torch.cuda.is_available(),
     }
     if cfg.data.class_names:
-        videos = replace(videos, class_names=_class_names(cfg))
+        videos = replace(videos, class_names=class_names(cfg))
     if split != "test" and not videos.is_labelled:
         first = next(index for index in range(len(videos)) if videos.label(index) < 0)
         raise AnnotationError(
@@ -221,7 +221,7 @@ def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
     )
     return VideoDataset(
         videos,
-        _sampler(cfg, cfg.train.dataset, use_offset=data.use_offset_sampling),
+        clip_sampler(cfg, cfg.train.dataset, use_offset=data.use_offset_sampling),
         transform,
         seed=cfg.rng_seed,
         num_copies=aug.num_sample if aug.enable else 1,
@@ -233,7 +233,7 @@ def _val_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
     crop_size = cfg.data.train_crop_size
     short_side = crop_size if cfg.train.dataset == "ssv2" else max(crop_size, cfg.data.train_jitter_scales[0])
     transform = TestTransform(short_side=short_side, crop_size=crop_size)
-    sampler = _sampler(cfg, cfg.train.dataset, use_offset=True)
+    sampler = clip_sampler(cfg, cfg.train.dataset, use_offset=True)
     return ViewDataset(videos, sampler, transform, backend=cfg.data.decoding_backend)
 
 
@@ -248,18 +248,20 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
             f"are resized to, DATA.TRAIN_JITTER_SCALES[0], which is {short_side}"
         )
     transform = TestTransform(short_side=short_side, crop_size=crop_size, num_crops=num_crops)
-    sampler = _sampler(cfg, cfg.test.dataset, use_offset=cfg.data.use_offset_sampling)
+    sampler = clip_sampler(cfg, cfg.test.dataset, use_offset=cfg.data.use_offset_sampling)
     num_clips = cfg.test.num_ensemble_views
     return ViewDataset(videos, sampler, transform, num_clips=num_clips, backend=cfg.data.decoding_backend)
 
 
-def _sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
+def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
+    """How clips are cut; DATA.SAMPLING auto depends on the data set."""
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset)
 
 
-def _class_names(cfg: Config) -> tuple[str, ...]:
+def class_names(cfg: Config) -> tuple[str, ...]:
+    """The names in DATA.CLASS_NAMES. Raises AnnotationError where they are not MODEL.NUM_CLASSES."""
     names = read_class_names(cfg.data.class_names)
     if len(names) != cfg.model.num_classes:
         raise AnnotationError(

@@ -1,5 +1,6 @@
 """What the packets of a video file tell about it, read without decoding: length, times, keyframes, safe seeking."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +19,24 @@ _PROGRESSIVE = (0, 1)  # field orders: not stated, progressive
 
 
 class DecodeError(RuntimeError):
-    """A video, or a frame of it, cannot be decoded; the message names the file and the reason."""
+    """A video, or a frame of it, cannot be decoded; the message names the file and the reason.
+
+    `kind` is what is wrong, in one word for programs: missing, not_a_video, no_video_stream, cut_short, odd_rotation,
+    wrong_backend (another one might read it), or else damaged.
+    """
+
+    def __init__(self, message: str, kind: str = "damaged") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
 class PacketScan:
-    """What the packets of a file tell; times are in the stream's own unit."""
+    """What the packets of a file tell; times are in the stream's own unit.
+
+    `in_order_because` says why a seek might not land where it should; it is empty where seeking is safe. Width and
+    height are those stored, before any rotation; `codec` is FFmpeg's name of the decoder.
+    """
 
     num_frames: int
     num_present: int  # frames whose number is certain: fewer than num_frames where the file ends early
@@ -31,8 +44,16 @@ class PacketScan:
     start: int  # packets shown before it are not decoded
     times: list[int] | None  # of the frames, rising; None where they do not tell frames apart
     keyframes: list[int]
-    is_seekable: bool
+    in_order_because: str
     suits_decord: bool  # decord, too, is right about it when reading in order
+    codec: str
+    width: int
+    height: int
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether a seek to a keyframe lands on it, and what follows needs nothing before it."""
+        return not self.in_order_because
 
 
 class _PacketFacts(NamedTuple):
@@ -54,10 +75,11 @@ def scan_packets(file: str) -> PacketScan:
             packets = [_packet_facts(packet, stream) for packet in container.demux(stream) if packet.size]
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             name, codec = container.format.name, stream.codec_context.name
+            shape = (codec, stream.codec_context.width, stream.codec_context.height)
             num_listed = len(stream.index_entries) if name.startswith("mov") else len(packets)
             suits_decord = name.startswith(_DECORD_CONTAINERS) and _has_decord_colours(stream)
     except (av.FFmpegError, OSError) as error:
-        raise DecodeError(f"{file}: cannot be opened as a video: {reason_of(error)}") from error
+        raise DecodeError(f"{file}: cannot be opened as a video: {reason_of(error)}", "not_a_video") from error
     is_timed = name.startswith(_TIMED_CONTAINERS)
     whole = [packet for packet in packets if not packet.is_corrupt]
     start = next((packet.shown for packet in whole if packet.is_key), _NO_TIME) if is_timed else _NO_TIME
@@ -72,19 +94,31 @@ def scan_packets(file: str) -> PacketScan:
         num_present = sum(packet.shown <= last_stored for packet in frames)
     times = sorted(packet.shown for packet in frames)
     if not is_timed or len(set(times)) < len(frames):
-        return PacketScan(num_frames, num_present, fps, start, None, [], False, suits_decord)
+        reason = "several frames have the same time" if is_timed else f"container {name} does not keep times well"
+        return PacketScan(num_frames, num_present, fps, start, None, [], reason, suits_decord, *shape)
     number = {time: index for index, time in enumerate(times)}
+    keyframes = sorted(number[packet.shown] for packet in frames if packet.is_key)
+    if codec not in _SEEKABLE_CODECS:
+        reason = f"codec {codec} is not known to seek safely"
+    elif not len(frames) == num_listed == len(packets):
+        reason = "packets are missing, damaged or hidden"
+    else:
+        reason = _unsafe_keyframes(frames, number)
+    return PacketScan(num_frames, num_present, fps, start, times, keyframes, reason, suits_decord, *shape)
+
+
+def _unsafe_keyframes(frames: Sequence[_PacketFacts], number: Mapping[int, int]) -> str:
+    """Why decoding can't begin at some keyframe, or nothing; `number` is a frame's number by the time it is shown."""
     keys = [packet for packet in frames if packet.is_key]
-    is_seekable = (
-        bool(keys)
-        and codec in _SEEKABLE_CODECS
-        and len(frames) == num_listed == len(packets)
-        and all(number[packet.shown] == place for place, packet in enumerate(frames) if packet.is_key)
-        and all(packet.is_restart for packet in keys)
-        and all(later.stored > earlier.shown for earlier, later in zip(keys, keys[1:], strict=False))
-    )
-    keyframes = sorted(number[key.shown] for key in keys)
-    return PacketScan(num_frames, num_present, fps, start, times, keyframes, is_seekable, suits_decord)
+    if not keys:
+        return "there is no keyframe"
+    if not all(packet.is_restart for packet in keys):
+        return "not every keyframe is a restart"
+    if not all(number[packet.shown] == place for place, packet in enumerate(frames) if packet.is_key):
+        return "groups of pictures are open"
+    if not all(later.stored > earlier.shown for earlier, later in zip(keys, keys[1:], strict=False)):
+        return "keyframes are stored too close to each other"
+    return ""
 
 
 def _packet_facts(packet: "Packet[VideoStream]", stream: "VideoStream") -> _PacketFacts:
@@ -126,7 +160,7 @@ def best_video_stream(file: str, container: "InputContainer") -> "VideoStream":
     """The stream that players show, set to decode in one thread and to fail on damage; DecodeError without one."""
     stream: Any = container.streams.best("video")
     if stream is None:
-        raise DecodeError(f"{file}: has no video stream")
+        raise DecodeError(f"{file}: has no video stream", "no_video_stream")
     stream.codec_context.thread_count = 1  # workers are processes already
     stream.codec_context.options = {"err_detect": "explode"}  # an error where the decoder would make up a picture
     return stream
