@@ -1,0 +1,340 @@
+"""A check of generated clips finds every fault that was put into them, under its name, and nothing else."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.faulty_clips import NUM_FRAMES, ClipMaker
+from tests.shared_files import CLIPS, needs_clips
+from videoattn.data.annotations import AnnotationError, read_kinetics_csv, read_ssv2
+from videoattn.data.check import LOG_NAME, CheckOptions, check_lists
+from videoattn.data.check_lists import CheckedList
+from videoattn.data.check_table import ERRORS, WARNINGS
+from videoattn.data.decode import open_video
+from videoattn.data.probe import ProbeOptions, Prober, ProbeTask
+
+ROOT = Path(__file__).parents[2]
+CLIP_FRAMES = 16
+FILE_FAULTS = ("missing", "empty", "not_a_video", "no_video_stream", "damaged", "cut_short", "too_short")
+Row = tuple[str, int]
+
+
+def is_short(num_frames: int, fps: float) -> bool:
+    return num_frames < CLIP_FRAMES
+
+
+@pytest.fixture(scope="module")
+def maker(tmp_path_factory: pytest.TempPathFactory) -> ClipMaker:
+    return ClipMaker(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Callable[..., CheckedList]:
+    """Writes a list and reads it; its videos are below tmp_path."""
+
+    def build(rows: Sequence[Row], split: str = "train", **asked: Any) -> CheckedList:
+        file = tmp_path / f"{split}.csv"
+        file.write_text("".join(f"{name} {label}\n" for name, label in rows))
+        return CheckedList(split, read_kinetics_csv(file), **asked)
+
+    return build
+
+
+def problems(out: Path, split: str = "train") -> list[tuple[str, str]]:
+    """(path, kind), sorted; paths as in the list."""
+    with open(out / f"bad_{split}.csv", newline="") as stream:
+        return sorted((os.path.basename(row["path"]), row["kind"]) for row in csv.DictReader(stream))
+
+
+def test_every_fault_of_a_file_is_found_under_its_name_and_no_other(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    names = {f"{fault}_{number}.mp4": fault for fault in FILE_FAULTS for number in range(2)}
+    names |= {f"good_{number}.mp4": "" for number in range(6)}
+    for name, fault in names.items():
+        maker.write(tmp_path / name, fault)
+    (tmp_path / "folder.mp4").mkdir()
+    names["folder.mp4"] = "not_a_file"
+    out = tmp_path / "out"
+    summary = check_lists([listed([(name, 0) for name in names], is_short=is_short)], out)
+    assert problems(out) == sorted((name, fault) for name, fault in names.items() if fault)
+    assert (summary["num_errors"], summary["num_warnings"]) == (13, 2)
+    clean = [line.split()[0] for line in (out / "clean" / "train.csv").read_text().splitlines()]
+    assert clean == [name for name, fault in names.items() if fault in ("", "too_short")]
+
+
+def test_copies_and_repeated_lines_are_told_apart_and_lead_to_the_first(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4", "only_val.mp4"):
+        maker.write(tmp_path / name)
+    for copy, original in (("copy_a", "a"), ("other_a", "a"), ("val_b", "b"), ("val_copy", "only_val")):
+        (tmp_path / f"{copy}.mp4").write_bytes((tmp_path / f"{original}.mp4").read_bytes())
+    train = [("a.mp4", 0), ("b.mp4", 1), ("copy_a.mp4", 0), ("other_a.mp4", 1), ("a.mp4", 0), ("b.mp4", 0)]
+    val = [("c.mp4", 0), ("val_b.mp4", 1), ("only_val.mp4", 0), ("val_copy.mp4", 0), ("a.mp4", 1)]
+    out = tmp_path / "out"
+    lists = [listed(train), listed(val, "val"), listed(val, "test")]
+    summary = check_lists(lists, out)
+    assert problems(out) == [
+        ("a.mp4", "listed_twice"),
+        ("b.mp4", "listed_twice_other_label"),
+        ("copy_a.mp4", "duplicate"),
+        ("other_a.mp4", "duplicate_other_label"),
+    ]
+    in_val = [("a.mp4", "leak"), ("val_b.mp4", "leak"), ("val_copy.mp4", "duplicate")]
+    assert problems(out, "val") == problems(out, "test") == in_val
+    details = {row["path"]: row["detail"] for row in summary["first_problems"] if row["list"] == "val"}
+    assert details[str(tmp_path / "val_b.mp4")] == f"same content as {tmp_path / 'b.mp4'} of train"
+    assert summary["num_errors"] == 0
+
+
+def test_labels_beyond_the_model_are_errors_and_classes_without_usable_videos_are_named(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        maker.write(tmp_path / name)
+    rows = [("a.mp4", 0), ("b.mp4", 4), ("missing.mp4", 2)]
+    out = tmp_path / "out"
+    check_lists([listed(rows, num_classes=4)], out)
+    with open(out / "bad_train.csv", newline="") as stream:
+        found = [(row["kind"], row["severity"], row["number"], row["detail"]) for row in csv.DictReader(stream)]
+    assert found == [
+        ("class_without_videos", "warning", "0", "class 1"),
+        ("class_without_videos", "warning", "0", "class 2"),
+        ("class_without_videos", "warning", "0", "class 3"),
+        ("label_out_of_range", "error", "2", "label 4, expected 0 to 3"),
+        ("missing", "error", "3", "does not exist"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "lengths, rows, expected",
+    [
+        ("names", ["x_000010_000012.mp4 0", "y_000010_000020.mp4 0", "z_10_20.mp4 0"], ["y_000010_000020.mp4"]),
+        ("frames", ["a.mp4 24 0", "b.mp4 25 0", "c.mp4 26 0", "d.mp4 12 0"], ["c.mp4", "d.mp4"]),
+        ("seconds", ["a.mp4,2.4,0", "b.mp4,2.5,0", '"c,d.mp4",2.6,0'], ["c,d.mp4"]),
+        ("ignore", ["x_000010_000020.mp4 48 0"], []),
+    ],
+)
+def test_lengths_other_than_stated_are_found_where_they_are_stated(
+    maker: ClipMaker, tmp_path: Path, lengths: Any, rows: list[str], expected: list[str]
+) -> None:
+    """Clips have 24 frames at 10 per second; a frame, or 5 %, does not matter."""
+    separator = "," if "," in rows[0] else " "
+    for name, *_ in csv.reader(rows, delimiter=separator):
+        maker.write(tmp_path / name)
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    tolerance = 0.25 if lengths == "names" else 0.05
+    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv", separator=separator), separator)
+    check_lists([videos], tmp_path / "out", CheckOptions(lengths=lengths, tolerance=tolerance))
+    assert problems(tmp_path / "out") == [(name, "wrong_length") for name in expected]
+
+
+def test_a_list_without_the_lengths_asked_for_is_refused_by_its_line(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    with pytest.raises(AnnotationError, match=r"train.csv:1: 'a.mp4 0', expected a path, the video's length"):
+        check_lists([listed([("a.mp4", 0)])], tmp_path / "out", CheckOptions(lengths="frames"))
+
+
+def counting_opener(log: Path, path: str, backend: str) -> Any:
+    with open(log, "a") as stream:
+        stream.write(os.path.basename(path) + "\n")
+    return open_video(path, backend)  # type: ignore[arg-type]
+
+
+def test_a_second_check_opens_only_what_is_new_changed_or_half_noted(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    names = [f"{number}.mp4" for number in range(5)]
+    for name in names:
+        maker.write(tmp_path / name, "damaged" if name == "1.mp4" else "")
+    opened, out = tmp_path / "opened", tmp_path / "out"
+    check = partial(check_lists, folder=out, opener=partial(counting_opener, opened))
+    first = check([listed([(name, 0) for name in names])])
+    assert sorted(opened.read_text().split()) == names
+
+    opened.unlink()
+    assert check([listed([(name, 0) for name in names])]) == first
+    assert not opened.exists()
+
+    log = out / LOG_NAME
+    lines = log.read_text().splitlines()
+    half = next(line for line in lines if "4.mp4" in line)
+    lines.remove(half)
+    log.write_text("\n".join([*lines, half[: len(half) // 2]]))
+    maker.write(tmp_path / "0.mp4", "too_short")
+    maker.write(tmp_path / "5.mp4")
+    rows = [(name, 0) for name in [*names, "5.mp4"]]
+    check([listed(rows, is_short=is_short)])
+    assert sorted(opened.read_text().split()) == ["0.mp4", "4.mp4", "5.mp4"]
+    assert problems(out) == [("0.mp4", "too_short"), ("1.mp4", "damaged")]
+
+    opened.unlink()
+    check([listed(rows)], options=CheckOptions(ProbeOptions("all")))
+    assert len(opened.read_text().split()) == 6  # other options, other answers
+
+
+def failing_opener(path: str, backend: str) -> Any:
+    name = os.path.basename(path)
+    while name.startswith("hangs"):
+        pass
+    if name.startswith("killed"):
+        os.kill(os.getpid(), 9)
+    if name.startswith("raises"):
+        raise KeyError(name)
+    return open_video(path, backend)  # type: ignore[arg-type]
+
+
+def test_a_decoder_that_hangs_or_dies_costs_one_file_and_is_tried_again_later(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    names = ["good0.mp4", "hangs.mp4", "killed.mp4", "raises.mp4", "good1.mp4", "good2.mp4"]
+    for name in names:
+        maker.write(tmp_path / name)
+    out, videos = tmp_path / "out", listed([(name, 0) for name in names])
+    summary = check_lists([videos], out, CheckOptions(limit_seconds=0.5), opener=failing_opener)
+    assert problems(out) == [("hangs.mp4", "hangs"), ("killed.mp4", "crashes"), ("raises.mp4", "crashes")]
+    details = {os.path.basename(row["path"]): row["detail"] for row in summary["first_problems"]}
+    assert details["hangs.mp4"] == "no answer within 0.5 s"
+    assert details["killed.mp4"] == "the process that read it ended: killed by SIGKILL"
+    assert "KeyError in test_check.py" in details["raises.mp4"]
+
+    opened = tmp_path / "opened"
+    assert check_lists([videos], out, opener=partial(counting_opener, opened))["num_errors"] == 0
+    assert sorted(opened.read_text().split()) == ["hangs.mp4", "killed.mp4", "raises.mp4"]
+
+
+def test_decode_none_reads_no_frame_and_all_finds_damage_between_the_samples(maker: ClipMaker, tmp_path: Path) -> None:
+    """Damage after the middle: the last frame rests on it in a clip with one keyframe, so a sample finds it too."""
+    maker.write(tmp_path / "damaged.mp4", "damaged")
+    maker.write(tmp_path / "good.mp4")
+    found = {
+        (decode, name): Prober(ProbeOptions(decode))(ProbeTask(str(tmp_path / name))).problem  # type: ignore[union-attr]
+        for decode in ("none", "sample", "all")
+        for name in ("damaged.mp4", "good.mp4")
+    }
+    assert {key for key, problem in found.items() if problem} == {("sample", "damaged.mp4"), ("all", "damaged.mp4")}
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav"])
+@needs_clips
+def test_real_files_are_errors_exactly_where_they_do_not_decode(backend: Any) -> None:
+    with open(CLIPS / "MANIFEST.csv", newline="") as stream:
+        expected = {row["file"]: row["decodes"] == "yes" for row in csv.DictReader(stream)}
+    prober = Prober(ProbeOptions("sample", backend))
+    found = {name: not prober(ProbeTask(str(CLIPS / name))).problem for name in expected}  # type: ignore[union-attr]
+    assert len(found) > 30 and found == expected
+
+
+def test_something_something_lists_are_checked_and_written_as_they_are(maker: ClipMaker, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for number, fault in ((1, ""), (2, "empty"), (3, "")):
+        maker.write(tmp_path / "videos" / f"{number}.mp4", fault)
+    names = {"labels": {"Doing something": "0"}}
+    items = [{"id": str(number), "template": "Doing [something]", "label": "doing"} for number in (1, 2, 3)]
+    for name, content in ({"train": items} | names).items():
+        (tmp_path / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    check_lists([CheckedList("train", read_ssv2(str(tmp_path), "train"))], tmp_path / "out")
+    assert problems(tmp_path / "out") == [("2.mp4", "empty")]
+    clean = read_ssv2(str(tmp_path / "out" / "clean"), "train", prefix=str(tmp_path / "videos"))
+    assert clean.paths == b"1.webm3.webm" or clean.paths == b"1.mp43.mp4"
+    kept = json.loads((tmp_path / "out" / "clean" / "something-something-v2-train.json").read_text())
+    assert kept == [items[0], items[2]]
+
+
+def test_the_page_is_well_formed_and_counts_what_the_summary_counts(
+    maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
+) -> None:
+    strange = "<b>&'x.mp4"
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        maker.write(tmp_path / name)
+    rows = [("a.mp4", 0), ("b.mp4", 0), (strange, 1), ("c.mp4", 1)]
+    summary = check_lists([listed(rows)], tmp_path / "out")
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    counts = summary["lists"]["train"]
+    assert (counts["listed"], counts["clean"], counts["problems"]) == (4, 3, {"missing": 1})
+    assert [bin for bin in counts["frames"] if bin[2]] == [[NUM_FRAMES, 32, 3]]
+    assert [bin for bin in counts["seconds"] if bin[2]] == [[1.5, 2.5, 3]]
+    assert (counts["resolution"], counts["fps"], counts["read_in_order"]) == ({"64x48": 3}, {"10.0": 3}, {})
+    assert [(row["class"], row["listed"], row["clean"]) for row in counts["classes"]] == [(0, 2, 2), (1, 2, 1)]
+    page = (tmp_path / "out" / "summary.html").read_text().removeprefix("<!DOCTYPE html>\n")
+    tree = ElementTree.fromstring(page)
+    text = " ".join(tree.itertext())
+    assert strange in text and "train: 4 videos, 3 clean" in text and "64x48" in text
+    assert not [name for name in ("href", "src") for node in tree.iter() if node.get(name)]
+
+
+def run_tool(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "check_data.py", *map(str, arguments)],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120,
+    )  # fmt: skip
+
+
+def test_exit_status_is_0_without_errors_1_with_errors_and_2_for_wrong_use(maker: ClipMaker, tmp_path: Path) -> None:
+    maker.write(tmp_path / "short.mp4", "too_short")
+    (tmp_path / "train.csv").write_text("short.mp4 0\n")
+    arguments = ("--list", tmp_path / "train.csv", "--min-frames", CLIP_FRAMES, "--out", tmp_path / "out")
+    good = run_tool(*arguments, "--workers", 1)
+    assert (good.returncode, good.stderr) == (0, "") and "1 too_short" in good.stdout
+    bad = run_tool(*arguments, "--workers", 1, "--as-error", "too_short,leak")
+    assert bad.returncode == 1 and "0 clean" in bad.stdout
+    wrong = run_tool(*arguments, "--as-error", "to_short")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --as-error expects all or some of too_short,")
+    config = ("--out", tmp_path / "out2", "--workers", 1)
+    pairs = ("DATA.PATH_TO_DATA_DIR", tmp_path)
+    missing = run_tool(*config, *pairs)
+    assert missing.returncode == 2 and "val.csv does not exist" in missing.stderr
+    chosen = run_tool(*config, "--split", "train", *pairs, "MODEL.NUM_CLASSES", 1, "DATA.NUM_FRAMES", CLIP_FRAMES)
+    assert chosen.returncode == 0 and "1 too_short" in chosen.stdout, chosen.stderr
+
+
+TEN_KINDS = (*FILE_FAULTS, "wrong_length", "duplicate", "label_out_of_range")
+
+
+@pytest.mark.slow
+def test_exactly_fifty_faults_of_ten_kinds_are_found_among_five_thousand_clips(
+    maker: ClipMaker, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    assert len(TEN_KINDS) == 10 and set(TEN_KINDS) < set(ERRORS | WARNINGS)
+    places = rng.sample(range(1, 5000), 50)
+    faults = {place: TEN_KINDS[number % 10] for number, place in enumerate(places)}
+    rows, good = [], ["000000.mp4"]
+    for number in range(5000):
+        name, fault = f"{number:06d}.mp4", faults.get(number, "")
+        if fault == "duplicate":
+            (tmp_path / name).write_bytes((tmp_path / rng.choice(good)).read_bytes())
+        else:
+            maker.write(tmp_path / name, fault)
+        if not fault:
+            good.append(name)
+        length = {"too_short": 6, "wrong_length": 2 * NUM_FRAMES}.get(fault, NUM_FRAMES)
+        label = 10 if fault == "label_out_of_range" else number % 10
+        rows.append((name, length, label if fault != "duplicate" else None))
+    contents = {(tmp_path / name).read_bytes(): label for name, _, label in rows if name in set(good)}
+    lines = [
+        f"{name} {length} {contents[(tmp_path / name).read_bytes()] if label is None else label}\n"
+        for name, length, label in rows
+    ]
+    (tmp_path / "train.csv").write_text("".join(lines))
+    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv"), num_classes=10, is_short=is_short)
+    started = time.perf_counter()
+    check_lists([videos], tmp_path / "out", CheckOptions(lengths="frames"))
+    print(f"{time.perf_counter() - started:.1f} s")
+    found = problems(tmp_path / "out")
+    assert found == sorted((f"{place:06d}.mp4", fault) for place, fault in faults.items())
+    assert set(Counter(kind for _, kind in found).values()) == {5}

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Check all videos of a data set before training: missing, damaged, short, copied, leaked or wrongly labelled ones.
+
+Examples:
+    python tools/check_data.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
+    python tools/check_data.py --cfg FILE --split train,val --decode all --workers 16 --out checks/k400
+    python tools/check_data.py --list data/my/train.csv --prefix data/my/videos --separator , --min-frames 32
+    python tools/check_data.py --cfg FILE --as-error leak,duplicate_other_label && python tools/train_net.py --cfg FILE
+
+OUT then holds clean/ (the lists without videos that have an error), bad_*.csv (every problem), summary.json,
+summary.html, and probes.jsonl, by which the same command continues a check that was stopped, and later looks only at
+files that are new or changed. Exit status: 0 without errors, 1 with errors, 2 where the command or a list is wrong.
+Errors are what training can't use; all else is a warning, unless --as-error names it. docs/data.md lists the kinds.
+Options come before KEY VALUE pairs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from videoattn.command_line import run_tool
+from videoattn.config import Config
+from videoattn.config_file import add_config_arguments, load_config, parse_overrides
+from videoattn.data.annotations import read_annotations, read_kinetics_csv
+from videoattn.data.check import CheckOptions, check_lists
+from videoattn.data.check_lists import CheckedList
+from videoattn.data.check_report import format_summary
+from videoattn.data.check_table import ERRORS, WARNINGS
+from videoattn.data.decode import Backend
+from videoattn.data.loader import class_names, clip_sampler
+from videoattn.data.probe import ProbeOptions
+
+FOUND_ERRORS = 1
+SPLITS = ("train", "val", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--split", metavar="NAMES", help="e.g. train,val; default: train,val and TEST.SPLIT")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("check"), help="default: %(default)s")
+    parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
+                        help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
+    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="for a file; default: %(default)s")
+    parser.add_argument("--min-frames", type=int, metavar="N", help="below it a video is too short; default: one clip")
+    parser.add_argument("--lengths", choices=("names", "frames", "seconds", "ignore"), default="names",
+                        help="where a video's length is stated: in names ending in _START_END (seconds, six digits "
+                        "each), or as frames or seconds between path and label; default: %(default)s")  # fmt: skip
+    parser.add_argument("--tolerance", type=float, default=0.05, metavar="SHARE",
+                        help="of a stated length, that a video may deviate; default: %(default)s")  # fmt: skip
+    parser.add_argument("--as-error", default="", metavar="KINDS", help=f"'all' or some of {', '.join(WARNINGS)}")
+    alone = parser.add_argument_group("without a configuration")
+    alone.add_argument("--list", type=Path, metavar="FILE", help="one csv to check")
+    alone.add_argument("--prefix", default="", metavar="DIR", help="where relative paths lie; default: beside the csv")
+    alone.add_argument("--separator", default=" ", metavar="CHAR", help="between path and label; default: a space")
+    alone.add_argument("--num-classes", type=int, metavar="N", help="labels are to be below it")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    check_arguments(args)
+    backend: Backend = "auto"
+    if args.list:
+        lists = [listed_alone(args)]
+    else:
+        lists, backend = configured_lists(args)
+    options = CheckOptions(
+        ProbeOptions(args.decode, backend),
+        num_workers=args.workers,
+        limit_seconds=args.limit,
+        lengths=args.lengths,
+        tolerance=args.tolerance,
+        fatal=frozenset(ERRORS) | promoted(args.as_error),
+    )
+    summary = check_lists(lists, args.out, options, progress=sys.stderr.isatty())
+    print(format_summary(summary))
+    print(f"results in {args.out}; {args.out / 'summary.html'} has histograms and the first problems")
+    return FOUND_ERRORS if summary["num_errors"] else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises ValueError on options that do not fit each other or are out of range."""
+    given = [name for name in ("prefix", "num_classes") if getattr(args, name)]
+    if args.list and (args.cfg or args.split or args.opts or args.overrides):
+        raise ValueError("--list stands alone, without --cfg, --split and KEY VALUE pairs")
+    if not args.list and (given or args.separator != " "):
+        raise ValueError("--prefix, --separator and --num-classes belong to --list; settings say the same, see DATA")
+    for name, least in (("workers", 1), ("min_frames", 1), ("num_classes", 1), ("limit", 1e-3), ("tolerance", 0)):
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} expects at least {least}, got {value}")
+
+
+def promoted(names: str) -> frozenset[str]:
+    """Kinds of warnings that are to count as errors."""
+    kinds = list(WARNINGS) if names == "all" else [name for name in names.split(",") if name]
+    for kind in kinds:
+        if kind not in WARNINGS:
+            raise ValueError(f"--as-error expects all or some of {','.join(WARNINGS)}, got {kind!r}")
+    return frozenset(kinds)
+
+
+def listed_alone(args: argparse.Namespace) -> CheckedList:
+    """The csv of --list."""
+    videos = read_kinetics_csv(args.list, separator=args.separator, prefix=args.prefix)
+    is_short = partial(has_fewer_frames, args.min_frames) if args.min_frames else None
+    return CheckedList(args.list.stem, videos, args.separator, args.num_classes, is_short=is_short)
+
+
+def configured_lists(args: argparse.Namespace) -> tuple[list[CheckedList], Backend]:
+    """The lists that the configuration trains and evaluates with, or those of --split, and its decoding backend."""
+    cfg = load_config(args.cfg, parse_overrides(args))
+    splits = args.split.split(",") if args.split else ["train", "val", cfg.test.split]
+    for split in splits:
+        if split not in SPLITS:
+            raise ValueError(f"--split expects some of {','.join(SPLITS)}, got {split!r}")
+    lists = [configured_list(cfg, split, args.min_frames) for split in dict.fromkeys(splits)]
+    return lists, cfg.data.decoding_backend
+
+
+def configured_list(cfg: Config, split: str, min_frames: int | None) -> CheckedList:
+    """One list as training reads it, but with labels that it would refuse."""
+    dataset = cfg.test.dataset if split == "test" else cfg.train.dataset
+    videos = read_annotations(
+        dataset,
+        cfg.data.path_to_data_dir,
+        split,
+        separator=cfg.data.path_label_separator,
+        prefix=cfg.data.path_prefix,
+    )
+    if cfg.data.class_names:
+        videos = replace(videos, class_names=class_names(cfg))
+    is_short = partial(has_fewer_frames, min_frames) if min_frames else clip_sampler(cfg, dataset, False).is_short
+    return CheckedList(
+        split,
+        videos,
+        cfg.data.path_label_separator,
+        cfg.model.num_classes,
+        needs_labels=split != "test",
+        is_short=is_short,
+    )
+
+
+def has_fewer_frames(min_frames: int, num_frames: int, fps: float) -> bool:
+    return num_frames < min_frames
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
