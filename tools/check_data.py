@@ -27,9 +27,9 @@ from videoattn.config import Config
 from videoattn.config_file import add_config_arguments, load_config, parse_overrides
 from videoattn.data.annotations import read_annotations, read_kinetics_csv
 from videoattn.data.check import CheckOptions, check_lists
-from videoattn.data.check_lists import CheckedList
 from videoattn.data.check_report import format_summary
 from videoattn.data.check_table import ERRORS, WARNINGS
+from videoattn.data.checked_list import CheckedList
 from videoattn.data.decode import Backend
 from videoattn.data.loader import class_names, clip_sampler
 from videoattn.data.probe import ProbeOptions

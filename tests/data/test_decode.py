@@ -345,5 +345,5 @@ def test_unknown_backend_is_refused(make: Any) -> None:
 
 
 def test_decode_error_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(DecodeError("a.mp4: does not exist")))
+    error = pickle.loads(pickle.dumps(DecodeError("a.mp4: does not exist", "missing")))
     assert isinstance(error, DecodeError) and str(error) == "a.mp4: does not exist"

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from videoattn.data.check_lists import CheckedList, Lengths, stated_lengths
 from videoattn.data.check_report import Summary, summarize, write_results
 from videoattn.data.check_table import ERRORS, CheckTable
+from videoattn.data.checked_list import CheckedList, Lengths, stated_lengths
 from videoattn.data.decode import open_video
 from videoattn.data.probe import Probe, ProbeOptions, Prober, read_probe
 from videoattn.data.worker_pool import Lost, map_surviving
@@ -91,6 +91,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, opener: Calla
     ):
         for task, answer in answers:
             if isinstance(answer, Lost):
+                # without a size: next time the disk may answer, or the memory suffice
                 answer = Probe(task.path, str(options.probe), problem=answer.kind, detail=answer.reason)
             if answer is not None:
                 lines.write(answer.to_json() + "\n")

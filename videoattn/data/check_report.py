@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from videoattn.data.check_lists import CheckedList, file_sha256, write_clean
 from videoattn.data.check_page import format_page
 from videoattn.data.check_table import KINDS, CheckTable
+from videoattn.data.checked_list import CheckedList, file_sha256, write_clean
 from videoattn.files import atomic_write
 
 Summary = dict[str, Any]
@@ -64,7 +64,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
         "codec": _counts(table, split, "codec"),
         "read_in_order": _counts(table, split, "in_order_because"),
         "classes": [
-            {"class": label, "name": names[label] if 0 <= label < len(names) else "", "listed": n,
+            {"class": label, "name": names[label] if label < len(names) else "", "listed": n,
              "clean": clean.get(label, 0)}
             for label, n in table.class_counts(split, usable=False)
         ],

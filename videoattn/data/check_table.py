@@ -6,10 +6,9 @@ that other limits or labels need no new look at the files.
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, fields
 from typing import Any
 
-from videoattn.data.check_lists import CheckedList
+from videoattn.data.checked_list import CheckedList
 from videoattn.data.probe import Probe, ProbeTask
 
 # What training can't use, or refuses the list for. A run may count any of the others as errors too.
@@ -46,7 +45,7 @@ _TABLES = f"""
 PRAGMA journal_mode = OFF;
 CREATE TABLE listed (split TEXT, number INTEGER, path TEXT, label INTEGER, stated REAL, PRIMARY KEY (split, number))
     WITHOUT ROWID;
-CREATE TABLE probe ({", ".join(field.name for field in fields(Probe))}, PRIMARY KEY (path)) WITHOUT ROWID;
+CREATE TABLE probe ({", ".join(Probe._fields)}, PRIMARY KEY (path)) WITHOUT ROWID;
 CREATE TABLE problem (split TEXT, number INTEGER, kind TEXT, path TEXT, detail TEXT);
 CREATE TABLE fatal (kind TEXT PRIMARY KEY);
 CREATE TEMP VIEW usable AS SELECT * FROM listed JOIN probe USING (path) WHERE problem = '';
@@ -126,8 +125,8 @@ class CheckTable:
 
     def add_probes(self, probes: Iterable[Probe]) -> None:
         """What is known of files; a later probe takes the place of an earlier one."""
-        marks = ", ".join("?" * len(fields(Probe)))
-        self._add(f"INSERT OR REPLACE INTO probe VALUES ({marks})", map(astuple, probes))
+        marks = ", ".join("?" * len(Probe._fields))
+        self._add(f"INSERT OR REPLACE INTO probe VALUES ({marks})", probes)
 
     def _add(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         self._base.execute("BEGIN")
@@ -135,18 +134,15 @@ class CheckTable:
         self._base.execute("COMMIT")
 
     def tasks(self) -> tuple[int, Iterator[ProbeTask]]:
-        """Every listed file once, in the order of the lists, and how many those are.
-
-        Hung and crashed ones are to be tried again: the next time the disk may answer, or the memory suffice.
-        """
+        """Every listed file once, in the order of the lists, with what is known of it; and how many those are."""
         self._base.execute("""
-            CREATE TABLE task AS SELECT path, min(place) AS place,
-                iif(problem NOT IN ('hangs', 'crashes'), size, -1) AS size, ifnull(mtime_ns, -1) AS mtime_ns
+            CREATE TABLE task AS
+            SELECT path, min(place) AS place, ifnull(size, -1) AS size, ifnull(mtime_ns, -1) AS mtime_ns
             FROM (SELECT path, row_number() OVER () AS place FROM listed) LEFT JOIN probe USING (path)
             GROUP BY path ORDER BY place
         """)
         (number,) = next(self.rows("SELECT count(*) FROM task"))
-        rows = self.rows("SELECT path, ifnull(size, -1), mtime_ns FROM task")  # add_probes does not change it meanwhile
+        rows = self.rows("SELECT path, size, mtime_ns FROM task")  # add_probes does not change it meanwhile
         return number, (ProbeTask(*row) for row in rows)
 
     def find_problems(self, checked: CheckedList, *, in_frames: bool, tolerance: float) -> None:
@@ -175,6 +171,8 @@ class CheckTable:
         counts = dict(self.class_counts(checked.split, usable=True))
         names = checked.videos.class_names or ()
         num_classes = checked.num_classes or int(checked.videos.labels.max()) + 1
+        if checked.num_classes is None and num_classes > len(checked.videos):
+            return  # the labels are no numbers of classes
         for label in range(num_classes):
             if not counts.get(label):
                 name = f" ({names[label]})" if label < len(names) else ""
@@ -182,10 +180,11 @@ class CheckTable:
                 self._base.execute("INSERT INTO problem VALUES (?, -1, 'class_without_videos', '', ?)", row)
 
     def class_counts(self, split: str, *, usable: bool) -> Iterator[tuple[int, int]]:
-        """Videos of each label that occurs, all or those without a fatal problem."""
+        """How many videos each label has, all or those without a fatal problem."""
         without_bad = f"AND number NOT IN ({_BAD_NUMBERS})" if usable else ""
         return self.rows(
-            f"SELECT label, count(*) FROM listed WHERE split = :split {without_bad} GROUP BY label", split=split
+            f"SELECT label, count(*) FROM listed WHERE split = :split AND label >= 0 {without_bad} GROUP BY label",
+            split=split,
         )
 
     def bad_numbers(self, split: str) -> Iterator[int]:

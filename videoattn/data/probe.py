@@ -5,9 +5,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from videoattn.data.decode import Backend, DecodeError, open_video
 
@@ -28,12 +28,12 @@ class ProbeOptions:
         return f"{self.decode} {self.backend}"
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """What is known of one file; `problem` is the kind of what makes it unusable, or nothing.
 
-    `size` in bytes and `mtime_ns` are -1 where there is no such file. `digest` is that of all bytes. Width and height
-    are those stored, before any rotation. `in_order_because` says why frames are not sought but decoded from the start.
+    `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
+    same one. `digest` is that of all bytes. Width and height are those stored, before any rotation. `in_order_because`
+    says why frames are not sought but decoded from the start.
     """
 
     path: str
@@ -51,7 +51,8 @@ class Probe:
     detail: str = ""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """What `read_probe` reads."""
+        return json.dumps(self._asdict(), ensure_ascii=False)
 
 
 def read_probe(line: str) -> Probe | None:
@@ -100,7 +101,7 @@ class Prober:
         try:
             make = partial(make, digest=content_digest(task.path))
         except OSError as error:
-            return make(problem="unreadable", detail=str(error.strerror))
+            return make(problem="unreadable", detail=str(error.strerror), mtime_ns=-1)
         return self._probe_video(task.path, make)
 
     def _probe_video(self, path: str, make: Callable[..., Probe]) -> Probe:
