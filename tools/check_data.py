@@ -15,7 +15,6 @@ Options come before KEY VALUE pairs.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from videoattn.data.check_report import format_summary
 from videoattn.data.check_table import ERRORS, WARNINGS
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.decode import Backend
-from videoattn.data.loader import class_names, clip_sampler
+from videoattn.data.loader import class_names, clip_sampler, num_cores
 from videoattn.data.probe import ProbeOptions
 
 FOUND_ERRORS = 1
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
                         help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
+    parser.add_argument("--workers", type=int, default=num_cores(), metavar="N", help="default: all cores")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="for a file; default: %(default)s")
     parser.add_argument("--min-frames", type=int, metavar="N", help="below it a video is too short; default: one clip")
     parser.add_argument("--lengths", choices=("names", "frames", "seconds", "ignore"), default="names",

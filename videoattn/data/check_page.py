@@ -25,7 +25,7 @@ def format_page(summary: Mapping[str, Any]) -> str:
         f"{escape(summary['settings']['decode'])}, backend {escape(summary['settings']['backend'])}.</p>"
     ]
     for split, counts in summary["lists"].items():
-        parts += _list_section(split, counts, summary["errors"])
+        parts += _list_section(split, counts, summary["error_kinds"])
     if summary["first_problems"]:
         parts.append(f"<h2>First {len(summary['first_problems'])} problems</h2>")
         parts.append(_table(("list", "kind", "path", "detail"), summary["first_problems"]))

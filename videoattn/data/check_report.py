@@ -34,7 +34,7 @@ def summarize(table: CheckTable, lists: Sequence[CheckedList], **settings: str) 
         "settings": settings,
         "num_errors": sum(n for split in splits.values() for kind, n in split["problems"].items() if kind in fatal),
         "num_warnings": sum(n for s in splits.values() for kind, n in s["problems"].items() if kind not in fatal),
-        "errors": [kind for kind in KINDS if kind in fatal],
+        "error_kinds": [kind for kind in KINDS if kind in fatal],
         "lists": splits,
         "first_problems": [dict(zip(("list", "path", "kind", "detail"), row, strict=True)) for row in examples],
     }
@@ -120,7 +120,7 @@ def format_summary(summary: Summary) -> str:
     for split, counts in summary["lists"].items():
         lines.append(f"{split}: {counts['listed']} videos listed, {counts['clean']} clean ({counts['source']})")
         for kind, number in counts["problems"].items():
-            severity = "error" if kind in summary["errors"] else "warning"
+            severity = "error" if kind in summary["error_kinds"] else "warning"
             lines.append(f"  {number:>7} {kind:<26} {severity:<8} {KINDS[kind]}")
     lines.append(f"{summary['num_errors']} errors, {summary['num_warnings']} warnings")
     return "\n".join(lines)

@@ -73,7 +73,7 @@ class Loader:
         self._batches = _EpochBatches(plan)
         self._iterator: Any = None
         self._num_begun = 0
-        num_workers = min(num_workers, self.num_batches, _num_cores())
+        num_workers = min(num_workers, self.num_batches, num_cores())
         if num_workers:
             atexit.register(_close_at_exit, weakref.ref(self))
         self._loader = DataLoader(
@@ -270,7 +270,8 @@ def class_names(cfg: Config) -> tuple[str, ...]:
     return names
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -48,7 +48,7 @@ def map_surviving(
                 if connection not in ready and time.monotonic() < worker.deadline:
                     continue
                 result: Result | Lost = Lost("hangs", f"no answer within {limit_seconds:g} s")
-                if connection in ready:
+                if connection.poll():
                     result = worker.finish()
                 del busy[connection]
                 if not worker.is_usable:
