@@ -40,7 +40,7 @@ SPLITS = ("train", "val", "test")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", metavar="NAMES", help="e.g. train,val; default: train,val and TEST.SPLIT")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("check"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
                         help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
     parser.add_argument("--workers", type=int, default=num_cores(), metavar="N", help="default: all cores")
