@@ -16,7 +16,7 @@ Options come before KEY VALUE pairs.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,10 @@ from videoattn.data.check import CheckOptions, check_lists
 from videoattn.data.check_report import format_summary
 from videoattn.data.check_table import ERRORS, WARNINGS
 from videoattn.data.checked_list import CheckedList
-from videoattn.data.decode import Backend
-from videoattn.data.loader import class_names, clip_sampler, num_cores
+from videoattn.data.decode import Backend, open_video
+from videoattn.data.loader import class_names, clip_sampler, num_cores, video_opener
 from videoattn.data.probe import ProbeOptions
+from videoattn.data.video_reader import VideoReader
 
 FOUND_ERRORS = 1
 SPLITS = ("train", "val", "test")
@@ -61,10 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_arguments(args)
     backend: Backend = "auto"
+    opener: Callable[..., VideoReader] = open_video
     if args.list:
         lists = [listed_alone(args)]
     else:
-        lists, backend = configured_lists(args)
+        cfg = load_config(args.cfg, parse_overrides(args))
+        lists, backend, opener = configured_lists(cfg, args), cfg.data.decoding_backend, video_opener(cfg)
     options = CheckOptions(
         ProbeOptions(args.decode, backend),
         num_workers=args.workers,
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tolerance=args.tolerance,
         fatal=frozenset(ERRORS) | promoted(args.as_error),
     )
-    summary = check_lists(lists, args.out, options, progress=sys.stderr.isatty())
+    summary = check_lists(lists, args.out, options, opener=opener, progress=sys.stderr.isatty())
     print(format_summary(summary))
     print(f"results in {args.out}; {args.out / 'summary.html'} has histograms and the first problems")
     return FOUND_ERRORS if summary["num_errors"] else 0
@@ -108,29 +111,29 @@ def listed_alone(args: argparse.Namespace) -> CheckedList:
     return CheckedList(args.list.stem, videos, args.separator, args.num_classes, is_short=is_short)
 
 
-def configured_lists(args: argparse.Namespace) -> tuple[list[CheckedList], Backend]:
-    """The lists that the configuration trains and evaluates with, or those of --split, and its decoding backend."""
-    cfg = load_config(args.cfg, parse_overrides(args))
+def configured_lists(cfg: Config, args: argparse.Namespace) -> list[CheckedList]:
+    """The lists that the configuration trains and evaluates with, or those of --split."""
     splits = args.split.split(",") if args.split else ["train", "val", cfg.test.split]
     for split in splits:
         if split not in SPLITS:
             raise ValueError(f"--split expects some of {','.join(SPLITS)}, got {split!r}")
-    lists = [configured_list(cfg, split, args.min_frames) for split in dict.fromkeys(splits)]
-    return lists, cfg.data.decoding_backend
+    return [configured_list(cfg, split, args.min_frames) for split in dict.fromkeys(splits)]
 
 
 def configured_list(cfg: Config, split: str, min_frames: int | None) -> CheckedList:
     """One list as training reads it, but with labels that it would refuse."""
     dataset = cfg.test.dataset if split == "test" else cfg.train.dataset
+    names = class_names(cfg) if cfg.data.class_names else None
     videos = read_annotations(
         dataset,
         cfg.data.path_to_data_dir,
         split,
         separator=cfg.data.path_label_separator,
         prefix=cfg.data.path_prefix,
+        class_names=names,
     )
-    if cfg.data.class_names:
-        videos = replace(videos, class_names=class_names(cfg))
+    if names is not None:
+        videos = replace(videos, class_names=names)
     is_short = partial(has_fewer_frames, min_frames) if min_frames else clip_sampler(cfg, dataset, False).is_short
     return CheckedList(
         split,

@@ -39,6 +39,7 @@ from videoattn.config_file import (
     parse_overrides,
 )
 from videoattn.data import build_loader
+from videoattn.data.annotations import VideoList, check_same_order
 from videoattn.engine.checkpoint import BEST, list_checkpoints
 from videoattn.engine.distributed import init_distributed, shutdown
 from videoattn.engine.evaluate import Aggregate, evaluate
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = loader.class_names
         if names is not None and len(names) != cfg.model.num_classes:
             raise ValueError(f"MODEL.NUM_CLASSES is {cfg.model.num_classes}, {loader.videos.source} has {len(names)}")
+        check_same_order(names, loader.videos.source, load_report.class_names, str(weights))
         if row is not None:
             check_class_order(row, names)
         with closing(loader):
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 process=process,
             )
         if process.is_main:
-            results.write(folder, names, describe(cfg, loader.videos.source, load_report))
+            results.write(folder, names, describe(cfg, loader.videos, load_report))
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
             for line in [*results.lines(), *(compare_with_row(row, overrides, cfg, results) if row else [])]:
@@ -191,7 +193,7 @@ def choose_aggregate(cfg: Config) -> Aggregate:
     return "logits" if cfg.model.model_name.startswith("timesformer") else "probabilities"
 
 
-def describe(cfg: Config, annotations: str, report: LoadReport) -> dict[str, Any]:
+def describe(cfg: Config, videos: VideoList, report: LoadReport) -> dict[str, Any]:
     """What results.json says about protocol and origin; the views and how they are combined are there already."""
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
@@ -200,12 +202,13 @@ def describe(cfg: Config, annotations: str, report: LoadReport) -> dict[str, Any
                                          "test_crop_size", "mean", "std", "decoding_backend"})  # fmt: skip
     if data.sampling == "auto":
         protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
+    kept = {name: value for name, value in asdict(report).items() if name != "class_names"}
     protocol["channel_order"] = "BGR" if data.reverse_input_channel else "RGB"
     return {
         "model": cfg.model.model_name,
         "protocol": protocol,
-        "annotations": {"path": annotations, "sha256": sha256(annotations)},
-        "checkpoint": {**asdict(report), "loaded": len(report.loaded), "sha256": sha256(report.source)},
+        "annotations": {"path": videos.source, "sha256": videos.digest()},
+        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": sha256(report.source)},
     }
 
 

@@ -34,6 +34,7 @@ from videoattn.config_file import (
     parse_overrides,
 )
 from videoattn.data import Batch, Loader, Mixing, build_loader, normalize
+from videoattn.data.annotations import VideoList, check_same_order
 from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
 from videoattn.engine.distributed import Process, init_distributed, leave_cores_to_workers, shutdown
 from videoattn.engine.evaluate import evaluate
@@ -79,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     build = partial(build_loader, cfg, rank=process.rank, world_size=process.world_size,
                     local_world_size=process.local_world_size)  # fmt: skip
     loader, val_loader = build("train"), build("val")
+    check_same_order(loader.class_names, loader.videos.source, val_loader.class_names, val_loader.videos.source)
     if checkpoint is None:
-        start_weights(cfg, model)
+        start_weights(cfg, model, loader.videos)
     model = model.to(process.device)
     num_machines = process.world_size // process.local_world_size
     trainer = Trainer(
@@ -95,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ema_decay=cfg.ema.decay if cfg.ema.enabled else None,
         compile_model=cfg.train.compile,
     )
-    state = restore(trainer, load_checkpoint(checkpoint)) if checkpoint else TrainState()
+    state = TrainState()
+    if checkpoint:
+        content = load_checkpoint(checkpoint)
+        check_same_order(loader.class_names, loader.videos.source, content.get("class_names"), str(checkpoint))
+        state = restore(trainer, content)
     if process.is_main:
         logger.info(
             "%s: %.2f M parameters; %d training and %d validation videos; %d steps of %d clips an epoch; on %s x %d",
@@ -129,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log=log,
             validate=build_validate(cfg, process, val_loader),
             config_text=dump_config(cfg),
+            class_names=loader.class_names,
         )
     finally:
         loader.close()
@@ -175,18 +182,14 @@ def find_checkpoint(cfg: Config, folder: Path) -> Path | None:
     return None
 
 
-def start_weights(cfg: Config, model: nn.Module) -> None:
+def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     """Load what the run starts from, if anything, and say what was loaded."""
-    if cfg.train.checkpoint_file_path:
-        logger.info(
-            "%s",
-            load_weights(
-                model,
-                cfg.train.checkpoint_file_path,
-                allow_new_head=cfg.train.finetune,
-                allow_resize=cfg.train.finetune,
-            ),
-        )
+    path, finetune = cfg.train.checkpoint_file_path, cfg.train.finetune
+    if path:
+        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune)
+        logger.info("%s", report)
+        if not finetune:
+            check_same_order(videos.class_names, videos.source, report.class_names, path)
     elif cfg.timesformer.pretrained_model:
         logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
 

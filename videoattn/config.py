@@ -54,12 +54,13 @@ class Test(Section):
 class Data(Section):
     """Where videos are and how clips are cut out of them."""
 
-    path_to_data_dir: str = Field("", description="folder with train.csv, val.csv, test.csv")
+    path_to_data_dir: str = Field("", description="folder with the lists of videos, or with folders of them")
     path_prefix: str = Field("", description="put before every path of an annotation file")
     path_label_separator: str = " "
     num_frames: Positive = 8
     sampling_rate: Positive = Field(8, description="frames from one sampled frame to the next, at TARGET_FPS")
     target_fps: Annotated[float, Field(gt=0)] = 30
+    frames_fps: NonNegativeFloat = Field(0.0, description="of videos that are folders of frames; 0: TARGET_FPS")
     inv_uniform_sample: bool = Field(False, description="draw 1 / jitter scale uniformly instead of the scale")
     sampling: Literal["auto", "dense", "segments"] = Field("auto", description="auto: segments for ssv2, else dense")
     use_offset_sampling: bool = Field(False, description="test clips spread to both ends (MViT); one clip is centred")
@@ -73,9 +74,11 @@ class Data(Section):
     random_flip: bool = True
     reverse_input_channel: bool = Field(False, description="feed BGR frames")
     ensemble_method: Literal["sum", "max"] = "sum"
-    decoding_backend: Literal["auto", "decord", "pyav"] = Field("auto", description="auto: PyAV, seeking where exact")
+    decoding_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
+        "auto", description="auto: PyAV, seeking where exact"
+    )
     max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
-    class_names: str = Field("", description="file with one class name a line, for reports")
+    class_names: str = Field("", description="file with one class name a line, in the order of the labels")
 
     @model_validator(mode="after")
     def _check(self) -> "Data":

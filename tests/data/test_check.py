@@ -430,3 +430,34 @@ def test_exactly_fifty_faults_of_ten_kinds_are_found_among_five_thousand_clips(
     found = problems(tmp_path / "out")
     assert found == sorted((f"{place:06d}.mp4", fault) for place, fault in faults.items())
     assert set(Counter(kind for _, kind in found).values()) == {5}
+
+
+def test_class_folders_and_extracted_frames_are_checked_and_their_clean_list_can_be_read(
+    maker: ClipMaker, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split, name in (("train", "a 1"), ("train", "b"), ("val", "a 1"), ("val", "b")):
+        (data / split / name).mkdir(parents=True)
+        maker.write(data / split / name / f"{split}_{name}.mp4", "")
+    maker.write(data / "train" / "b" / "broken.mp4", "damaged")
+    settings = ["DATA.PATH_TO_DATA_DIR", str(data), "MODEL.NUM_CLASSES", "2", "DATA.NUM_FRAMES", "4"]
+    status = run_tool(lambda argv: check_data.main(argv), ["--split", "train", "--out", str(out), *settings])
+    assert status == 1 and problems(out) == [("broken.mp4", "damaged")]
+    clean = read_kinetics_csv(out / "clean" / "train.csv", separator="\t")
+    assert [(os.path.basename(clean.path(i)), clean.label(i)) for i in range(len(clean))] == [
+        ("train_a 1.mp4", 0), ("train_b.mp4", 1),
+    ]  # fmt: skip
+    assert (out / "clean" / "class_names.txt").read_text() == "a 1\nb\n"
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(1, 4):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(frames / f"img_{number:05}.png")
+    prober = Prober(ProbeOptions("all"))
+    whole, part = prober(ProbeTask(str(frames))), prober(ProbeTask(str(frames / "img_{00001..00009}.png")))
+    assert whole is not None and (whole.problem, whole.num_frames, whole.width, whole.height) == ("", 3, 8, 6)
+    assert part is not None and part.problem == "damaged"
+    nothing = prober(ProbeTask(str(tmp_path / "none_{1..3}.png")))
+    assert nothing is not None and nothing.problem == "missing"

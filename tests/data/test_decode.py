@@ -1,5 +1,6 @@
 """Frames are compared with what PyAV gives when it decodes a file from its start, all frames, in order."""
 
+import io
 import pickle
 import random
 from collections.abc import Callable, Iterator
@@ -12,9 +13,18 @@ import pytest
 import torch
 
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.decode import DecodeError, open_video
+from videoattn.data.decode import DecodeError, check_backend, open_video
 
-BACKENDS = ("auto", "pyav", "decord")
+
+def has_torchcodec() -> bool:
+    try:
+        check_backend("torchcodec")
+    except ValueError:
+        return False
+    return True
+
+
+BACKENDS = ("auto", "pyav", "decord", *(["torchcodec"] if has_torchcodec() else []))
 NOT_A_VIDEO = "cannot be opened as a video: Invalid data found"
 # file: what each backend says on opening it, where not all backends open it
 REFUSED = {
@@ -305,8 +315,28 @@ def test_what_is_no_video_is_an_error_that_names_the_file(tmp_path: Path, backen
             open_video(tmp_path / name, backend)
     with pytest.raises(DecodeError, match="nowhere.mp4: does not exist"):
         open_video(tmp_path / "nowhere.mp4", backend)
-    with pytest.raises(DecodeError, match="cannot be opened as a video"):
-        open_video(tmp_path, backend)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(DecodeError, match="folder.mp4: holds no frames"):
+        open_video(tmp_path / "folder.mp4", backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bytes_and_open_files_give_the_frames_of_the_file(make: Any, backend: Any) -> None:
+    wanted = [33, 5, 5, 39, 0]
+    for name in ("b.mp4", "b.mkv"):
+        path = make(name)
+        with open_video(path, backend) as reader:
+            expected, facts = reader.read(wanted), (reader.num_frames, reader.fps, reader.in_order)
+        with path.open("rb") as file:
+            for video in (path.read_bytes(), io.BytesIO(path.read_bytes()), file):
+                with open_video(video, backend) as reader:
+                    assert (reader.num_frames, reader.fps, reader.in_order) == facts
+                    assert torch.equal(reader.read(wanted), expected) and torch.equal(
+                        reader.read([7]), reader.read([7])
+                    )
+            assert not file.closed
+    with pytest.raises(DecodeError, match="a video of 9 bytes: cannot be opened as a video"):
+        open_video(b"not video", backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -340,10 +370,29 @@ def test_requests_outside_the_video_are_index_errors(make: Any, backend: Any) ->
 
 
 def test_unknown_backend_is_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match="decoding backend 'opencv', expected auto, decord or pyav"):
+    with pytest.raises(ValueError, match="decoding backend 'opencv', expected auto, decord, pyav or torchcodec"):
         open_video(make("b.mp4"), "opencv")  # type: ignore[arg-type]
 
 
 def test_decode_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(DecodeError("a.mp4: does not exist", "missing")))
     assert isinstance(error, DecodeError) and (str(error), error.kind) == ("a.mp4: does not exist", "missing")
+
+
+@pytest.mark.skipif(has_torchcodec(), reason="torchcodec can be imported here")
+def test_backend_whose_library_is_missing_is_refused_before_a_video_is_opened() -> None:
+    with pytest.raises(ValueError, match="DATA.DECODING_BACKEND torchcodec expects the library torchcodec, which also"):
+        check_backend("torchcodec")
+    for backend in ("auto", "pyav", "decord"):
+        check_backend(backend)
+
+
+@pytest.mark.skipif(not has_torchcodec(), reason="torchcodec is not installed, or has no FFmpeg")
+def test_torchcodec_reads_files_that_seek_right_and_pyav_the_others(make: Any) -> None:
+    for name, x264, expected in (
+        ("b.mp4", B_FRAMES, "torchcodec"),
+        ("open.mp4", B_FRAMES + ":open-gop=1", "pyav"),
+        ("b.avi", B_FRAMES, "pyav"),
+    ):
+        with open_video(make(name, x264=x264), "torchcodec") as reader:
+            assert reader.backend == expected

@@ -299,8 +299,8 @@ except KeyboardInterrupt:
 # The second worker takes long to start.
 SLOW_START = """
 from videoattn.data import loader as module
-start = module._ignore_interrupt
-module._ignore_interrupt = lambda worker: (time.sleep(3 * worker), start(worker))
+start = module.ignore_signals
+module.ignore_signals = lambda worker: (time.sleep(3 * worker), start(worker))
 """
 
 

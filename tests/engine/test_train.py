@@ -17,6 +17,7 @@ from videoattn.engine.optim import parameter_groups
 from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
+from videoattn.models.weight_files import read_weight_file
 from videoattn.seeding import derive_seed
 
 
@@ -56,12 +57,13 @@ def build_trainer(process=None, drop_path_rate=0.2, lr_decay=1.0, **keys):
     return Trainer(model, optimizer, process or init_distributed(device="cpu"), prepare, F.cross_entropy, **keys)
 
 
-def run(folder, trainer=None, loader=None, state=None, max_epoch=3, lr=3e-3, validate=None, **options):
+def run(folder, trainer=None, loader=None, state=None, max_epoch=3, lr=3e-3, validate=None, names=None, **options):
     trainer = trainer or build_trainer()
     log = RunLog(folder)
     train(
         trainer, loader or Clips(), lambda epoch: lr, TrainOptions(max_epoch=max_epoch, **options),
         folder=folder / "checkpoints", state=state or TrainState(), log=log, validate=validate, config_text="A: 1\n",
+        class_names=names,
     )  # fmt: skip
     log.close()
     return trainer
@@ -186,6 +188,12 @@ def test_a_tolerable_share_of_bad_clips_is_counted(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     (epoch,) = [e for e in events if e["event"] == "epoch"]
     assert (epoch["bad_clips"], epoch["clips"]) == (6, 24)
+
+
+def test_checkpoints_keep_the_names_of_classes(tmp_path):
+    run(tmp_path, max_epoch=1, names=("wave", "clap"))
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert read_weight_file(saved.path).class_names == ("wave", "clap")
 
 
 def test_the_best_epoch_is_kept_beside_the_newest(tmp_path):

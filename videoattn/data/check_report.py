@@ -9,7 +9,7 @@ from typing import Any
 
 from videoattn.data.check_page import format_page
 from videoattn.data.check_table import KINDS, CheckTable
-from videoattn.data.checked_list import CheckedList, file_sha256, write_clean
+from videoattn.data.checked_list import CheckedList, write_clean
 from videoattn.files import atomic_write
 
 Summary = dict[str, Any]
@@ -53,7 +53,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
     clean = dict(table.class_counts(split, usable=True))
     return {
         "source": checked.videos.source,
-        "sha256": file_sha256(checked.videos.source),
+        "sha256": checked.videos.digest(),
         "listed": len(checked.videos),
         "clean": len(checked.videos) - num_bad,
         "problems": {kind: problems[kind] for kind in KINDS if kind in problems},

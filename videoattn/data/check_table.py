@@ -15,7 +15,7 @@ from videoattn.data.probe import Probe, ProbeTask
 ERRORS = {
     "missing": "there is no such file",
     "unreadable": "the system refuses to read it",
-    "not_a_file": "a folder, a pipe or a device",
+    "not_a_file": "a folder without frames, a pipe or a device",
     "empty": "0 bytes",
     "not_a_video": "cannot be opened as a video",
     "no_video_stream": "sound alone, for example",

@@ -1,4 +1,4 @@
-"""Frames of a video file by number, each of them the right one or an error.
+"""Frames of a video file by number, each of them the right one or an error; extracted frames likewise.
 
 Which frame is number i is defined by decoding the file from its start, in order. A reader may seek instead, only in
 files whose packets (read without decoding when the file is opened, in milliseconds) show where a seek lands:
@@ -9,7 +9,7 @@ files whose packets (read without decoding when the file is opened, in milliseco
 - what is stored before a keyframe is shown before it (else the group of pictures is open), keyframes of H.264 are real
   ones (IDR), and none is stored as early as the one before it is shown.
 
-All other files are read in order. Three ways of reading:
+All other files are read in order. Four ways of reading:
 
 - "auto": PyAV, seeking in the files above; each frame is known by its time, and what a seek does not reach is read in
   order. It is the default rather than decord because of damaged data (below), and because it took less processor time
@@ -19,24 +19,33 @@ All other files are read in order. Three ways of reading:
   decoder makes up for missing parts, or frames of other times, and not the same in every run. Refused are files that
   it converts to other colours (more than 8 bits, interlaced, 4:2:0 of odd height) or does not read right in order
   either (no keyframe at the start; containers besides mp4, mov, mkv, webm, avi).
+- "torchcodec": torchcodec, not installed with the project, in the files above that decord would not refuse; PyAV in all
+  others, as "auto" does. It does not notice all damaged data either.
 
-All three agree on the number of frames. It counts whole packets that are shown: not those before the first keyframe,
+All agree on the number of frames. It counts whole packets that are shown: not those before the first keyframe,
 nor one cut off by the end of the file. An mp4 that ends early keeps the number of frames that its index lists; asking
 for one that is not there raises DecodeError. So does, through PyAV, asking for one that rests on damaged data.
 """
 
 import bisect
+import importlib
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from videoattn.data.packet_scan import DecodeError, PacketScan, best_video_stream, packet_time, reason_of, scan_packets
+from videoattn.data.frame_files import FrameReader, is_frame_range
+from videoattn.data.packet_scan import (
+    DecodeError,
+    PacketScan,
+    VideoSource,
+    best_video_stream,
+    packet_time,
+    reason_of,
+    scan_packets,
+)
+from videoattn.data.video_reader import Image, VideoReader
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -45,97 +54,63 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "DecodeError", "VideoReader", "open_video"]
 
-Backend = Literal["auto", "decord", "pyav"]
-Image = np.ndarray[Any, np.dtype[np.uint8]]
+Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
-_FEW_FRAMES = 64
 _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it replaced by others
 
 
-class VideoReader(ABC):
-    """An open video: `num_frames`, `fps` (the average that the file states), and frames by number.
+def open_video(
+    video: str | os.PathLike[str] | bytes | BinaryIO, backend: Backend = "auto", *, frames_fps: float = 30.0
+) -> VideoReader:
+    """Open a video, in the process that reads it: readers are neither pickled nor shared by threads.
 
-    `backend` is the library that decodes; `in_order` says that it decodes from the start instead of seeking; `scan` is
-    what the file's packets tell.
+    `video` is a file, its bytes, an open binary file that can seek (which stays open), a folder of extracted frames, or
+    a range of them, `folder/img_{00001..00120}.jpg`. Extracted frames are taken to have `frames_fps`, whatever the
+    backend. Raises DecodeError where the file is missing, is no video, or has no video stream or no frame.
     """
-
-    backend: str
-    in_order: bool
-
-    def __init__(self, path: str, scan: PacketScan) -> None:
-        self.path = path
-        self.num_frames = scan.num_frames
-        self.fps = scan.fps
-        self.scan = scan
-
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """Frames as uint8 RGB [T, H, W, 3], upright; indices in any order, repeated or not.
-
-        Raises IndexError outside the video, and DecodeError when one of the frames cannot be decoded.
-        """
-        wanted = [int(index) for index in indices]
-        if not wanted:
-            raise ValueError(f"{self.path}: read expects at least one frame index, got none")
-        for index in wanted:
-            if not 0 <= index < self.num_frames:
-                raise IndexError(f"frame {index} of {self.path}, which has {self.num_frames}")
-            if index >= self.scan.num_present:
-                raise self._cut_short(index)
-        images = self._images(sorted(set(wanted)))
-        return torch.from_numpy(np.stack([images[index] for index in wanted]))
-
-    def decode_all(self) -> None:
-        """Decode every frame, keeping few at a time; raises DecodeError where `read` does for one of them."""
-        if self.scan.num_present < self.num_frames:
-            raise self._cut_short(self.scan.num_present)
-        for start in range(0, self.num_frames, _FEW_FRAMES):
-            self._images(list(range(start, min(start + _FEW_FRAMES, self.num_frames))))
-
-    def _cut_short(self, index: int) -> DecodeError:
-        return DecodeError(
-            f"{self.path}: frame {index} of {self.num_frames} is missing: the file is cut short, "
-            f"only the first {self.scan.num_present} frames are there",
-            "cut_short",
-        )
-
-    @abstractmethod
-    def _images(self, wanted: list[int]) -> dict[int, Image]:
-        """The wanted frames, which are in rising order."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free the decoder; more than once is fine."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_video(path: str | os.PathLike[str], backend: Backend = "auto") -> VideoReader:
-    """Open a video file, in the process that reads it: readers are neither pickled nor shared by threads.
-
-    Raises DecodeError where the file is missing, is no video, or has no video stream or no frame.
-    """
-    if backend not in ("auto", "decord", "pyav"):
-        raise ValueError(f"decoding backend {backend!r}, expected auto, decord or pyav")
-    file = os.path.abspath(path)
-    if not os.path.exists(file):
-        raise DecodeError(f"{file}: does not exist", "missing")
-    scan = scan_packets(file)
+    if backend not in get_args(Backend):
+        raise ValueError(f"decoding backend {backend!r}, expected auto, decord, pyav or torchcodec")
+    if isinstance(video, bytes):
+        source = VideoSource(f"a video of {len(video)} bytes", video)
+    elif not isinstance(video, str | os.PathLike):
+        source = VideoSource(str(getattr(video, "name", f"a {type(video).__name__}")), video)
+    else:
+        file = os.path.abspath(video)
+        if os.path.isdir(file):
+            return FrameReader(file, frames_fps)
+        if not os.path.exists(file):
+            if is_frame_range(file):
+                return FrameReader(file, frames_fps)
+            raise DecodeError(f"{file}: does not exist", "missing")
+        source = VideoSource(file, file)
+    scan = scan_packets(source)
     if backend == "decord":
-        return _DecordReader(file, scan)
-    return _PyavReader(file, scan, seek=backend == "auto" and scan.is_seekable)
+        return _DecordReader(source, scan)
+    if backend == "torchcodec" and scan.is_seekable and scan.suits_decord:
+        return _TorchcodecReader(source, scan)
+    return _PyavReader(source, scan, seek=backend != "pyav" and scan.is_seekable)
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise ValueError where the library that a backend needs cannot be imported."""
+    if backend in ("auto", "pyav"):
+        return
+    try:
+        importlib.import_module("torchcodec.decoders" if backend == "torchcodec" else "decord")
+    except (ImportError, RuntimeError, OSError) as error:
+        hint = ", which also needs the shared libraries of FFmpeg" if backend == "torchcodec" else ""
+        raise ValueError(
+            f"DATA.DECODING_BACKEND {backend} expects the library {backend}{hint}: {reason_of(error)}"
+        ) from error
 
 
 class _PyavReader(VideoReader):
     backend = "pyav"
 
-    def __init__(self, path: str, scan: PacketScan, *, seek: bool) -> None:
-        super().__init__(path, scan)
+    def __init__(self, source: VideoSource, scan: PacketScan, *, seek: bool) -> None:
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present)
+        self._source = source
+        self.scan: PacketScan = scan
         self.in_order = not seek
 
     def close(self) -> None:
@@ -164,7 +139,7 @@ class _PyavReader(VideoReader):
         num_found = 0
         reason = "it yields no picture"
         try:
-            with av.open(self.path) as container:
+            with av.open(self._source.begin(), "r") as container:
                 stream = best_video_stream(self.path, container)
                 group, frames = -1, self._numbered(container, stream)
                 for target in wanted:
@@ -213,11 +188,12 @@ class _PyavReader(VideoReader):
 class _DecordReader(VideoReader):
     backend = "decord"
 
-    def __init__(self, path: str, scan: PacketScan) -> None:
-        super().__init__(path, scan)
+    def __init__(self, source: VideoSource, scan: PacketScan) -> None:
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present)
+        self._source, self.scan = source, scan
         if not scan.suits_decord:
             raise DecodeError(
-                f"{path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
+                f"{self.path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
             )
         self._reader = self._open()
         self._position = 0
@@ -232,7 +208,9 @@ class _DecordReader(VideoReader):
 
         decord.logging.set_level(decord.logging.QUIET)
         try:
-            return decord.VideoReader(self.path, ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME)
+            return decord.VideoReader(
+                self._source.begin(), ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME
+            )
         except (RuntimeError, decord.DECORDError, AssertionError) as error:
             raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}", "wrong_backend") from error
 
@@ -262,3 +240,34 @@ class _DecordReader(VideoReader):
             if number in wanted:
                 images[number] = image.asnumpy()
         return images
+
+
+class _TorchcodecReader(VideoReader):
+    backend = "torchcodec"
+    in_order = False
+
+    def __init__(self, source: VideoSource, scan: PacketScan) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present)
+        self.scan = scan
+        try:
+            self._decoder: Any = VideoDecoder(source.begin(), dimension_order="NHWC", num_ffmpeg_threads=1)
+            num_frames = len(self._decoder)
+        except (RuntimeError, ValueError) as error:
+            raise DecodeError(f"{self.path}: torchcodec cannot open it: {reason_of(error)}") from error
+        if num_frames != scan.num_frames:
+            raise DecodeError(f"{self.path}: torchcodec sees {num_frames} frames, expected {scan.num_frames}")
+
+    def close(self) -> None:
+        """Free torchcodec's decoder."""
+        self._decoder = None
+
+    def _images(self, wanted: list[int]) -> dict[int, Image]:
+        if self._decoder is None:
+            raise DecodeError(f"{self.path}: is closed")
+        try:
+            frames = self._decoder.get_frames_at(wanted).data
+        except (RuntimeError, IndexError) as error:
+            raise DecodeError(f"{self.path}: torchcodec cannot read frames {wanted}: {reason_of(error)}") from error
+        return dict(zip(wanted, frames.numpy(), strict=True))

@@ -2,12 +2,11 @@
 
 import atexit
 import os
-import signal
 import sys
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -17,10 +16,12 @@ from videoattn.config import Config
 from videoattn.data.annotations import AnnotationError, VideoList, read_annotations, read_class_names
 from videoattn.data.batch import Batch, collate_copies, collate_views
 from videoattn.data.dataset import Draw, VideoDataset, ViewDataset
-from videoattn.data.decode import DecodeError
+from videoattn.data.decode import DecodeError, check_backend, open_video
 from videoattn.data.plan import EvaluationPlan, TrainPlan
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TestTransform, TrainTransform
+from videoattn.data.video_reader import VideoReader
+from videoattn.data.worker_signals import ignore_signals, signals_held
 
 Split = Literal["train", "val", "test"]
 STALL_SECONDS = 600.0
@@ -85,7 +86,7 @@ class Loader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             timeout=stall_seconds if num_workers else 0,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=ignore_signals,
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else each epoch would draw from the global one, which dropout uses
         )
@@ -105,7 +106,7 @@ class Loader:
         if start == self.num_batches:
             return
         self._batches.epoch, self._batches.start = epoch, start
-        with _signals_held():
+        with signals_held():
             self._iterator = iter(self._loader)
         self._num_begun += 1
         number = self._num_begun
@@ -151,6 +152,7 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
             "rank, world_size and local_world_size expect 0 <= rank < world_size, a multiple of local_world_size, got "
             f"{rank}, {world_size} and {local_world_size}"
         )
+    names = class_names(cfg) if cfg.data.class_names else None
     videos = read_annotations(
         cfg.test.dataset if split == "test" else cfg.train.dataset,
         cfg.data.path_to_data_dir,
@@ -158,14 +160,15 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
         separator=cfg.data.path_label_separator,
         prefix=cfg.data.path_prefix,
         num_classes=cfg.model.num_classes,
+        class_names=names,
     )
     workers: dict[str, Any] = {
         "num_workers": cfg.data_loader.num_workers,
         "prefetch_factor": cfg.data_loader.prefetch_factor,
         "pin_memory": cfg.data_loader.pin_memory and cfg.device != "cpu" and torch.cuda.is_available(),
     }
-    if cfg.data.class_names:
-        videos = replace(videos, class_names=class_names(cfg))
+    if names is not None:
+        videos = replace(videos, class_names=names)
     if split != "test" and not videos.is_labelled:
         first = next(index for index in range(len(videos)) if videos.label(index) < 0)
         raise AnnotationError(
@@ -226,6 +229,7 @@ def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
         seed=cfg.rng_seed,
         num_copies=aug.num_sample if aug.enable else 1,
         backend=data.decoding_backend,
+        opener=video_opener(cfg),
     )
 
 
@@ -234,7 +238,7 @@ def _val_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
     short_side = crop_size if cfg.train.dataset == "ssv2" else max(crop_size, cfg.data.train_jitter_scales[0])
     transform = TestTransform(short_side=short_side, crop_size=crop_size)
     sampler = clip_sampler(cfg, cfg.train.dataset, use_offset=True)
-    return ViewDataset(videos, sampler, transform, backend=cfg.data.decoding_backend)
+    return ViewDataset(videos, sampler, transform, backend=cfg.data.decoding_backend, opener=video_opener(cfg))
 
 
 def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
@@ -249,8 +253,14 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
         )
     transform = TestTransform(short_side=short_side, crop_size=crop_size, num_crops=num_crops)
     sampler = clip_sampler(cfg, cfg.test.dataset, use_offset=cfg.data.use_offset_sampling)
-    num_clips = cfg.test.num_ensemble_views
-    return ViewDataset(videos, sampler, transform, num_clips=num_clips, backend=cfg.data.decoding_backend)
+    return ViewDataset(
+        videos,
+        sampler,
+        transform,
+        num_clips=cfg.test.num_ensemble_views,
+        backend=cfg.data.decoding_backend,
+        opener=video_opener(cfg),
+    )
 
 
 def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
@@ -258,6 +268,12 @@ def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset)
+
+
+def video_opener(cfg: Config) -> Callable[..., VideoReader]:
+    """Opens videos as the settings say. Raises ValueError where the decoder's library is missing."""
+    check_backend(cfg.data.decoding_backend)
+    return partial(open_video, frames_fps=cfg.data.frames_fps or cfg.data.target_fps)
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:
@@ -280,30 +296,3 @@ def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
     alive = loader()
     if alive is not None:
         alive.close()
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let processes start with these signals held, until they ignore them.
-
-    One that was interrupted before that would end without a word, and its batches be waited for in vain.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Leave signals that go to the whole group of processes to the main one, which saves before it ends."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -1,8 +1,9 @@
 """What the packets of a video file tell about it, read without decoding: length, times, keyframes, safe seeking."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -28,6 +29,22 @@ class DecodeError(RuntimeError):
     def __init__(self, message: str, kind: str = "damaged") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """What a video is read from, a path, bytes or a binary file that can seek, with a name for messages."""
+
+    name: str
+    content: str | bytes | BinaryIO
+
+    def begin(self) -> str | BinaryIO:
+        """What decoders open: the path, or a file that stands at its beginning."""
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
+        if not isinstance(self.content, str):
+            self.content.seek(0)
+        return self.content
 
 
 @dataclass(frozen=True)
@@ -65,12 +82,13 @@ class _PacketFacts(NamedTuple):
     is_restart: bool  # a keyframe that nothing after it looks behind
 
 
-def scan_packets(file: str) -> PacketScan:
-    """Scan a file. Raises DecodeError where it is no video, or has no video stream or no frame."""
+def scan_packets(source: VideoSource) -> PacketScan:
+    """Scan a video. Raises DecodeError where it is no video, or has no video stream or no frame."""
     import av
 
+    file = source.name
     try:
-        with av.open(file) as container:
+        with av.open(source.begin(), "r") as container:
             stream = best_video_stream(file, container)
             packets = [_packet_facts(packet, stream) for packet in container.demux(stream) if packet.size]
             fps = float(stream.average_rate or stream.guessed_rate or 0)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from videoattn.data.decode import Backend, DecodeError, open_video
+from videoattn.data.frame_files import is_frame_range
 
 Decode = Literal["none", "sample", "all"]
 
@@ -32,8 +33,8 @@ class Probe(NamedTuple):
     """What is known of one file; `problem` is the kind of what makes it unusable, or nothing.
 
     `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
-    same one. `digest` is that of all bytes. Width and height are those stored, before any rotation. `in_order_because`
-    says why frames are not sought but decoded from the start.
+    same one. `digest` is that of all bytes, of extracted frames their path. Width and height are those stored, before
+    any rotation. `in_order_because` says why frames are not sought but decoded from the start.
     """
 
     path: str
@@ -76,8 +77,8 @@ class ProbeTask:
 class Prober:
     """Probes files one at a time; a file that is as an earlier look found it gives None.
 
-    `opener(path, backend)` opens a video as training does. A file that training could not use is a problem, whatever
-    is wrong with it; anything but DecodeError and OSError is raised.
+    `opener(path, backend)` opens a video as training does. Extracted frames are looked at anew each time. A file that
+    training could not use is a problem, whatever is wrong with it; anything but DecodeError and OSError is raised.
     """
 
     options: ProbeOptions = ProbeOptions()
@@ -88,11 +89,15 @@ class Prober:
         try:
             status = os.stat(task.path)
         except (FileNotFoundError, NotADirectoryError):
+            if is_frame_range(task.path):
+                return self._probe_frames(task.path, make, "missing")
             return make(problem="missing", detail="does not exist")
         except OSError as error:
             return make(problem="unreadable", detail=str(error.strerror))
         if (status.st_size, status.st_mtime_ns) == (task.size, task.mtime_ns):
             return None
+        if stat.S_ISDIR(status.st_mode):
+            return self._probe_frames(task.path, make, "not_a_file")
         make = partial(make, size=status.st_size, mtime_ns=status.st_mtime_ns)
         if not stat.S_ISREG(status.st_mode):
             return make(problem="not_a_file", detail="is a folder, a pipe or a device")
@@ -103,6 +108,24 @@ class Prober:
         except OSError as error:
             return make(problem="unreadable", detail=str(error.strerror), mtime_ns=-1)
         return self._probe_video(task.path, make)
+
+    def _probe_frames(self, path: str, make: Callable[..., Probe], unusable: str) -> Probe:
+        make = partial(make, digest=f"path {path}", codec="frames")
+        try:
+            with self.opener(path, self.options.backend) as reader:
+                first, *_ = reader.read([0])
+                make, unusable = partial(make, num_frames=reader.num_frames, fps=reader.fps), "damaged"
+                make = partial(make, height=first.shape[0], width=first.shape[1])
+                self._decode(reader)
+        except DecodeError as error:
+            return make(problem=unusable, detail=str(error).removeprefix(f"{os.path.abspath(path)}: "))
+        return make()
+
+    def _decode(self, reader: Any) -> None:
+        if self.options.decode == "all":
+            reader.decode_all()
+        elif self.options.decode == "sample":
+            reader.read([0, reader.num_frames // 2, reader.num_frames - 1])
 
     def _probe_video(self, path: str, make: Callable[..., Probe]) -> Probe:
         try:
@@ -117,10 +140,7 @@ class Prober:
                     return make(problem="cut_short", detail=detail)
                 if not scan.width or not scan.height:
                     return make(problem="zero_size", detail=f"its frames are {scan.width}x{scan.height}")
-                if self.options.decode == "all":
-                    reader.decode_all()
-                elif self.options.decode == "sample":
-                    reader.read([0, reader.num_frames // 2, reader.num_frames - 1])
+                self._decode(reader)
         except DecodeError as error:
             return make(problem=error.kind, detail=str(error).removeprefix(f"{os.path.abspath(path)}: "))
         return make()

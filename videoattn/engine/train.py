@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -65,6 +65,7 @@ class Saver:
     options: TrainOptions
     process: Process
     config_text: str = ""
+    class_names: Sequence[str] | None = None
     last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
@@ -79,6 +80,7 @@ class Saver:
                 "best": state.best,
                 "meters": asdict(state.meters),
                 "cfg": self.config_text,
+                "class_names": None if self.class_names is None else list(self.class_names),
             }
             path = save_checkpoint(
                 self.folder, content, epoch=state.epoch, step=state.step, keep=self.options.keep_checkpoints
@@ -105,13 +107,15 @@ def train(
     log: RunLog,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     config_text: str = "",
+    class_names: Sequence[str] | None = None,
 ) -> TrainState:
     """Train from `state` to `options.max_epoch`, logging, evaluating and saving checkpoints into `folder` on the way.
 
     `validate(model)` returns figures, of which "top1" chooses the best checkpoint. Raises TooManyBadClipsError,
     FloatingPointError on a loss that is not finite, and Interrupted after SIGINT or SIGTERM, with a checkpoint written.
+    Checkpoints keep `config_text` and `class_names`.
     """
-    saver = Saver(folder, trainer, options, trainer.process, config_text)
+    saver = Saver(folder, trainer, options, trainer.process, config_text, class_names)
     with StopRequest() as stop:
         while state.epoch < options.max_epoch:
             start = time.perf_counter()

@@ -161,7 +161,7 @@ def _fill(
     if not isinstance(model, (TimeSformer, MViT)):
         raise ValueError(f"weights are loaded into models of this package, got {type(model).__name__}")
     with naming_file(file.source):
-        report = LoadReport(file.source, find_family(file.tensors), file.ema)
+        report = LoadReport(file.source, find_family(file.tensors), file.ema, class_names=file.class_names)
         if holds_mvit(file.tensors, report.family) != isinstance(model, MViT):
             held = "a TimeSformer or an image ViT" if isinstance(model, MViT) else "an MViT"
             raise CheckpointError(f"the file holds {held}; the model is a {type(model).__name__}")
@@ -177,7 +177,7 @@ def _fill(
 
 def _fill_baseline(model: Baseline, file: WeightFile, head: Head) -> LoadReport:
     """Fill one of pytorchvideo's networks from a file of ours or of theirs, by the names that it has there."""
-    report = LoadReport(file.source, "pytorchvideo", file.ema)
+    report = LoadReport(file.source, "pytorchvideo", file.ema, class_names=file.class_names)
     target = model.network.state_dict()
     state = {name.removeprefix("network."): value for name, value in file.tensors.items()}
     if head == "may_differ":

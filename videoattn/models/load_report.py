@@ -16,6 +16,7 @@ class LoadReport:
     """What became of each tensor, by our names, except `dropped`, which the model has no use for.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
+    `class_names` are those of the videos that the weights were trained on, where the file says them.
     """
 
     source: str
@@ -26,6 +27,7 @@ class LoadReport:
     initialised: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    class_names: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         kind = f"{self.family}, averaged weights" if self.ema else self.family

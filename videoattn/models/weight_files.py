@@ -54,7 +54,7 @@ class WeightFile:
     """A file's tensors, without the prefixes of wrapping modules, and what else it says of its model.
 
     `settings` holds num_heads and clip_size where the file or a config.json beside it says them; `cfg` is the
-    embedded YAML text, if any.
+    embedded YAML text and `class_names` the names of the classes in their order, if any.
     """
 
     source: str
@@ -62,6 +62,7 @@ class WeightFile:
     ema: bool = False
     cfg: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
 
 def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: bool | str = "auto") -> WeightFile:
@@ -104,7 +105,9 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
         )
     cfg = notes.get("cfg") if isinstance(notes.get("cfg"), str) else None
     settings = {**_neighbour_settings(path), **_cfg_settings(path, cfg), **_noted_settings(path, notes)}
-    return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings)
+    names = notes.get("class_names")
+    class_names = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings, class_names)
 
 
 def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

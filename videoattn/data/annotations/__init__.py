@@ -1,0 +1,97 @@
+"""Lists of videos and their labels, read from annotation files, or from folders where there is no such file.
+
+No video is opened. Some are looked for, never all, where files alone do not say where videos lie.
+"""
+
+import os
+from typing import Literal
+
+from videoattn.data.annotations.class_folders import find_split_folder, read_class_folders
+from videoattn.data.annotations.class_names import check_same_order, read_class_names
+from videoattn.data.annotations.frame_lists import is_frame_list
+from videoattn.data.annotations.kinetics import read_official_kinetics
+from videoattn.data.annotations.kinetics_rows import is_official_kinetics
+from videoattn.data.annotations.path_label import read_kinetics_csv
+from videoattn.data.annotations.ssv2 import read_ssv2
+from videoattn.data.annotations.video_list import UNLABELLED, AnnotationError, VideoList, files_in, split_names
+
+__all__ = [
+    "UNLABELLED",
+    "AnnotationError",
+    "VideoList",
+    "check_same_order",
+    "read_annotations",
+    "read_class_folders",
+    "read_class_names",
+    "read_kinetics_csv",
+    "read_official_kinetics",
+    "read_ssv2",
+]
+
+
+def read_annotations(
+    dataset: Literal["kinetics", "ssv2"],
+    folder: str,
+    split: str,
+    *,
+    separator: str = " ",
+    prefix: str = "",
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> VideoList:
+    """The videos of one split, in the format that the files at hand have.
+
+    ssv2 is the published json files. kinetics is `{split}.csv` in `folder` or `folder/annotations`, either Kinetics'
+    own (known by its header) or `path label` lines; without such a file, the class folders in `{split}` below `prefix`
+    or `folder`.
+    `class_names` are those of the model, if known: they number the classes of the official csv and of folders.
+    """
+    if dataset == "ssv2":
+        return _read_ssv2(folder, split, prefix, num_classes, class_names)
+    if dataset != "kinetics":
+        raise ValueError(f"unknown data set {dataset!r}, expected kinetics or ssv2")
+    file = _find_csv(folder, split)
+    if file is None:
+        place = prefix or folder
+        if find_split_folder(place, split) is None:
+            raise AnnotationError(
+                f"{os.path.join(folder, split)}.csv does not exist; {files_in(folder, '.csv')}; nor is there a folder "
+                f"{' or '.join(split_names(split))} of class folders in {place}"
+            )
+        return read_class_folders(place, split, num_classes=num_classes, class_names=class_names)
+    if is_frame_list(file):
+        raise AnnotationError(f"{file}: is a list of frames of Something-Something-V2, expected TRAIN.DATASET ssv2")
+    if not is_official_kinetics(file):
+        return read_kinetics_csv(file, separator=separator, prefix=prefix, num_classes=num_classes)
+    train = _find_csv(folder, "train")
+    return read_official_kinetics(
+        file,
+        folder,
+        split,
+        prefix=prefix,
+        num_classes=num_classes,
+        class_names=class_names,
+        train_file=train if train is not None and is_official_kinetics(train) else None,
+    )
+
+
+def _read_ssv2(
+    folder: str, split: str, prefix: str, num_classes: int | None, class_names: tuple[str, ...] | None
+) -> VideoList:
+    videos = read_ssv2(folder, split, prefix=prefix)
+    if num_classes is not None and len(videos) and int(videos.labels.max()) >= num_classes:
+        raise AnnotationError(
+            f"{videos.source}: labels reach {videos.labels.max()}, expected less than NUM_CLASSES {num_classes}"
+        )
+    check_same_order(videos.class_names, "something-something-v2-labels.json", class_names, "DATA.CLASS_NAMES")
+    return videos
+
+
+def _find_csv(folder: str, split: str) -> str | None:
+    """The csv file of a split: ours, else one in a folder or under a name of Kinetics' own."""
+    for place in (folder, os.path.join(folder, "annotations")):
+        for name in split_names(split):
+            file = os.path.join(place, f"{name}.csv")
+            if os.path.isfile(file):
+                return file
+    return None
