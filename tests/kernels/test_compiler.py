@@ -60,6 +60,7 @@ def test_a_compiler_without_openmp_still_serves(source, caplog):
 
 @pytest.mark.parametrize("text", ["echo no such luck >&2; exit 1", "exit 0"], ids=["fails", "writes nothing"])
 def test_a_broken_compiler_is_reported_once_and_leaves_nothing(source, monkeypatch, caplog, text):
+    monkeypatch.delenv("VIDEOATTN_COMPILED", raising=False)
     monkeypatch.setenv("CXX", script(source.parent / "broken", text))
     compiler.load_library.cache_clear()
     try:
@@ -75,6 +76,7 @@ def test_a_broken_compiler_is_reported_once_and_leaves_nothing(source, monkeypat
 def test_a_cache_that_cannot_be_written_is_reported(source, monkeypatch, caplog):
     (source.parent / "cache").write_text("a file, no folder")
     compiler.load_library.cache_clear()
+    monkeypatch.delenv("VIDEOATTN_COMPILED", raising=False)
     monkeypatch.setenv("CXX", script(source.parent / "unused", "exit 0"))
     try:
         with caplog.at_level(logging.WARNING):

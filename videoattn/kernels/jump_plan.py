@@ -111,7 +111,8 @@ class JumpPlan(nn.Module):
     def _keys_at(self, there: Tensor, num_places: int) -> Tensor:
         """The mask of the keys at places [heads, n, K]: positions, or blocks of them; `num_places` stands for none."""
         mask = torch.zeros(*there.shape[:2], num_places + 1, dtype=torch.bool, device=there.device)
-        mask = mask.scatter_(-1, there, True)[..., :-1]
+        seen = torch.ones((), dtype=torch.bool, device=there.device).expand_as(there)  # torch's tracing takes no `True`
+        mask = mask.scatter(-1, there, seen)[..., :-1]
         mask = mask.repeat_interleave(self.block, dim=-1)[..., : self.num_positions] if self.block > 1 else mask
         mask = mask if self.keys is None else mask[..., self.keys.argsort()]
         return F.pad(mask, (self.prefix, 0), value=True)

@@ -111,7 +111,7 @@ class FibonacciAttention(AttentionOperator):
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
         self.keeps_mask = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
         self.register_buffer("keep", None, persistent=False)
-        if not self.kernels:  # else it may never be needed
+        if "cpu" not in self.kernels:  # else it may never be needed
             self._whole_mask()
 
     def _mask(self, start: int, stop: int) -> Tensor:
