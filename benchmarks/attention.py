@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32, on a GPU bfloat16")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/attention_DEVICE.json")
+    parser.add_argument("--keep", action="store_true", help="lengths and frames of OUT that are not measured now stay")
     args = parser.parse_args(argv)
     if min(args.rounds, args.threads) < 1:
         raise ValueError(f"--rounds and --threads expect 1 or more, got {args.rounds} and {args.threads}")
@@ -76,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for length in lengths:
             content[axis.value][str(length)] = rows = bench.compare(axis, length, chosen)
             print(show(f"{axis.value} {length}", rows), flush=True)
-    out = args.out or ROOT / f"benchmarks/results/attention_{device.type}.json"
+    out: Path = args.out or ROOT / f"benchmarks/results/attention_{device.type}.json"
+    if args.keep and out.exists():
+        earlier = json.loads(out.read_text(encoding="utf-8"))
+        for axis in ("joint", "time"):
+            rows = earlier[axis] | content[axis]
+            content[axis] = {length: rows[length] for length in sorted(rows, key=int)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

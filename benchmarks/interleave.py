@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 Step = Callable[[], object]
 Key = TypeVar("Key")
+BRIEF = 0.5  # seconds
 
 
 def seconds_of(step: Step, device: torch.device) -> float:
@@ -36,13 +37,19 @@ def take_turns(
 ) -> dict[Key, list[float]]:
     """Seconds of every step in each round, after a round that warms up; each round begins with another step.
 
+    A step of less than half a second runs once more before it is timed, so that it finds caches and heap as it leaves
+    them itself, not as another does.
+
     There are fewer than `rounds` of them, but three, where they take longer than `limit` seconds in all.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in steps}
-    started, keys = time.perf_counter(), list(steps)
+    started, keys, brief = time.perf_counter(), list(steps), dict.fromkeys(steps, True)
     for number in tqdm(range(1 + rounds), desc=title, leave=False, disable=None):
         for key in (*keys[number % len(keys) :], *keys[: number % len(keys)]):
+            if number and brief[key]:
+                steps[key]()
             took = seconds_of(steps[key], device)
+            brief[key] = took < BRIEF
             if number:
                 seconds[key].append(took)
         if number >= 3 and time.perf_counter() - started > limit:
