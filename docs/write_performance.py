@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         temporary.write_text(text, encoding="utf-8")
     print(f"{PAGE}: {len(MARKED.findall(text))} tables")
     if not args.no_plots:
-        for name in measured().keys() & {"cpu", "cuda"}:
+        for name in sorted(measured().keys() & {"cpu", "cuda"}):
             print(f"written: {plot(name)}")
 
 
