@@ -1,6 +1,7 @@
 """Costs of models: published figures, closed forms, two other counters, and what must never be left out."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -410,6 +411,8 @@ def test_alike_blocks_share_a_row_with_their_sum() -> None:
     assert rows["mixers.space"][2] == f"{4 * costs['blocks.1.mixers.space'].macs_needed / 1e6:,.2f}"
     assert rows["total"][1] == f"{result.macs_executed / 1e6:,.2f}"
     assert "per video (3 views)" in text and "one multiply-add counts as 1" in text
+    ran = re.search(r"What ran, in MACs: (.*?)\.\n", text, re.DOTALL)
+    assert ran is not None and all(name in ran[1] for name in result.macs_by_operation)
     assert "mixers" not in format_profile(result, depth=1) and "    qkv" in format_profile(result, depth=3)
 
 

@@ -70,6 +70,8 @@ def _format_totals(profile: Profile) -> Iterator[str]:
     yield from _align(lines)
     if profile.macs_executed > profile.macs_needed:
         yield "Executed is what runs, needed what attending pairs take: a masked product also computes excluded pairs."
+    ran = sorted(profile.macs_by_operation.items(), key=lambda item: -item[1])
+    yield from _wrap(f"What ran, in MACs: {', '.join(f'{name} {show(count)}' for name, count in ran) or 'nothing'}.")
     activations = show(profile.activations)
     yield f"Parameters: {show(profile.parameters)}. Activations of products and convolutions: {activations}."
     work = ", ".join(f"{name} {show(count)}" for name, count in profile.elements.items())
