@@ -70,6 +70,10 @@ class LisaAttention(AttentionOperator):
             )
         self.num_patterns, self.wrap, self.method = num_patterns, wrap, method
         self.forms = {name: form(site, num_patterns, wrap) for name, form in FORMS.items()}
+        self.fastest = {
+            device: min(self.forms, key=lambda method: times[method] * self.forms[method].macs())
+            for device, times in LISA_TIME_OF_MAC.items()
+        }
         self._kept = (Derived(KEPT_BYTES), Derived(KEPT_BYTES))
         q, kv, heads = site.q_grid, site.kv_grid, site.num_heads
         sizes = table_sizes(kv, wrap)
@@ -123,8 +127,7 @@ class LisaAttention(AttentionOperator):
         """By what it is computed, on the device that its parameters are on."""
         if self.method != "auto":
             return self.forms[self.method]
-        times = LISA_TIME_OF_MAC["cuda" if self.P.is_cuda else "cpu"]
-        return self.forms[min(self.forms, key=lambda method: times[method] * self.forms[method].macs())]
+        return self.forms[self.fastest["cuda" if self.P.is_cuda else "cpu"]]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         self._refuse_bias(bias)
