@@ -232,7 +232,10 @@ class Ema(Section):
 class DataLoader(Section):
     num_workers: NotNegative = 4
     pin_memory: bool = True
-    prefetch_factor: Positive = 2
+    prefetch_factor: Positive = Field(2, description="batches decoded ahead of the one in use")
+    limit_seconds: NonNegativeFloat = Field(
+        120.0, description="a video that takes a worker longer can't be decoded; 0: no limit"
+    )
 
 
 class TensorBoard(Section):

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from videoattn.data.worker_pool import Lost, map_surviving
+from videoattn.data import worker_pool
+from videoattn.data.worker_pool import Lost, WorkerPool, map_surviving
 
 
 def square(number: int) -> int:
@@ -26,9 +28,10 @@ def test_every_item_has_one_answer(num_workers: int) -> None:
     answers = list(map_surviving(square, range(1, 20), num_workers=num_workers, limit_seconds=0.5))
     assert sorted(item for item, _ in answers) == list(range(1, 20))
     lost = {item: answer for item, answer in answers if isinstance(answer, Lost)}
-    assert {item: answer.kind for item, answer in lost.items()} == {7: "crashes", 11: "hangs", 13: "crashes"}
+    assert {item: answer.kind for item, answer in lost.items()} == {7: "crashes", 11: "hangs", 13: "raises"}
     assert lost[7].reason == "the process that read it ended: exit status 3"
     assert lost[13].reason.startswith("ValueError in test_worker_pool.py") and lost[13].reason.endswith(": unlucky")
+    assert "in square" in lost[13].trace
     assert all(answer == item * item for item, answer in answers if item not in lost)
     assert set(multiprocessing.active_children()) <= set(before)
 
@@ -53,6 +56,43 @@ def test_an_answer_that_waited_for_its_reader_is_no_hang() -> None:
     for _, answer in answers:
         assert not isinstance(answer, Lost)
         time.sleep(0.5)
+
+
+@pytest.mark.parametrize("number", [7, 11])
+def test_tasks_behind_one_that_is_lost_are_done_by_another_process(number: int) -> None:
+    with closing(WorkerPool(square, num_workers=1, limit_seconds=0.5)) as pool:
+        for task in (1, 2, number, 3, 4):
+            assert pool.submit(task)
+        answers = [pool.next_answer() for _ in range(5)]
+    assert [answer[0] for answer in answers if answer] == [1, 2, number, 3, 4]
+    assert [answer[1] for answer in answers if answer and answer[0] != number] == [1, 4, 9, 16]
+
+
+def test_pool_takes_so_many_tasks_and_tells_when_nothing_is_done() -> None:
+    with closing(WorkerPool(square, num_workers=2, limit_seconds=0)) as pool:
+        assert [pool.submit(11, most=2) for _ in range(5)] == [True] * 4 + [False]
+        assert pool.num_open == 4 and pool.next_answer(patience=0.1) is None
+
+
+def unable_to_start(number: int) -> int:
+    raise AssertionError("is never called")
+
+
+def test_processes_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "ignore_signals", lambda: os._exit(5))
+    with closing(WorkerPool(unable_to_start, num_workers=1, limit_seconds=0)) as pool:
+        with pytest.raises(RuntimeError, match="end before they have begun anything: .*exit status 5"):
+            pool.next_answer()
+
+
+def test_clock_can_be_started_anew() -> None:
+    def slowly(number: int) -> int:
+        for _ in range(4):
+            time.sleep(0.2)
+            worker_pool.start_clock(0.5)
+        return number
+
+    assert list(map_surviving(slowly, [1], num_workers=1, limit_seconds=0.5)) == [(1, 1)]
 
 
 def test_leaving_early_ends_the_processes() -> None:

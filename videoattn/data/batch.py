@@ -45,16 +45,6 @@ class Batch:
     num_short: int = 0
     draws: int = 0
 
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies without waiting."""
-        return replace(
-            self,
-            clips=self.clips.pin_memory(),
-            labels=self.labels.pin_memory(),
-            videos=self.videos.pin_memory(),
-            views=self.views.pin_memory(),
-        )
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on `device`."""
         return replace(
@@ -66,12 +56,12 @@ class Batch:
         )
 
 
-def collate_views(samples: Sequence[Sample]) -> Batch:
-    """A batch of all views, video after video."""
-    return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))])
+def collate_views(samples: Sequence[Sample], pinned: bool = False) -> Batch:
+    """A batch of all views, video after video; `pinned` in page-locked memory, which a GPU copies without waiting."""
+    return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))], pinned)
 
 
-def collate_copies(samples: Sequence[Sample]) -> Batch:
+def collate_copies(samples: Sequence[Sample], pinned: bool = False) -> Batch:
     """A batch of augmented copies: a first copy of each of two videos, then their second copies, then the next two.
 
     Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and
@@ -85,11 +75,13 @@ def collate_copies(samples: Sequence[Sample]) -> Batch:
         for sample in pair
         if copy < len(sample.views)
     ]
-    return _batch(samples, rows)
+    return _batch(samples, rows, pinned)
 
 
-def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]]) -> Batch:
-    clips = torch.stack([sample.clips[row] for sample, row in rows]) if rows else samples[0].clips
+def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned: bool) -> Batch:
+    clips = torch.empty((len(rows), *samples[0].clips.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+    if rows:
+        torch.stack([sample.clips[row] for sample, row in rows], out=clips)
     return Batch(
         clips=clips,
         labels=torch.tensor([sample.label for sample, _ in rows], dtype=torch.int64),

@@ -92,7 +92,8 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, opener: Calla
         for task, answer in answers:
             if isinstance(answer, Lost):
                 # without a size: next time the disk may answer, or the memory suffice
-                answer = Probe(task.path, str(options.probe), problem=answer.kind, detail=answer.reason)
+                problem = "hangs" if answer.kind == "hangs" else "crashes"
+                answer = Probe(task.path, str(options.probe), problem=problem, detail=answer.reason)
             if answer is not None:
                 lines.write(answer.to_json() + "\n")
                 table.add_probes([answer])

@@ -1,8 +1,8 @@
 """Videos as items: one random clip per draw for training, all views of a video for evaluation."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,14 +17,27 @@ from videoattn.data.transforms import TestTransform, TrainTransform
 from videoattn.seeding import derive_seed
 
 MAX_REPLACEMENTS = 10
-
-
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One random clip of training: everything that its randomness depends on besides the run's seed."""
 
     epoch: int
     index: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of each video before it is opened, and which ones, not to be opened again, fail for what reason."""
+
+    begin: Callable[[int], None] | None = None
+    lost: Mapping[int, str] = field(default_factory=dict)
+
+    def open(self, index: int, path: str) -> None:
+        """Raises DecodeError for a video that is lost."""
+        if index in self.lost:
+            raise DecodeError(f"{path}: {self.lost[index]}")
+        if self.begin is not None:
+            self.begin(index)
 
 
 class VideoDataset(Dataset[Sample]):
@@ -59,12 +72,26 @@ class VideoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.videos)
 
+    @property
+    def clips_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's clips."""
+        return (self.num_copies, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
+
+    def path(self, draw: Draw) -> str:
+        """The video of a draw."""
+        return self.videos.path(draw.index)
+
     def __getitem__(self, draw: Draw) -> Sample:
+        return self.sample(draw)
+
+    def sample(self, draw: Draw, watch: Watch = Watch()) -> Sample:
+        """The same, with an eye on which video is opened."""
         failures: list[Failure] = []
         for attempt, index in enumerate(self._candidates(draw)):
             rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
             path = self.videos.path(index)
             try:
+                watch.open(index, path)
                 clip, short = self._clip(path, rng)
             except DecodeError as error:
                 failures.append(Failure(index, path, str(error)))
@@ -127,9 +154,23 @@ class ViewDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.videos)
 
+    @property
+    def clips_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's clips."""
+        return (self.num_views, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
+
+    def path(self, index: int) -> str:
+        """Where a video lies."""
+        return self.videos.path(index)
+
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, watch: Watch = Watch()) -> Sample:
+        """The same, with an eye on which video is opened."""
         path, label = self.videos.path(index), self.videos.label(index)
         try:
+            watch.open(index, path)
             frames, clips, short = _read(self.opener, path, self.backend, self.sampler, self._choose)
         except DecodeError as error:
             failure = Failure(index, path, str(error))

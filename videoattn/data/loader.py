@@ -1,143 +1,25 @@
-"""Batches of a run: which videos come in which order to which process, and the workers that decode them."""
+"""The loader of a run, as its settings ask: which videos, clips and views, in which order, to which process."""
 
-import atexit
-import os
-import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from videoattn.config import Config
 from videoattn.data.annotations import AnnotationError, VideoList, read_annotations, read_class_names
-from videoattn.data.batch import Batch, collate_copies, collate_views
-from videoattn.data.dataset import Draw, VideoDataset, ViewDataset
-from videoattn.data.decode import DecodeError, check_backend, open_video
+from videoattn.data.dataset import VideoDataset, ViewDataset
+from videoattn.data.decode import check_backend, open_video
+from videoattn.data.epochs import Loader, num_cores
 from videoattn.data.plan import EvaluationPlan, TrainPlan
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TestTransform, TrainTransform
 from videoattn.data.video_reader import VideoReader
-from videoattn.data.worker_signals import ignore_signals, signals_held
+
+__all__ = ["Loader", "Split", "build_loader", "class_names", "clip_sampler", "num_cores", "video_opener"]
 
 Split = Literal["train", "val", "test"]
-STALL_SECONDS = 600.0
-
-
-class _EpochBatches(Sampler[list[Any]]):
-    """What torch's DataLoader iterates over; the loader sets epoch and start before it begins."""
-
-    def __init__(self, plan: TrainPlan | EvaluationPlan) -> None:
-        self.plan = plan
-        self.epoch = 0
-        self.start = 0
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        yield from self.plan.batches(self.epoch, self.start)
-
-
-class Loader:
-    """Batches of one process, epoch after epoch, decoded by worker processes that live until `close`.
-
-    `num_batches` counts this process's batches of an epoch, of which `accumulate` make an optimizer step;
-    `batch_size` is the number of videos in each (all but the last, in evaluation); `videos` is the whole list with its
-    `num_videos` and `class_names`. The bytes do not depend on the number of workers, of which no more are started than
-    there are batches or processor cores.
-
-    Workers are forked where the system forks safely (Linux): that shares the list of videos and takes no time, and
-    decoders are opened only in the worker. They leave Ctrl-C to the main process and end with it, however it ends.
-    """
-
-    def __init__(
-        self,
-        dataset: VideoDataset | ViewDataset,
-        plan: TrainPlan | EvaluationPlan,
-        *,
-        batch_size: int,
-        accumulate: int = 1,
-        num_workers: int = 0,
-        prefetch_factor: int = 2,
-        pin_memory: bool = False,
-        stall_seconds: float = STALL_SECONDS,
-    ) -> None:
-        self.videos: VideoList = dataset.videos
-        self.num_videos = len(dataset.videos)
-        self.class_names = dataset.videos.class_names
-        self.num_batches = len(plan)
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.stall_seconds = stall_seconds
-        self._training = isinstance(dataset, VideoDataset)
-        self._batches = _EpochBatches(plan)
-        self._iterator: Any = None
-        self._num_begun = 0
-        num_workers = min(num_workers, self.num_batches, num_cores())
-        if num_workers:
-            atexit.register(_close_at_exit, weakref.ref(self))
-        self._loader = DataLoader(
-            cast(Dataset[Any], dataset),
-            batch_sampler=self._batches,
-            collate_fn=collate_copies if self._training else collate_views,
-            num_workers=num_workers,
-            prefetch_factor=prefetch_factor if num_workers else None,
-            persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
-            timeout=stall_seconds if num_workers else 0,
-            worker_init_fn=ignore_signals,
-            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-            generator=torch.Generator(),  # else each epoch would draw from the global one, which dropout uses
-        )
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """This process's batches of an epoch, from number `start_batch` on without decoding those before it.
-
-        Raises ValueError on a start beyond the epoch, and DecodeError where a training clip could not be replaced or
-        no batch arrived for ten minutes; both name the videos. An epoch ends where the next one begins: RuntimeError if
-        it is asked for more.
-        """
-        if not 0 <= start_batch <= self.num_batches:
-            raise ValueError(f"start_batch expects 0 to {self.num_batches}, the batches of an epoch, got {start_batch}")
-        return self._iterate(epoch, start_batch)
-
-    def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
-        if start == self.num_batches:
-            return
-        self._batches.epoch, self._batches.start = epoch, start
-        with signals_held():
-            self._iterator = iter(self._loader)
-        self._num_begun += 1
-        number = self._num_begun
-        for keys in self._batches.plan.batches(epoch, start):
-            try:
-                batch: Batch = next(self._iterator)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                paths = [self.videos.path(key.index if isinstance(key, Draw) else key) for key in keys]
-                raise DecodeError(
-                    f"no batch arrived for {self.stall_seconds:.0f} s; one of these hangs the decoder, or the disk "
-                    "does not answer: " + ", ".join(paths)
-                ) from error
-            if self._training and len(batch.labels) < batch.draws:
-                raise DecodeError(
-                    "a clip and those drawn to replace it could not be decoded: "
-                    + "; ".join(f"{failure.path} ({failure.reason})" for failure in batch.failures)
-                )
-            yield batch
-            if number != self._num_begun:
-                raise RuntimeError(f"epoch {epoch} cannot go on: another one has begun on the same workers")
-
-    def close(self) -> None:
-        """End the worker processes; a later epoch starts new ones."""
-        iterator, self._iterator, self._loader._iterator = self._iterator, None, None
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()  # what torch does when the iterator is collected, but now
-            for worker in iterator._workers:
-                worker.kill()  # one that hangs in a decoder: it does not see the request to end
-                worker.join()
 
 
 def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> Loader:
@@ -166,6 +48,7 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
         "num_workers": cfg.data_loader.num_workers,
         "prefetch_factor": cfg.data_loader.prefetch_factor,
         "pin_memory": cfg.data_loader.pin_memory and cfg.device != "cpu" and torch.cuda.is_available(),
+        "limit_seconds": cfg.data_loader.limit_seconds,
     }
     if names is not None:
         videos = replace(videos, class_names=names)
@@ -284,15 +167,3 @@ def class_names(cfg: Config) -> tuple[str, ...]:
             f"{cfg.data.class_names}: {len(names)} class names, expected MODEL.NUM_CLASSES {cfg.model.num_classes}"
         )
     return names
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
-    """End workers before multiprocessing asks them to, by a signal that they leave to the main process."""
-    alive = loader()
-    if alive is not None:
-        alive.close()

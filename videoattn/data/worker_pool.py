@@ -1,4 +1,10 @@
-"""A function applied to many items in processes that may crash or hang, at the cost of one item each time."""
+"""A function applied to tasks in processes that may crash or hang, at the cost of one task each time.
+
+Each process gets tasks by a pipe of its own and works through them in order, so that one that ends takes no lock with
+it and it is known which task ended it. What hangs is ended by an alarm that its process has set itself: the system
+delivers it whatever the process does, also in a decoder that never gives the interpreter back, and when the main
+process is gone.
+"""
 
 import multiprocessing
 import os
@@ -6,90 +12,162 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-Item = TypeVar("Item")
+from videoattn.data.worker_signals import ignore_signals, signals_held
+
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 _LOOK_FOR_PARENT_SECONDS = 5.0
 _WAIT_FOR_END_SECONDS = 2.0
+_MAX_QUEUE = 64  # tasks of a process; what is sent and not read yet has to fit into a pipe
+_MAX_IDLE_ENDS = 3
 
 
 class Lost(NamedTuple):
-    """Why an item has no result: its process hung and was ended, or it ended by itself or with an error."""
+    """Why a task has no result: its process hung and was ended, or it ended by itself, or the function raised an error.
 
-    kind: Literal["hangs", "crashes"]
+    `trace` is that error's traceback.
+    """
+
+    kind: Literal["hangs", "crashes", "raises"]
     reason: str
+    trace: str = ""
+
+
+class WorkerPool(Generic[Task, Result]):
+    """Processes that each work through tasks; one that hangs or ends is replaced.
+
+    Work on one task takes at most `limit_seconds`, or any time if that is 0; the function may start the clock anew by
+    `start_clock`. Processes are forked where the system forks safely (Linux), use one thread of torch's, and leave
+    Ctrl-C to the caller's process.
+    """
+
+    def __init__(self, function: Callable[[Task], Result], num_workers: int, limit_seconds: float) -> None:
+        self._function, self._limit = function, limit_seconds
+        self._workers: list[_Worker[Task]] = []
+        self._num_idle_ends = 0
+        for _ in range(num_workers):
+            self._workers.append(self._start())
+
+    @property
+    def num_open(self) -> int:
+        """Tasks without an answer."""
+        return sum(len(worker.tasks) for worker in self._workers)
+
+    def submit(self, task: Task, most: int = _MAX_QUEUE) -> bool:
+        """Give a task to the process that has the fewest, or return False where each of them has `most`."""
+        worker = min(self._workers, key=lambda worker: len(worker.tasks))
+        if len(worker.tasks) >= most:
+            return False
+        worker.send(task)
+        return True
+
+    def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Lost] | None:
+        """The next answer that arrives, or None if none does within `patience` seconds.
+
+        Raises RuntimeError where processes end one after the other before they have begun anything.
+        """
+        deadline = None if patience is None else time.monotonic() + patience
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = wait([worker.connection for worker in self._workers], left)
+            if not ready:
+                return None
+            worker = next(worker for worker in self._workers if worker.connection is ready[0])
+            try:
+                answer: Result | Lost = worker.connection.recv()
+            except (EOFError, OSError):
+                lost = worker.ending(self._limit)
+                tasks = self._replace(worker)
+                if tasks:
+                    return tasks.popleft(), lost
+                self._count_idle_end(lost)
+                continue
+            self._num_idle_ends = 0
+            return worker.tasks.popleft(), answer
+
+    def close(self) -> None:
+        """End all processes; more than once is fine."""
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def _start(self) -> "_Worker[Task]":
+        return _Worker(self._function, self._limit)
+
+    def _replace(self, worker: "_Worker[Task]") -> deque[Task]:
+        """Put a new process in the place of one that has ended; returns that one's tasks, all but the first sent on."""
+        worker.end()
+        new = self._start()
+        self._workers[self._workers.index(worker)] = new
+        for task in list(worker.tasks)[1:]:
+            new.send(task)
+        return worker.tasks
+
+    def _count_idle_end(self, lost: Lost) -> None:
+        self._num_idle_ends += 1
+        if self._num_idle_ends > _MAX_IDLE_ENDS:
+            raise RuntimeError(f"worker processes end before they have begun anything: {lost.reason}")
 
 
 def map_surviving(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int, limit_seconds: float
-) -> Generator[tuple[Item, Result | Lost]]:
+    function: Callable[[Task], Result], items: Iterable[Task], *, num_workers: int, limit_seconds: float
+) -> Generator[tuple[Task, Result | Lost]]:
     """Each item with `function(item)`, in the order in which they are done; items are taken one by one as needed.
 
-    A process that works on one item for more than `limit_seconds` is killed and replaced, and so is one that ends;
-    that item's result is `Lost`. Ctrl-C is left to the caller's process; leaving the iterator ends the processes.
+    An item that hangs (takes more than `limit_seconds`), crashes its process or raises an error gives `Lost`. Leaving
+    the iterator ends the processes.
     """
     queue = iter(items)
-    idle: list[_Worker[Item, Result]] = [_Worker(function) for _ in range(num_workers)]
-    busy: dict[Connection, _Worker[Item, Result]] = {}
-    try:
+    with closing(WorkerPool(function, num_workers, limit_seconds)) as pool:
         while True:
-            while idle and (item := next(queue, None)) is not None:
-                worker = idle.pop()
-                worker.begin(item, limit_seconds)
-                busy[worker.connection] = worker
-            if not busy:
+            while pool.num_open < num_workers and (item := next(queue, None)) is not None:
+                pool.submit(item)
+            if not pool.num_open:
                 return
-            patience = max(0.0, min(worker.deadline for worker in busy.values()) - time.monotonic())
-            ready = set(wait(list(busy), patience))
-            for connection, worker in list(busy.items()):
-                if connection not in ready and time.monotonic() < worker.deadline:
-                    continue
-                result: Result | Lost = Lost("hangs", f"no answer within {limit_seconds:g} s")
-                if connection.poll():
-                    result = worker.finish()
-                del busy[connection]
-                if not worker.is_usable:
-                    worker.end()
-                idle.append(worker if worker.is_usable else _Worker(function))
-                yield worker.item, result
-    finally:
-        for worker in [*idle, *busy.values()]:
-            worker.end()
+            answer = pool.next_answer()
+            assert answer is not None
+            yield answer
 
 
-class _Worker(Generic[Item, Result]):
-    """A process that answers one item at a time."""
+def start_clock(limit_seconds: float) -> None:
+    """In a worker: from now on, its work may take so many seconds until the next call; 0 is for ever."""
+    signal.setitimer(signal.ITIMER_REAL, limit_seconds)
 
-    item: Item
-    deadline: float
 
-    def __init__(self, function: Callable[[Item], Result]) -> None:
+class _Worker(Generic[Task]):
+    """A process with the tasks that it has and has not answered, oldest first."""
+
+    def __init__(self, function: Callable[[Task], Any], limit_seconds: float) -> None:
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        self.tasks: deque[Task] = deque()
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(function, theirs, os.getpid()), daemon=True)
-        self._process.start()
+        arguments = (function, theirs, os.getpid(), limit_seconds)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        with signals_held():
+            self._process.start()
         theirs.close()
-        self.is_usable = True
 
-    def begin(self, item: Item, limit_seconds: float) -> None:
-        self.item, self.deadline, self.is_usable = item, time.monotonic() + limit_seconds, False
+    def send(self, task: Task) -> None:
+        self.tasks.append(task)
         try:
-            self.connection.send(item)
-        except BrokenPipeError:
-            pass  # it ended while idle; the end of the pipe is seen when its answer is asked for
+            self.connection.send(task)
+        except OSError:
+            pass  # it has ended, which is seen when its answer is asked for
 
-    def finish(self) -> Result | Lost:
-        """The answer that is ready, after which the process takes another item unless it has ended."""
-        try:
-            answer: Result | Lost = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            return Lost("crashes", f"the process that read it ended: {_ending(self._process.exitcode)}")
-        self.is_usable = True
-        return answer
+    def ending(self, limit_seconds: float) -> Lost:
+        """Why the process has ended."""
+        self._process.join(_WAIT_FOR_END_SECONDS)
+        code = self._process.exitcode
+        if code == -signal.SIGALRM:
+            return Lost("hangs", f"no answer within {limit_seconds:g} s")
+        end = f"exit status {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
+        return Lost("crashes", f"the process that read it ended: {end}")
 
     def end(self) -> None:
         self._process.kill()
@@ -97,22 +175,26 @@ class _Worker(Generic[Item, Result]):
         self.connection.close()
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears it too, and ends this one
+def _serve(function: Callable[[Any], Any], connection: Connection, parent: int, limit_seconds: float) -> None:
+    import torch
+
+    ignore_signals()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    torch.set_num_threads(1)  # there are as many processes as cores; and OpenMP's threads do not survive a fork
     while os.getppid() == parent:
         if not connection.poll(_LOOK_FOR_PARENT_SECONDS):
             continue
-        item = connection.recv()
         try:
-            answer = function(item)
+            task = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        start_clock(limit_seconds)
+        try:
+            answer = function(task)
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(last.filename)}:{last.lineno}"
-            answer = Lost("crashes", f"{type(error).__name__} in {place}: {error}")
+            answer = Lost("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
+        start_clock(0)
         connection.send(answer)
-
-
-def _ending(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit status {code}"
-    return f"killed by {signal.Signals(-code).name}"

@@ -11,11 +11,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def signals_held() -> Iterator[None]:
     """Let processes start with these signals held, until they ignore them.
 
-    One that was interrupted before that would end without a word, and its batches be waited for in vain.
+    One that was interrupted before that would end without a word.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -23,9 +20,8 @@ def signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore_signals(worker: int) -> None:
+def ignore_signals() -> None:
     """Leave signals that go to the whole group of processes to the main one, which saves before it ends."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

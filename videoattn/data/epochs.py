@@ -1,0 +1,116 @@
+"""Batches of one process, epoch after epoch: decoded here, or by workers that may hang or crash."""
+
+import atexit
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from videoattn.data.annotations import VideoList
+from videoattn.data.batch import Batch, collate_copies, collate_views
+from videoattn.data.clip_workers import ClipWorkers
+from videoattn.data.dataset import VideoDataset, ViewDataset
+from videoattn.data.decode import DecodeError
+from videoattn.data.plan import EvaluationPlan, TrainPlan
+
+LIMIT_SECONDS = 120.0
+STALL_SECONDS = 600.0
+
+
+class Loader:
+    """Batches of one process, epoch after epoch, decoded by worker processes that live until `close`.
+
+    `num_batches` counts this process's batches of an epoch, of which `accumulate` make an optimizer step;
+    `batch_size` is the number of videos in each (all but the last, in evaluation); `videos` is the whole list with its
+    `num_videos` and `class_names`. The bytes do not depend on the number of workers, of which no more are started than
+    there are videos in an epoch or processor cores. `prefetch_factor` batches are decoded ahead.
+
+    A video that takes a worker more than `limit_seconds` to read (0: no limit), or ends it, is one that cannot be
+    decoded. Without workers nothing guards against that. Workers are forked where the system forks safely (Linux): that
+    shares the list of videos and takes no time, and decoders are opened only in the worker. They leave Ctrl-C to the
+    main process and end with it, however it ends.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset | ViewDataset,
+        plan: TrainPlan | EvaluationPlan,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+        limit_seconds: float = LIMIT_SECONDS,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self.dataset = dataset
+        self.videos: VideoList = dataset.videos
+        self.num_videos = len(dataset.videos)
+        self.class_names = dataset.videos.class_names
+        self.num_batches = len(plan)
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self._plan = plan
+        self._training = isinstance(dataset, VideoDataset)
+        self._collate = partial(collate_copies if self._training else collate_views, pinned=pin_memory)
+        self._num_begun = 0
+        num_workers = min(num_workers, self.num_batches * batch_size, num_cores())
+        self._workers: ClipWorkers | None = None
+        if num_workers:
+            atexit.register(_close_at_exit, weakref.ref(self))
+            self._workers = ClipWorkers(
+                dataset,
+                num_workers=num_workers,
+                num_slots=batch_size + prefetch_factor * max(batch_size, num_workers),
+                limit_seconds=limit_seconds,
+                stall_seconds=stall_seconds,
+            )
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """This process's batches of an epoch, from number `start_batch` on without decoding those before it.
+
+        Raises ValueError on a start beyond the epoch, and DecodeError where a training clip could not be replaced or
+        nothing can be read any more; both name the videos. An epoch ends where the next one begins: RuntimeError if it
+        is asked for more.
+        """
+        if not 0 <= start_batch <= self.num_batches:
+            raise ValueError(f"start_batch expects 0 to {self.num_batches}, the batches of an epoch, got {start_batch}")
+        return self._iterate(epoch, start_batch)
+
+    def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+        self._num_begun += 1
+        number = self._num_begun
+        for batch in self._batches(epoch, start):
+            if self._training and len(batch.labels) < batch.draws:
+                raise DecodeError(
+                    "a clip and those drawn to replace it could not be decoded: "
+                    + "; ".join(f"{failure.path} ({failure.reason})" for failure in batch.failures)
+                )
+            yield batch
+            if number != self._num_begun:
+                raise RuntimeError(f"epoch {epoch} cannot go on: another one has begun on the same workers")
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        keys: Iterator[Sequence[Any]] = self._plan.batches(epoch, start)
+        if self._workers is not None:
+            return self._workers.batches(keys, self._collate)
+        return (self._collate([self.dataset[key] for key in some]) for some in keys)
+
+    def close(self) -> None:
+        """End the worker processes; a later epoch starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
+    """End workers before multiprocessing asks them to, by a signal that they leave to the main process."""
+    alive = loader()
+    if alive is not None:
+        alive.close()
