@@ -57,6 +57,9 @@ class Data(Section):
     path_to_data_dir: str = Field("", description="folder with the lists of videos, or with folders of them")
     path_prefix: str = Field("", description="put before every path of an annotation file")
     path_label_separator: str = " "
+    shuffle_block: NotNegative = Field(
+        0, description="neighbours in the training list that are read close together, as the videos of a shard; 0: none"
+    )
     num_frames: Positive = 8
     sampling_rate: Positive = Field(8, description="frames from one sampled frame to the next, at TARGET_FPS")
     target_fps: Annotated[float, Field(gt=0)] = 30

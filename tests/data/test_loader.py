@@ -121,6 +121,17 @@ def test_plans_deal_out_every_video_once() -> None:
     assert len(EvaluationPlan(1, 2, 1, 2)) == 0 and list(EvaluationPlan(1, 2, 1, 2).batches(0)) == []
 
 
+@pytest.mark.parametrize(("num_videos", "block"), [(1003, 10), (320, 8), (5, 10), (100, 1)])
+def test_blocks_keep_neighbours_close_and_every_video_once(num_videos: int, block: int) -> None:
+    plan = TrainPlan(num_videos, 1, 1, 0, 1, seed=3, block=block)
+    orders = [[draws[0].index for draws in plan.batches(epoch)] for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(num_videos)) for order in orders) and orders[0] != orders[1]
+    for start in range(0, num_videos if num_videos % block == 0 else 0, 8 * block):
+        some = orders[0][start : start + 8 * block]
+        assert len({index // block for index in some}) == len(some) // block and some != sorted(some)
+    assert [draws[0].index for draws in plan.batches(1, 3)] == orders[1][3:]
+
+
 def test_damaged_training_video_is_replaced_and_listed(video_folder: Callable[..., Path]) -> None:
     batches = epoch(settings(video_folder(6, bad=(4,))))
     failures = [failure for batch in batches for failure in batch.failures]

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from videoattn.data.dataset import Draw
 from videoattn.seeding import derive_seed
+
+
+_OPEN_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,9 @@ class TrainPlan:
     """A new permutation of all videos each epoch, in whole optimizer steps of `accumulate` micro-batches.
 
     Of every micro-batch of `micro_batch` videos, a process takes the contiguous share from `first` to `last`. Videos
-    left over after the last whole step wait for the next epoch's permutation.
+    left over after the last whole step wait for the next epoch's permutation. With a `block`, the list is cut into
+    blocks of so many neighbours, which take turns in random order, and the videos of eight blocks at a time are mixed:
+    a disk or an object store then reads few large files at a time, if neighbours share one.
     """
 
     num_videos: int
@@ -23,17 +29,26 @@ class TrainPlan:
     first: int
     last: int
     seed: int
+    block: int = 0
 
     def __len__(self) -> int:
         return self.num_videos // (self.micro_batch * self.accumulate) * self.accumulate
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[Draw]]:
         """This process's share of each micro-batch from number `start` on."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = torch.randperm(self.num_videos, generator=generator).tolist()
+        order = self._order(epoch).tolist()
         for batch in range(start, len(self)):
             base = batch * self.micro_batch
             yield [Draw(epoch, index) for index in order[base + self.first : base + self.last]]
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if not self.block:
+            return torch.randperm(self.num_videos, generator=generator)
+        blocks = torch.arange(self.num_videos).split(self.block)
+        turns = torch.randperm(len(blocks), generator=generator).split(_OPEN_BLOCKS)
+        mixed = [torch.cat([blocks[number] for number in some.tolist()]) for some in turns]
+        return torch.cat([videos[torch.randperm(len(videos), generator=generator)] for videos in mixed])
 
 
 @dataclass(frozen=True)
