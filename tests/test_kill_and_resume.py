@@ -1,4 +1,7 @@
-"""A run that is killed at random moments ends with the weights of one that was left alone, bit for bit."""
+"""A run that is killed at random moments ends with the weights of one that was left alone, bit for bit.
+
+Its videos lie in shards, and each time it goes on with another number of workers.
+"""
 
 import random
 import subprocess
@@ -21,26 +24,31 @@ AUG: {{ENABLE: True, NUM_SAMPLE: 2}}
 MIXUP: {{ENABLE: True}}
 EMA: {{ENABLED: True, DECAY: 0.9}}
 SOLVER: {{MAX_EPOCH: 2}}
-DATA: {{PATH_TO_DATA_DIR: {data}, CLASS_NAMES: ""}}
+DATA: {{PATH_TO_DATA_DIR: {data}, CLASS_NAMES: "", SHUFFLE_BLOCK: 8}}
 DEVICE: cpu
 """
 
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing(tmp_path):
-    data = tmp_path / "motion"
-    run("datasets/make_motion.py", data, "--num-train", 192, "--num-val", 8, "--num-frames", 16).wait(120)
+    videos, data = tmp_path / "motion", tmp_path / "shards"
+    run("datasets/make_motion.py", videos, "--num-train", 192, "--num-val", 8, "--num-frames", 16).wait(120)
+    for split in ("train", "val"):
+        listed = videos / f"{split}.csv"
+        run("tools/prepare_data.py", "pack", "--list", listed, "--out", data, "--shard-size", "60KB").wait(60)
+    assert len(list(data.glob("train-*.tar"))) > 8
     settings = tmp_path / "settings.yaml"
     settings.write_text(SETTINGS.format(base=ROOT / "configs/Motion/divided_fibonacci_time.yaml", data=data))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def train(folder):
-        return run("tools/train_net.py", "--cfg", settings, "OUTPUT_DIR", folder)
+    def train(folder, num_workers=2):
+        pairs = ["OUTPUT_DIR", folder, "DATA_LOADER.NUM_WORKERS", num_workers]
+        return run("tools/train_net.py", "--cfg", settings, *pairs)
 
     assert train(whole).wait(300) == 0
     rng, kills, progress = random.Random(0), 0, set()
-    for _ in range(60):  # a run may end before it is killed
-        process = train(killed)
+    for number in range(60):  # a run may end before it is killed
+        process = train(killed, number % 3)
         checkpoint = newest(killed)
         while process.poll() is None and newest(killed) == checkpoint:
             time.sleep(0.01)  # until it has trained a step

@@ -172,6 +172,17 @@ def test_an_empty_pretrained_model_in_an_official_file_is_the_imagenet_vit(tmp_p
     assert load_config(path).timesformer.pretrained_model == IMAGENET_VIT
 
 
+@pytest.mark.parametrize("name", ["MViT", "vit_base_patch16_224"])
+def test_official_files_decode_at_full_size_whatever_they_say(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"MODEL: {{MODEL_NAME: {name}}}\nDATA: {{DECODING_SHORT_SIZE: 256}}")
+    cfg, report = load_config_with_report(path)
+    assert cfg.data.decoding_short_size == 0
+    assert ("DATA.DECODING_SHORT_SIZE", 256) in [(note.key, note.value) for note in report.translated]
+    assert load_config(path, ["DATA.DECODING_SHORT_SIZE", "320"]).data.decoding_short_size == 320
+    ours = write(tmp_path, f"_BASE_: {path.name}\nDATA: {{DECODING_SHORT_SIZE: 288}}", "ours.yaml")
+    assert load_config(ours).data.decoding_short_size == 288
+
+
 @pytest.mark.parametrize(
     ("key", "harmless", "harmful"),
     [

@@ -21,26 +21,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from video_lists import add_list_arguments, check_list_arguments, chosen_splits, configured_list, listed_alone
+
 from videoattn.command_line import run_tool
 from videoattn.config import Config
-from videoattn.config_file import add_config_arguments, load_config, parse_overrides
-from videoattn.data.annotations import read_annotations, read_kinetics_csv
+from videoattn.config_file import load_config, parse_overrides
 from videoattn.data.check import CheckOptions, check_lists
 from videoattn.data.check_report import format_summary
 from videoattn.data.check_table import ERRORS, WARNINGS
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.decode import Backend, open_video
-from videoattn.data.loader import class_names, clip_sampler, num_cores, video_opener
+from videoattn.data.loader import clip_sampler, num_cores, video_opener
 from videoattn.data.probe import ProbeOptions
 from videoattn.data.video_reader import VideoReader
 
 FOUND_ERRORS = 1
-SPLITS = ("train", "val", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--split", metavar="NAMES", help="e.g. train,val; default: train,val and TEST.SPLIT")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
                         help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
@@ -53,21 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, default=0.05, metavar="SHARE",
                         help="of a stated length, that a video may deviate; default: %(default)s")  # fmt: skip
     parser.add_argument("--as-error", default="", metavar="KINDS", help=f"'all' or some of {', '.join(WARNINGS)}")
-    alone = parser.add_argument_group("without a configuration")
-    alone.add_argument("--list", type=Path, metavar="FILE", help="one csv to check")
-    alone.add_argument("--prefix", default="", metavar="DIR", help="where relative paths lie; default: beside the csv")
-    alone.add_argument("--separator", default=" ", metavar="CHAR", help="between path and label; default: a space")
+    alone = add_list_arguments(parser)
     alone.add_argument("--num-classes", type=int, metavar="N", help="labels are to be below it")
-    add_config_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     backend: Backend = "auto"
     opener: Callable[..., VideoReader] = open_video
     if args.list:
-        lists = [listed_alone(args)]
+        is_short = partial(has_fewer_frames, args.min_frames) if args.min_frames else None
+        lists = [replace(listed_alone(args), num_classes=args.num_classes, is_short=is_short)]
     else:
         cfg = load_config(args.cfg, parse_overrides(args))
-        lists, backend, opener = configured_lists(cfg, args), cfg.data.decoding_backend, video_opener(cfg)
+        lists = [trained_list(cfg, split, args.min_frames) for split in chosen_splits(cfg, args)]
+        # at full size, which is what the summary states of frames
+        backend, opener = cfg.data.decoding_backend, partial(video_opener(cfg), short_side=0)
     options = CheckOptions(
         ProbeOptions(args.decode, backend),
         num_workers=args.workers,
@@ -84,11 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError on options that do not fit each other or are out of range."""
-    given = [name for name in ("prefix", "num_classes") if getattr(args, name)]
-    if args.list and (args.cfg or args.split or args.opts or args.overrides):
-        raise ValueError("--list stands alone, without --cfg, --split and KEY VALUE pairs")
-    if not args.list and (given or args.separator != " "):
-        raise ValueError("--prefix, --separator and --num-classes belong to --list; settings say the same, see DATA")
+    check_list_arguments(args)
+    if args.num_classes and not args.list:
+        raise ValueError("--num-classes belongs to --list; MODEL.NUM_CLASSES says the same")
     for name, least in (("workers", 1), ("min_frames", 1), ("num_classes", 1), ("limit", 1e-3), ("tolerance", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
@@ -104,44 +100,12 @@ def promoted(names: str) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def listed_alone(args: argparse.Namespace) -> CheckedList:
-    """The csv of --list."""
-    videos = read_kinetics_csv(args.list, separator=args.separator, prefix=args.prefix)
-    is_short = partial(has_fewer_frames, args.min_frames) if args.min_frames else None
-    return CheckedList(args.list.stem, videos, args.separator, args.num_classes, is_short=is_short)
-
-
-def configured_lists(cfg: Config, args: argparse.Namespace) -> list[CheckedList]:
-    """The lists that the configuration trains and evaluates with, or those of --split."""
-    splits = args.split.split(",") if args.split else ["train", "val", cfg.test.split]
-    for split in splits:
-        if split not in SPLITS:
-            raise ValueError(f"--split expects some of {','.join(SPLITS)}, got {split!r}")
-    return [configured_list(cfg, split, args.min_frames) for split in dict.fromkeys(splits)]
-
-
-def configured_list(cfg: Config, split: str, min_frames: int | None) -> CheckedList:
-    """One list as training reads it, but with labels that it would refuse."""
+def trained_list(cfg: Config, split: str, min_frames: int | None) -> CheckedList:
+    """One list with what training asks of it."""
     dataset = cfg.test.dataset if split == "test" else cfg.train.dataset
-    names = class_names(cfg) if cfg.data.class_names else None
-    videos = read_annotations(
-        dataset,
-        cfg.data.path_to_data_dir,
-        split,
-        separator=cfg.data.path_label_separator,
-        prefix=cfg.data.path_prefix,
-        class_names=names,
-    )
-    if names is not None:
-        videos = replace(videos, class_names=names)
     is_short = partial(has_fewer_frames, min_frames) if min_frames else clip_sampler(cfg, dataset, False).is_short
-    return CheckedList(
-        split,
-        videos,
-        cfg.data.path_label_separator,
-        cfg.model.num_classes,
-        needs_labels=split != "test",
-        is_short=is_short,
+    return replace(
+        configured_list(cfg, split), num_classes=cfg.model.num_classes, needs_labels=split != "test", is_short=is_short
     )
 
 

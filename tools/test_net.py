@@ -197,7 +197,7 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport) -> dict[str, An
     """What results.json says about protocol and origin; the views and how they are combined are there already."""
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
-    protocol |= {"dataset": test.dataset, "split": test.split}
+    protocol |= {"dataset": test.dataset, "split": test.split, "segment_clips": test.segment_clips}
     protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "sampling", "use_offset_sampling",
                                          "test_crop_size", "mean", "std", "decoding_backend"})  # fmt: skip
     if data.sampling == "auto":

@@ -33,7 +33,7 @@ from videoattn.config_file import (
     load_config_with_report,
     parse_overrides,
 )
-from videoattn.data import Batch, Loader, Mixing, build_loader, normalize
+from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
 from videoattn.data.annotations import VideoList, check_same_order
 from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
 from videoattn.engine.distributed import Process, init_distributed, leave_cores_to_workers, shutdown
@@ -195,8 +195,19 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
 
 
 def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
-    """From a batch and a seed to normalised clips and targets on the device, mixed if MIXUP says so."""
-    mixing = None
+    """From a batch and a seed to normalised clips and targets on the device, augmented and mixed as cfg says."""
+    augment = mixing = None
+    if cfg.aug.enable and cfg.aug.device == "model":
+        augment = BatchAugment(
+            color_jitter=cfg.aug.color_jitter,
+            aa_type=cfg.aug.aa_type,
+            interpolation=cfg.aug.interpolation,
+            erase_prob=cfg.aug.re_prob,
+            erase_mode=cfg.aug.re_mode,
+            erase_count=cfg.aug.re_count,
+            mean=cfg.data.mean,
+            std=cfg.data.std,
+        )
     if cfg.mixup.enable:
         mixing = Mixing(
             alpha=cfg.mixup.alpha,
@@ -210,7 +221,8 @@ def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Ba
 
     def prepare(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         batch = batch.to(process.device, non_blocking=True)
-        clips = normalize(batch.clips, cfg.data.mean, cfg.data.std, cfg.data.reverse_input_channel)
+        clips = batch.clips if augment is None else augment(batch.clips, seed, clips_before)
+        clips = normalize(clips, cfg.data.mean, cfg.data.std, cfg.data.reverse_input_channel)
         return (clips, batch.labels) if mixing is None else mixing(clips, batch.labels, seed, clips_before // 2)
 
     return prepare

@@ -43,6 +43,9 @@ class Test(Section):
     checkpoint_file_path: str = ""
     num_ensemble_views: Positive = Field(10, description="temporal clips per video")
     num_spatial_crops: Literal[1, 3] = 3
+    segment_clips: Literal["same", "shifted"] = Field(
+        "same", description="clips of one frame per segment: all alike (published), or each at its own place in them"
+    )
     aggregate: Literal["auto", "logits", "probabilities"] = Field(
         "auto", description="what DATA.ENSEMBLE_METHOD combines; auto: logits for TimeSformer, as published"
     )
@@ -75,10 +78,19 @@ class Data(Section):
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     random_flip: bool = True
+    flip_labels: Literal["keep", "exchange"] = Field(
+        "keep", description="exchange: a flipped clip has the class whose name says right for left"
+    )
+    flip_pairs: tuple[tuple[str, ...], ...] = Field(
+        (), description="classes that flips exchange whatever their names say; one alone is never flipped"
+    )
     reverse_input_channel: bool = Field(False, description="feed BGR frames")
     ensemble_method: Literal["sum", "max"] = "sum"
     decoding_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
         "auto", description="auto: PyAV, seeking where exact"
+    )
+    decoding_short_size: NotNegative = Field(
+        0, description="scale larger frames to this short side while decoding; 0: off"
     )
     max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
     class_names: str = Field("", description="file with one class name a line, in the order of the labels")
@@ -92,6 +104,13 @@ class Data(Section):
             value = getattr(self, name)
             if len(value) not in (0, 2) or (value and not 0 < value[0] <= value[1]):
                 raise ValueError(f"{name.upper()} expects [] or [low, high] with 0 < low <= high, got {list(value)}")
+        if self.flip_labels == "exchange" and not self.random_flip:
+            raise ValueError("FLIP_LABELS exchange expects RANDOM_FLIP True, got False")
+        if self.flip_pairs and self.flip_labels == "keep":
+            raise ValueError("FLIP_PAIRS expects FLIP_LABELS exchange, got keep")
+        if not all(len(pair) in (1, 2) for pair in self.flip_pairs):
+            pairs = [list(pair) for pair in self.flip_pairs]
+            raise ValueError(f"FLIP_PAIRS expects a list of [name, name] or [name], got {pairs}")
         if min(self.std) <= 0:
             raise ValueError(f"STD expects three positive numbers, got {list(self.std)}")
         return self
@@ -101,6 +120,9 @@ class Aug(Section):
     """Augmentation beyond crop and flip; off unless ENABLE."""
 
     enable: bool = False
+    device: Literal["cpu", "model"] = Field(
+        "cpu", description="where: in the loader's workers, before the crop, or on the model's device, after it"
+    )
     num_sample: Positive = Field(1, description="augmented copies of a clip in one batch (repeated augmentation)")
     color_jitter: NonNegativeFloat = 0.4
     aa_type: str = Field("rand-m9-mstd0.5-inc1", description="RandAugment in timm's notation; '' is off")

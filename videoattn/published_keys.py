@@ -111,7 +111,6 @@ INERT: dict[str, Inert] = {
     "DATA.MULTI_LABEL": _unsupported("several labels per video", False),
     "DATA.TRAIN_JITTER_MOTION_SHIFT": _unsupported("motion shift", False),
     "DATA.TRAIN_JITTER_FPS": _unsupported("a random frame rate", 0.0),
-    "DATA.DECODING_SHORT_SIZE": _unsupported("decoding at another size", 256),
     "DATA.SKIP_ROWS": _unsupported("an annotation file without its first rows", 0),
     "DATA.DUMMY_LOAD": _unsupported("one clip read again and again", False),
     "DATA.LOADER_CHUNK_SIZE": _unsupported("an annotation file read in pieces", 0),
@@ -209,6 +208,11 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
             problems.append(f"{given.source}: {key} and {our_key} are one setting; {our_key} is also given")
         settings[our_key] = replace(given, value=our_value)
         notes.append(Note(key, value, f"read as {our_key} {our_value}: {reason}", given.source))
+    size = settings.get("DATA.DECODING_SHORT_SIZE")
+    if size and published_name(layer) and size.source != COMMAND_LINE:
+        del settings["DATA.DECODING_SHORT_SIZE"]  # the published loaders never read it
+        reason = "without effect there: videos were decoded at their own size"
+        notes.append(Note("DATA.DECODING_SHORT_SIZE", size.value, reason, size.source))
     folder = settings.get("DATA.PATH_TO_DATA_DIR")
     if folder and isinstance(folder.value, str) and folder.value != folder.value.strip():
         settings["DATA.PATH_TO_DATA_DIR"] = replace(folder, value=folder.value.strip())

@@ -1,7 +1,9 @@
 """Small real videos for the tests of this folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,3 +51,52 @@ def video_folder(rendered_videos: list[Path], tmp_path: Path) -> Callable[..., P
         return folder
 
     return build
+
+
+def pictures(num_frames: int, height: int, width: int) -> Iterator[np.ndarray[Any, Any]]:
+    """A drifting texture with the frame's number in blocks of black and white."""
+    texture = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    texture = texture.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    for number in range(num_frames):
+        picture = np.roll(texture, 2 * number, axis=1)
+        for bit in range(6):
+            picture[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
+        yield picture
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Encodes a small video; `times` of frames are in units of 1/25 s."""
+
+    def encode(
+        name: str,
+        codec: str = "libx264",
+        x264: str = "",
+        num_frames: int = 40,
+        size: tuple[int, int] = (48, 64),
+        pixels: str = "yuv420p",
+        times: list[int] | None = None,
+        group: int = 12,
+        b_frames: int = 0,
+        rate: Fraction | int = 25,
+        **container_options: str,
+    ) -> Path:
+        import av
+
+        path = tmp_path / name
+        with av.open(str(path), "w", options=container_options) as container:
+            options = {"x264-params": f"log-level=none:threads=1:{x264}"} if codec == "libx264" else {}
+            stream: Any = container.add_stream(codec, rate=rate, options=options)
+            stream.height, stream.width = size
+            stream.pix_fmt = pixels
+            if codec != "libx264":
+                stream.codec_context.gop_size, stream.codec_context.max_b_frames = group, b_frames
+            for number, picture in enumerate(pictures(num_frames, *size)):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if times:
+                    frame.pts, frame.time_base = times[number], Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return encode

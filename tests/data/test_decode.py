@@ -4,7 +4,6 @@ import io
 import pickle
 import random
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,6 @@ DAMAGED = ("decord_corrupted.mp4", "made/bitflip.mp4")
 IN_ORDER = (
     "datumaro_video.avi",
     "made/cutcopy_editlist.mp4",
-    "made/mpeg4.avi",
-    "made/odd227x171.avi",
     "made/trunc.avi",
     "mmaction2_S001C001P001R001A001_rgb.avi",
     "torchcodec_av1_video.mkv",
@@ -137,55 +134,8 @@ def test_damaged_data_is_never_passed_off_as_a_frame() -> None:
     assert num_read <= 2  # 400 flipped bytes leave little
 
 
-def pictures(num_frames: int, height: int, width: int) -> Iterator[np.ndarray[Any, Any]]:
-    """A drifting texture with the frame's number in blocks of black and white."""
-    texture = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    texture = texture.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
-    for number in range(num_frames):
-        picture = np.roll(texture, 2 * number, axis=1)
-        for bit in range(6):
-            picture[:8, 8 * bit : 8 * bit + 8] = 255 * (number >> bit & 1)
-        yield picture
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Path]:
-    """Encodes a small video."""
-
-    def encode(
-        name: str,
-        codec: str = "libx264",
-        x264: str = "",
-        num_frames: int = 40,
-        size: tuple[int, int] = (48, 64),
-        pixels: str = "yuv420p",
-        times: list[int] | None = None,
-        group: int = 12,
-        b_frames: int = 0,
-        **container_options: str,
-    ) -> Path:
-        import av
-
-        path = tmp_path / name
-        with av.open(str(path), "w", options=container_options) as container:
-            options = {"x264-params": f"log-level=none:threads=1:{x264}"} if codec == "libx264" else {}
-            stream: Any = container.add_stream(codec, rate=25, options=options)
-            stream.height, stream.width = size
-            stream.pix_fmt = pixels
-            if codec != "libx264":
-                stream.codec_context.gop_size, stream.codec_context.max_b_frames = group, b_frames
-            for number, picture in enumerate(pictures(num_frames, *size)):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                if times:
-                    frame.pts, frame.time_base = times[number], Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        return path
-
-    return encode
-
-
 B_FRAMES = "keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"
+PYRAMID = "keyint=20:min-keyint=20:bframes=7:b-adapt=0:scenecut=0:ref=5"
 IRREGULAR = [number * 3 + number % 3 for number in range(40)]
 
 
@@ -198,6 +148,9 @@ IRREGULAR = [number * 3 + number % 3 for number in range(40)]
         ({"name": "irregular.mp4", "x264": B_FRAMES, "times": IRREGULAR}, True),
         ({"name": "late.mkv", "x264": B_FRAMES, "times": [number + 50 for number in range(40)]}, True),
         ({"name": "short.mp4", "x264": "keyint=2:min-keyint=1:bframes=3:b-adapt=0"}, True),
+        ({"name": "pyramid.mp4", "x264": PYRAMID + ":b-pyramid=normal:weightp=2"}, True),
+        ({"name": "strict.mkv", "x264": PYRAMID + ":b-pyramid=strict:cabac=0:direct=temporal"}, True),
+        ({"name": "leaves.mp4", "x264": PYRAMID + ":b-pyramid=none:direct=spatial:slices=3"}, True),
         ({"name": "444.mp4", "x264": B_FRAMES, "pixels": "yuv444p", "size": (47, 65)}, True),
         ({"name": "plain.mp4", "codec": "mpeg4"}, True),
         ({"name": "open.mp4", "x264": B_FRAMES + ":open-gop=1"}, False),
@@ -230,6 +183,7 @@ def test_every_single_frame_is_right_whether_sought_or_read_in_order(make: Any, 
         {"name": "odd.mp4", "codec": "mpeg4", "size": (47, 65)},
         {"name": "deep.mp4", "pixels": "yuv420p10le"},
         {"name": "interlaced.mp4", "x264": "interlaced=1"},
+        {"name": "fields.mp4", "x264": PYRAMID + ":interlaced=1"},
         {"name": "stream.ts"},
     ],
     ids=lambda value: value["name"],

@@ -272,6 +272,18 @@ def test_segments_are_for_ssv2_unless_told_otherwise(video_folder: Callable[...,
     assert [kinds["ssv2", name] for name in ("auto", "dense", "segments")] == ["segments", "dense", "segments"]
 
 
+def test_clips_by_segments_differ_only_if_shifted(video_folder: Callable[..., Path]) -> None:
+    folder = video_folder(2)
+    clips = {}
+    for place in ("same", "shifted"):
+        cfg = settings(folder, DATA={"SAMPLING": "segments"}, TEST={"SEGMENT_CLIPS": place, "NUM_SPATIAL_CROPS": 1})
+        clips[place] = epoch(cfg, split="test")[0].clips
+        clips["val " + place] = epoch(cfg, split="val")[0].clips
+    assert torch.equal(clips["same"][0], clips["same"][1])
+    assert not torch.equal(clips["shifted"][0], clips["shifted"][1])
+    assert torch.equal(clips["val same"], clips["val shifted"])
+
+
 def deadly(path: str, backend: str) -> Any:
     """Opens a video unless its name says that it hangs, kills its process or has a flaw that nobody expected."""
     number = int(Path(path).stem.removeprefix("clip"))

@@ -73,6 +73,23 @@ def test_segments_take_the_middle_between_rounded_borders() -> None:
     assert SSV2.test(50, 12, 1, 2) == segment_indices(50, 8)
 
 
+def test_shifted_clips_take_equal_steps_through_each_segment() -> None:
+    shifted = ClipSampler("segments", num_frames=8, shifted=True)
+    # borders 0 6 12 18 24 31 37 43 49; a quarter and three quarters of 6 or 7 frames, rounded down
+    assert shifted.test(50, 12, 0, 2) == [1, 7, 13, 19, 25, 32, 38, 44]
+    assert shifted.test(50, 12, 1, 2) == [4, 10, 16, 22, 29, 35, 41, 47]
+    assert [shifted.test(50, 12, clip, 3)[0] for clip in range(3)] == [1, 3, 5]
+    assert all(shifted.test(n, 12) == SSV2.test(n, 12) == segment_indices(n, 8) for n in range(1, 60))
+    with pytest.raises(ValueError, match="clip 2 of 2"):
+        shifted.test(50, 12, 2, 2)
+
+
+def test_shifted_clips_differ_wherever_segments_have_as_many_frames() -> None:
+    shifted = ClipSampler("segments", num_frames=8, shifted=True)
+    for num_frames in range(18, 80):
+        assert not set(shifted.test(num_frames, 12, 0, 2)) & set(shifted.test(num_frames, 12, 1, 2)), num_frames
+
+
 def test_random_segments_stay_in_their_part_borders_included() -> None:
     rng = random.Random(0)
     drawn = [SSV2.train(50, 12, rng) for _ in range(500)]

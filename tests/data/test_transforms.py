@@ -1,4 +1,5 @@
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from videoattn.data.batch import normalize
+from videoattn.data.flips import NEVER_FLIPPED
+from videoattn.data.rand_augment import RandAugment
 from videoattn.data.transforms import TestTransform, TrainTransform, resize_short_side
+from videoattn.seeding import derive_seed
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "jitter and flip": {},
@@ -29,6 +33,12 @@ def train_transform(**options: Any) -> TrainTransform:
     return TrainTransform(**{"crop_size": 24, "jitter_scales": (28, 36), **options})
 
 
+def augmentation(**options: Any) -> Callable[[Tensor, int], Tensor]:
+    """A transform without its labels."""
+    transform = train_transform(**options)
+    return lambda frames, seed: transform(frames, seed)[0]
+
+
 def global_states() -> list[str]:
     return [str(state) for state in (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state())]
 
@@ -40,7 +50,7 @@ def columns(height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_clip_of_one_repeated_frame_stays_so_under_every_augmentation(name: str) -> None:
-    transform = train_transform(**AUGMENTATIONS[name])
+    transform = augmentation(**AUGMENTATIONS[name])
     frame = noise(1, 3, 40, 52)
     for seed in range(8):
         clip = transform(frame.expand(5, 3, 40, 52), seed)
@@ -50,7 +60,7 @@ def test_clip_of_one_repeated_frame_stays_so_under_every_augmentation(name: str)
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_is_a_function_of_the_seed_and_leaves_global_generators_alone(name: str) -> None:
-    transform = train_transform(**AUGMENTATIONS[name])
+    transform = augmentation(**AUGMENTATIONS[name])
     frames = noise(3, 3, 40, 52)
     before = global_states()
     first = [transform(frames, seed) for seed in range(6)]
@@ -65,12 +75,43 @@ def test_augmentation_is_a_function_of_the_seed_and_leaves_global_generators_alo
 def test_flip_happens_about_half_the_time_and_only_if_asked() -> None:
     frames = columns(24, 24)
     for flip, expected in ((True, {"as is", "flipped"}), (False, {"as is"})):
-        transform = TrainTransform(crop_size=24, jitter_scales=(24, 24), flip=flip)
+        transform = augmentation(jitter_scales=(24, 24), flip=flip)
         clips = [transform(frames, seed) for seed in range(40)]
         kinds = ["as is" if torch.equal(clip, frames) else "flipped" for clip in clips]
         assert all(torch.equal(clip, frames) or torch.equal(clip, frames.flip(-1)) for clip in clips)
         assert set(kinds) == expected
         assert kinds.count("flipped") in (range(10, 31) if flip else (0,))
+
+
+def test_flipped_clip_has_the_class_of_its_flip_and_others_keep_theirs() -> None:
+    frames = columns(24, 24)
+    transform = train_transform(jitter_scales=(24, 24), flipped_labels=(1, 0, 2, NEVER_FLIPPED))
+    for label, other in ((0, 1), (1, 0), (2, 2)):
+        results = [transform(frames, seed, label) for seed in range(40)]
+        assert {torch.equal(clip, frames) for clip, _ in results} == {True, False}
+        assert all(found == (label if torch.equal(clip, frames) else other) for clip, found in results)
+    assert all(torch.equal(clip, frames) and found == 3 for clip, found in (transform(frames, s, 3) for s in range(40)))
+
+
+@pytest.mark.parametrize(
+    "crop", [{}, {"relative_scales": (0.08, 1.0), "relative_aspect": (0.75, 1.3333)}], ids=["jitter", "random-resized"]
+)
+@pytest.mark.parametrize("shape", [(40, 52), (71, 46), (36, 36), (21, 26)])
+def test_clip_is_that_of_whole_augmented_frames(shape: tuple[int, int], crop: dict[str, Any]) -> None:
+    aa_type, frames = "rand-m9-n4-mstd0.5-inc1-p0.8", noise(2, 3, *shape)
+    plain, augmented = augmentation(**crop), augmentation(aa_type=aa_type, **crop)
+    whole = RandAugment(aa_type)
+    for seed in range(20):
+        expected = plain(whole(frames, derive_seed(seed, "rand_augment")), seed)
+        assert torch.equal(augmented(frames, seed), expected)
+
+
+def test_changing_labels_changes_no_draw() -> None:
+    options = {"aa_type": "rand-m7-n4-mstd0.5-inc1", "erase_prob": 0.5}
+    keeps, changes = train_transform(**options), train_transform(**options, flipped_labels=(1, 0, NEVER_FLIPPED))
+    frames = noise(2, 3, 40, 52)
+    for seed in range(10):
+        assert torch.equal(keeps(frames, seed, 0)[0], changes(frames, seed, 0)[0])
 
 
 def test_jitter_draws_every_short_side_and_prefers_small_ones_in_inverse() -> None:
@@ -85,7 +126,7 @@ def test_jitter_draws_every_short_side_and_prefers_small_ones_in_inverse() -> No
 
 
 def test_crops_reach_every_corner() -> None:
-    transform = TrainTransform(crop_size=24, jitter_scales=(24, 24), flip=False)
+    transform = augmentation(jitter_scales=(24, 24), flip=False)
     lefts = {int(transform(columns(24, 28), seed)[0, 0, 0, 0]) for seed in range(60)}
     assert lefts == {0, 1, 2, 3, 4}
 
@@ -119,8 +160,8 @@ def test_one_crop_is_the_centre_of_the_resized_frame() -> None:
 
 
 def test_erasing_puts_one_box_at_the_same_place_in_every_frame() -> None:
-    transform = TrainTransform(
-        crop_size=24, jitter_scales=(24, 24), flip=False, erase_prob=1.0, mean=(0.2, 0.4, 0.6), erase_mode="const"
+    transform = augmentation(
+        jitter_scales=(24, 24), flip=False, erase_prob=1.0, mean=(0.2, 0.4, 0.6), erase_mode="const"
     )
     for seed in range(20):
         clip = transform(torch.full((4, 3, 24, 24), 7, dtype=torch.uint8), seed)
@@ -135,7 +176,7 @@ def test_erasing_puts_one_box_at_the_same_place_in_every_frame() -> None:
 
 
 def test_erased_pixels_are_noise_around_the_mean_and_differ_between_frames() -> None:
-    transform = TrainTransform(crop_size=64, jitter_scales=(64, 64), flip=False, erase_prob=1.0, std=(0.1, 0.1, 0.1))
+    transform = augmentation(crop_size=64, jitter_scales=(64, 64), flip=False, erase_prob=1.0, std=(0.1, 0.1, 0.1))
     clip = transform(torch.zeros(4, 3, 64, 64, dtype=torch.uint8), seed=3).float()
     values = clip[clip > 0]
     assert abs(values.mean() - 0.45 * 255) < 2 and abs(values.std() - 25.5) < 2
@@ -145,19 +186,19 @@ def test_erased_pixels_are_noise_around_the_mean_and_differ_between_frames() -> 
 def test_erasing_leaves_the_decoded_frames_as_they_are() -> None:
     frames = noise(2, 3, 24, 24)
     kept = frames.clone()
-    TrainTransform(crop_size=24, jitter_scales=(24, 24), erase_prob=1.0)(frames, 0)
+    train_transform(jitter_scales=(24, 24), erase_prob=1.0)(frames, 0)
     assert torch.equal(frames, kept)
 
 
 def test_colour_jitter_gives_way_to_rand_augment() -> None:
     frames = noise(2, 3, 40, 40)
-    both = train_transform(aa_type="rand-m9-n2-inc1", color_jitter=0.4)
-    alone = train_transform(aa_type="rand-m9-n2-inc1")
+    both = augmentation(aa_type="rand-m9-n2-inc1", color_jitter=0.4)
+    alone = augmentation(aa_type="rand-m9-n2-inc1")
     assert all(torch.equal(both(frames, seed), alone(frames, seed)) for seed in range(5))
 
 
 def test_the_strongest_magnitude_works_in_every_operation():
-    augment = train_transform(aa_type="rand-m10-n6-mstd0.5-inc1-p1.0")
+    augment = augmentation(aa_type="rand-m10-n6-mstd0.5-inc1-p1.0")
     frames = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert all(augment(frames, seed).dtype == torch.uint8 for seed in range(40))
 

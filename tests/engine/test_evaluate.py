@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,12 @@ def test_scores_that_are_not_finite_fail_the_video() -> None:
 def test_short_clips_are_counted() -> None:
     results = run(FakeLoader([batch(TWO_VIEWS, num_short=2), batch([], num_short=1)], [1]))
     assert results.summary()["counts"]["short_clips"] == 3
+
+
+def test_videos_decoded_from_their_start_are_counted_by_reason() -> None:
+    first, second = (replace(batch(rows), in_order=("avi",)) for rows in (TWO_VIEWS, []))
+    results = run(FakeLoader([first, replace(second, in_order=("avi", "hevc"))], [1]))
+    assert results.summary()["decoded_in_order"] == {"avi": 2, "hevc": 1}
 
 
 def test_wrong_methods_views_and_shapes_are_refused_with_their_values() -> None:

@@ -18,7 +18,11 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a dataset makes of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video."""
+    """What a dataset makes of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
+
+    `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
+    `in_order_because` says why the video was decoded from its start, and is empty where frames were sought.
+    """
 
     clips: Tensor
     label: int
@@ -26,6 +30,8 @@ class Sample:
     views: tuple[int, ...]
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
+    labels: tuple[int, ...] = ()
+    in_order_because: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Batch:
     """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
 
     `failures` lists every video that could not be decoded on the way. `num_short` counts clips whose window is longer
-    than the video, so that frames repeat. `draws` counts the videos asked for: in training each was delivered or
+    than the video, so that frames repeat. `in_order` has a reason for each video that was decoded from its start
+    instead of sought in. `draws` counts the videos asked for: in training each was delivered or
     replaced, in evaluation those in `failures` are missing.
     """
 
@@ -44,6 +51,7 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
     draws: int = 0
+    in_order: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on `device`."""
@@ -84,11 +92,14 @@ def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned
         torch.stack([sample.clips[row] for sample, row in rows], out=clips)
     return Batch(
         clips=clips,
-        labels=torch.tensor([sample.label for sample, _ in rows], dtype=torch.int64),
+        labels=torch.tensor(
+            [sample.labels[row] if sample.labels else sample.label for sample, row in rows], dtype=torch.int64
+        ),
         videos=torch.tensor([sample.video for sample, _ in rows], dtype=torch.int64),
         views=torch.tensor([sample.views[row] for sample, row in rows], dtype=torch.int64),
         failures=tuple(failure for sample in samples for failure in sample.failures),
         num_short=sum(sample.num_short for sample in samples),
+        in_order=tuple(sample.in_order_because for sample in samples if sample.in_order_because),
         draws=len(samples),
     )
 

@@ -86,7 +86,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, opener: Calla
     num_bad = 0
     with (
         closing(answers),
-        _open_log(log) as lines,
+        open_log(log) as lines,
         tqdm(total=number, desc="checking", unit="video", disable=not progress) as bar,
     ):
         for task, answer in answers:
@@ -102,7 +102,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, opener: Calla
             bar.update()
 
 
-def _open_log(log: Path) -> Any:
+def open_log(log: Path) -> Any:
     """The log, to append whole lines to; a last line that was cut off is ended first."""
     was_cut = False
     if log.exists() and log.stat().st_size:

@@ -102,12 +102,17 @@ def write_results(table: CheckTable, lists: Sequence[CheckedList], summary: Summ
 
 
 def write_bad(table: CheckTable, split: str, file: Path) -> None:
-    """Every problem of a list, by the videos' numbers, which count from 1; 0 is the list as a whole."""
+    """Every problem of a list."""
     rows = table.rows(
         """SELECT path, kind, iif(kind IN (SELECT kind FROM fatal), 'error', 'warning'), number + 1, detail
         FROM problem WHERE split = :split ORDER BY number""",
         split=split,
     )
+    write_problems(rows, file)
+
+
+def write_problems(rows: Iterable[Sequence[object]], file: Path) -> None:
+    """Rows of path, kind, severity, number and detail; videos' numbers count from 1, 0 is the list as a whole."""
     with atomic_write(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "kind", "severity", "number", "detail"))

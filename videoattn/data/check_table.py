@@ -20,7 +20,7 @@ ERRORS = {
     "not_a_video": "cannot be opened as a video",
     "no_video_stream": "sound alone, for example",
     "damaged": "a frame cannot be decoded",
-    "cut_short": "its index lists more frames than there are",
+    "cut_short": "its index lists more frames than there are, or its list more bytes of a tar",
     "zero_size": "frames without pixels",
     "odd_rotation": "to be turned by an angle that is no multiple of 90 degrees",
     "wrong_backend": "DATA.DECODING_BACKEND does not read this kind of video, another one may",

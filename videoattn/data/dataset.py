@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from videoattn.data.transforms import TestTransform, TrainTransform
 from videoattn.seeding import derive_seed
 
 MAX_REPLACEMENTS = 10
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One random clip of training: everything that its randomness depends on besides the run's seed."""
@@ -92,28 +94,31 @@ class VideoDataset(Dataset[Sample]):
             path = self.videos.path(index)
             try:
                 watch.open(index, path)
-                clip, short = self._clip(path, rng)
+                read = self._read(path, rng)
             except DecodeError as error:
                 failures.append(Failure(index, path, str(error)))
                 continue
             parts = (self.seed, "transform", draw.epoch, draw.index, attempt)
-            copies = [self.transform(clip, derive_seed(*parts, copy)) for copy in range(self.num_copies)]
+            label = self.videos.label(index)
+            clip = read.frames[read.rows[0]]
+            copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
             return Sample(
-                clips=torch.stack(copies).transpose(1, 2),
-                label=self.videos.label(index),
+                clips=torch.stack([frames for frames, _ in copies]).transpose(1, 2),
+                label=label,
+                labels=tuple(label for _, label in copies),
                 video=index,
                 views=(0,) * self.num_copies,
                 failures=tuple(failures),
-                num_short=self.num_copies * short,
+                num_short=self.num_copies * read.is_short,
+                in_order_because=read.in_order_because,
             )
         return _no_clip(self.sampler, self.transform.crop_size, self.videos.label(draw.index), draw.index, failures)
 
-    def _clip(self, path: str, rng: random.Random) -> tuple[Tensor, bool]:
+    def _read(self, path: str, rng: random.Random) -> "_Read":
         def choose(num_frames: int, fps: float) -> list[Sequence[int]]:
             return [self.sampler.train(num_frames, fps, rng)]
 
-        frames, (rows,), short = _read(self.opener, path, self.backend, self.sampler, choose)
-        return frames[rows], short
+        return _read(self.opener, path, self.backend, self.sampler, choose)
 
     def _candidates(self, draw: Draw) -> list[int]:
         """The drawn index, then others to replace it, all different."""
@@ -171,16 +176,32 @@ class ViewDataset(Dataset[Sample]):
         path, label = self.videos.path(index), self.videos.label(index)
         try:
             watch.open(index, path)
-            frames, clips, short = _read(self.opener, path, self.backend, self.sampler, self._choose)
+            read = _read(self.opener, path, self.backend, self.sampler, self._choose)
         except DecodeError as error:
             failure = Failure(index, path, str(error))
             return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
-        crops = self.transform(frames)  # [num_crops, frames, 3, S, S]: each frame is resized once, whatever uses it
-        views = torch.cat([crops[:, chosen] for chosen in clips]).transpose(1, 2)
-        return Sample(views, label, index, tuple(range(self.num_views)), num_short=self.num_views * short)
+        crops = self.transform(read.frames)  # [num_crops, frames, 3, S, S]: each frame is resized once
+        views = torch.cat([crops[:, chosen] for chosen in read.rows]).transpose(1, 2)
+        return Sample(
+            views,
+            label,
+            index,
+            tuple(range(self.num_views)),
+            num_short=self.num_views * read.is_short,
+            in_order_because=read.in_order_because,
+        )
 
     def _choose(self, num_frames: int, fps: float) -> list[Sequence[int]]:
         return [self.sampler.test(num_frames, fps, clip, self.num_clips) for clip in range(self.num_clips)]
+
+
+class _Read(NamedTuple):
+    """The frames that some clips need, each once, as [n, 3, H, W], and for each clip its rows there."""
+
+    frames: Tensor
+    rows: list[Tensor]
+    is_short: bool
+    in_order_because: str
 
 
 def _read(
@@ -189,16 +210,17 @@ def _read(
     backend: str,
     sampler: ClipSampler,
     choose: Callable[[int, float], list[Sequence[int]]],
-) -> tuple[Tensor, list[Tensor], bool]:
-    """The frames that some clips need, each once, as [n, 3, H, W]; per clip its rows there; whether clips are short."""
+) -> _Read:
     with opener(path, backend) as reader:
         if reader.num_frames < 1:
             raise DecodeError(f"{path}: expected at least one frame, the video has none")
         clips = choose(reader.num_frames, reader.fps)
+        if sampler.kind == "dense":  # a window is a time; segments are made of frames
+            clips = [reader.on_screen(clip) for clip in clips]
         short = sampler.is_short(reader.num_frames, reader.fps)
         needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
         frames: Tensor = reader.read(needed.tolist())
-    return frames.permute(0, 3, 1, 2), list(rows), short
+        return _Read(frames.permute(0, 3, 1, 2), list(rows), short, reader.in_order_because)
 
 
 def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:

@@ -8,6 +8,7 @@ colours of JPEG differ by up to 31 grey levels at edges. It took as long as PyAV
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from videoattn.data.video_reader import Image, VideoReader
 _ENDINGS = (".jpg", ".jpeg", ".png")
 _NUMBERED = re.compile(r"(.*?)([0-9]+)\.[A-Za-z]+", re.DOTALL)
 _RANGE = re.compile(r"(.*)\{([0-9]+)\.\.([0-9]+)\}([^{}/]*)", re.DOTALL)
+_REDUCING_GAP = 2  # what Pillow advises: beyond it the result hardly differs from scaling the whole picture
 _FLOW = ("flow_", "flow-")  # optical flow that lies beside the frames
 
 
@@ -35,36 +37,42 @@ class FrameReader(VideoReader):
     """
 
     backend = "pillow"
-    in_order = False
 
-    def __init__(self, path: str, fps: float) -> None:
+    def __init__(self, path: str, fps: float, *, short_side: int = 0) -> None:
         if not fps > 0:
             raise ValueError(f"fps {fps} of {path}, expected a positive number")
         self._frames = _expand(path) if is_frame_range(path) and not os.path.isdir(path) else _list_frames(path)
-        super().__init__(path, self._frames.count, fps)
+        super().__init__(path, self._frames.count, fps, short_side=short_side)
 
     def close(self) -> None:
         """Nothing stays open between reads."""
 
-    def _images(self, wanted: list[int]) -> dict[int, Image]:
-        images: dict[int, Image] = {}
+    def _images(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        expected: tuple[int, int] | None = None
         for number in wanted:
-            image = images[number] = self._decode(number)
-            first = images[wanted[0]]
-            if image.shape != first.shape:
+            image, size = self._decode(number)
+            if size != (expected := expected or size):
                 raise DecodeError(
-                    f"{self._frames.file(number)}: is {image.shape[1]}x{image.shape[0]}, expected "
-                    f"{first.shape[1]}x{first.shape[0]} as {self._frames.file(wanted[0])}"
+                    f"{self._frames.file(number)}: is {size[0]}x{size[1]}, expected "
+                    f"{expected[0]}x{expected[1]} as {self._frames.file(wanted[0])}"
                 )
-        return images
+            yield number, image
 
-    def _decode(self, number: int) -> Image:
+    def _decode(self, number: int) -> tuple[Image, tuple[int, int]]:
+        """A frame, scaled, and the width and height of its file."""
         from PIL import Image as Pictures
 
         file = self._frames.file(number)
         try:
             with Pictures.open(file) as picture:
-                return np.asarray(picture.convert("RGB"))
+                stored = picture.size
+                height, width = self._scaled_size(stored[1], stored[0])
+                if (width, height) == stored:
+                    return np.asarray(picture.convert("RGB")), stored
+                # a jpg is decoded at a half, a quarter or an eighth of its size where that is twice what is wanted
+                picture.draft("RGB", (_REDUCING_GAP * width, _REDUCING_GAP * height))
+                scaled = picture.convert("RGB").resize((width, height), Pictures.Resampling.BILINEAR)
+                return np.asarray(scaled), stored
         except FileNotFoundError as error:
             raise DecodeError(f"{file}: does not exist, frame {number} of {self.num_frames} of {self.path}") from error
         except (OSError, SyntaxError, ValueError, Pictures.DecompressionBombError) as error:

@@ -12,6 +12,7 @@ from videoattn.data.annotations import AnnotationError, VideoList, read_annotati
 from videoattn.data.dataset import VideoDataset, ViewDataset
 from videoattn.data.decode import check_backend, open_video
 from videoattn.data.epochs import Loader, num_cores
+from videoattn.data.flips import flipped_labels
 from videoattn.data.plan import EvaluationPlan, TrainPlan
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TestTransform, TrainTransform
@@ -90,6 +91,8 @@ def _train_plan(cfg: Config, videos: VideoList, rank: int, world_size: int, num_
 
 def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
     data, aug = cfg.data, cfg.aug
+    colors = aug.enable and aug.device == "cpu"
+    exchange = data.flip_labels == "exchange"
     transform = TrainTransform(
         crop_size=data.train_crop_size,
         jitter_scales=data.train_jitter_scales,
@@ -97,10 +100,11 @@ def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
         relative_scales=data.train_jitter_scales_relative,
         relative_aspect=data.train_jitter_aspect_relative,
         flip=data.random_flip,
-        color_jitter=aug.color_jitter if aug.enable else 0.0,
-        aa_type=aug.aa_type if aug.enable else "",
+        flipped_labels=flipped_labels(videos.class_names, videos.source, data.flip_pairs) if exchange else None,
+        color_jitter=aug.color_jitter if colors else 0.0,
+        aa_type=aug.aa_type if colors else "",
         interpolation=aug.interpolation,
-        erase_prob=aug.re_prob if aug.enable else 0.0,
+        erase_prob=aug.re_prob if colors else 0.0,
         erase_mode=aug.re_mode,
         erase_count=aug.re_count,
         mean=data.mean,
@@ -151,13 +155,15 @@ def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
     """How clips are cut; DATA.SAMPLING auto depends on the data set."""
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
-    return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset)
+    shifted = cfg.test.segment_clips == "shifted"
+    return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset, shifted)
 
 
 def video_opener(cfg: Config) -> Callable[..., VideoReader]:
     """Opens videos as the settings say. Raises ValueError where the decoder's library is missing."""
     check_backend(cfg.data.decoding_backend)
-    return partial(open_video, frames_fps=cfg.data.frames_fps or cfg.data.target_fps)
+    data = cfg.data
+    return partial(open_video, frames_fps=data.frames_fps or data.target_fps, short_side=data.decoding_short_size)
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:

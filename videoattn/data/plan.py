@@ -9,7 +9,6 @@ from torch import Tensor
 from videoattn.data.dataset import Draw
 from videoattn.seeding import derive_seed
 
-
 _OPEN_BLOCKS = 8
 
 
@@ -36,10 +35,10 @@ class TrainPlan:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[Draw]]:
         """This process's share of each micro-batch from number `start` on."""
-        order = self._order(epoch).tolist()
+        order = self._order(epoch)
         for batch in range(start, len(self)):
             base = batch * self.micro_batch
-            yield [Draw(epoch, index) for index in order[base + self.first : base + self.last]]
+            yield [Draw(epoch, index) for index in order[base + self.first : base + self.last].tolist()]
 
     def _order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from videoattn.data.decode import Backend, DecodeError, open_video
 from videoattn.data.frame_files import is_frame_range
+from videoattn.data.packed import NamedBytes, PackedVideo, parse_packed, read_packed, shard_state
 
 Decode = Literal["none", "sample", "all"]
 
@@ -33,8 +34,9 @@ class Probe(NamedTuple):
     """What is known of one file; `problem` is the kind of what makes it unusable, or nothing.
 
     `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
-    same one. `digest` is that of all bytes, of extracted frames their path. Width and height are those stored, before
-    any rotation. `in_order_because` says why frames are not sought but decoded from the start.
+    same one; of a video inside a tar they are the tar's. `digest` is that of all bytes of a video, of extracted frames
+    their path. Width and height are those stored, before any rotation. `in_order_because` says why frames are not
+    sought but decoded from the start.
     """
 
     path: str
@@ -77,8 +79,9 @@ class ProbeTask:
 class Prober:
     """Probes files one at a time; a file that is as an earlier look found it gives None.
 
-    `opener(path, backend)` opens a video as training does. Extracted frames are looked at anew each time. A file that
-    training could not use is a problem, whatever is wrong with it; anything but DecodeError and OSError is raised.
+    `opener(video, backend)` opens a path, or what was read from a tar, as training does. Extracted frames are looked at
+    anew each time. A file that training could not use is a problem, whatever is wrong with it; anything but DecodeError
+    and OSError is raised.
     """
 
     options: ProbeOptions = ProbeOptions()
@@ -86,6 +89,9 @@ class Prober:
 
     def __call__(self, task: ProbeTask) -> Probe | None:
         make = partial(Probe, task.path, str(self.options))
+        packed = parse_packed(task.path)
+        if packed is not None:
+            return self._probe_packed(packed, task, make)
         try:
             status = os.stat(task.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -109,6 +115,20 @@ class Prober:
             return make(problem="unreadable", detail=str(error.strerror), mtime_ns=-1)
         return self._probe_video(task.path, make)
 
+    def _probe_packed(self, packed: PackedVideo, task: ProbeTask, make: Callable[..., Probe]) -> Probe | None:
+        try:
+            size, mtime_ns = shard_state(packed)
+            if mtime_ns >= 0 and (size, mtime_ns) == (task.size, task.mtime_ns):
+                return None
+            content = read_packed(packed)
+        except DecodeError as error:
+            return make(problem=error.kind, detail=str(error).removeprefix(f"{packed}: "))
+        make = partial(make, size=size, mtime_ns=mtime_ns)
+        if not content:
+            return make(problem="empty", detail="has 0 bytes")
+        make = partial(make, digest=_new_digest(content).hexdigest())
+        return self._probe_video(NamedBytes(task.path, content), make)
+
     def _probe_frames(self, path: str, make: Callable[..., Probe], unusable: str) -> Probe:
         make = partial(make, digest=f"path {path}", codec="frames")
         try:
@@ -127,9 +147,9 @@ class Prober:
         elif self.options.decode == "sample":
             reader.read([0, reader.num_frames // 2, reader.num_frames - 1])
 
-    def _probe_video(self, path: str, make: Callable[..., Probe]) -> Probe:
+    def _probe_video(self, video: str | NamedBytes, make: Callable[..., Probe]) -> Probe:
         try:
-            with self.opener(path, self.options.backend) as reader:
+            with self.opener(video, self.options.backend) as reader:
                 scan = reader.scan
                 make = partial(
                     make, num_frames=scan.num_frames, fps=scan.fps, width=scan.width, height=scan.height,
@@ -142,11 +162,15 @@ class Prober:
                     return make(problem="zero_size", detail=f"its frames are {scan.width}x{scan.height}")
                 self._decode(reader)
         except DecodeError as error:
-            return make(problem=error.kind, detail=str(error).removeprefix(f"{os.path.abspath(path)}: "))
+            name = os.path.abspath(video) if isinstance(video, str) else video.name
+            return make(problem=error.kind, detail=str(error).removeprefix(f"{name}: "))
         return make()
 
 
 def content_digest(path: str) -> str:
     """128 bits of BLAKE2b of the whole file. It is read just before it is decoded, so the disk is asked once."""
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        return hashlib.file_digest(stream, _new_digest).hexdigest()
+
+
+_new_digest = partial(hashlib.blake2b, digest_size=16)

@@ -57,12 +57,15 @@ def dense_test_start(
     return clip * math.floor(slack / (num_clips - 1))
 
 
-def segment_indices(num_video_frames: int, num_segments: int, rng: random.Random | None = None) -> list[int]:
-    """One index from each of `num_segments` parts of the whole video: random with `rng`, else the middle.
+def segment_indices(
+    num_video_frames: int, num_segments: int, rng: random.Random | None = None, *, clip: int = 0, num_clips: int = 1
+) -> list[int]:
+    """One index from each of `num_segments` parts of the whole video: random with `rng`, else that of a test clip.
 
-    Neighbouring parts share their border frame. Videos shorter than `num_segments` repeat frames. Raises ValueError on
-    an empty video.
-    Source: PySlowFast and TimeSformer, datasets/ssv2.py, get_seq_frames.
+    Test clip `clip` of `num_clips` takes the point (clip + 1/2) / num_clips of each part, rounded down: a single one
+    takes the middle. Neighbouring parts share their border frame. Videos shorter than `num_segments` repeat frames.
+    Raises ValueError on an empty video.
+    Source: PySlowFast and TimeSformer, datasets/ssv2.py, get_seq_frames; these know a single clip only.
     """
     _check_not_empty(num_video_frames)
     if num_segments < 1:
@@ -70,7 +73,9 @@ def segment_indices(num_video_frames: int, num_segments: int, rng: random.Random
     size = (num_video_frames - 1) / num_segments
     borders = [round(size * i) for i in range(num_segments + 1)]
     pairs: Sequence[tuple[int, int]] = list(zip(borders, borders[1:], strict=False))
-    return [rng.randint(low, high) if rng else (low + high) // 2 for low, high in pairs]
+    if rng:
+        return [rng.randint(low, high) for low, high in pairs]
+    return [low + (high - low) * (2 * clip + 1) // (2 * num_clips) for low, high in pairs]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class ClipSampler:
     """How clips are cut in a run: `num_frames` indices per clip, for training or for a place in the test protocol.
 
     `sampling_rate`, `target_fps` and `use_offset` matter to dense clips only. With segments every test clip of a video
-    is the same, as published.
+    is the same, as published, or, with `shifted`, taken at its own place in all of them.
     """
 
     kind: Literal["dense", "segments"]
@@ -86,6 +91,7 @@ class ClipSampler:
     sampling_rate: int = 1
     target_fps: float = 30
     use_offset: bool = False
+    shifted: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("dense", "segments"):
@@ -110,7 +116,9 @@ class ClipSampler:
             return self._dense(num_video_frames, fps, start)
         if not 0 <= clip < num_clips:
             raise ValueError(f"clip {clip} of {num_clips}, expected 0 to {num_clips - 1}")
-        return segment_indices(num_video_frames, self.num_frames)
+        if not self.shifted:
+            clip, num_clips = 0, 1
+        return segment_indices(num_video_frames, self.num_frames, clip=clip, num_clips=num_clips)
 
     def is_short(self, num_video_frames: int, fps: float) -> bool:
         """Whether a clip asks for more than the video has, so that frames repeat."""

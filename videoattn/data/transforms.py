@@ -4,23 +4,17 @@ A clip is one tensor [T, 3, H, W] throughout, and every random choice is made on
 """
 
 import math
-import random
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from videoattn.compat import import_timm, import_torchvision
+from videoattn.compat import import_torchvision
+from videoattn.data.erasing import EraseMode, RandomErasing, uniform
+from videoattn.data.flips import NEVER_FLIPPED
+from videoattn.data.rand_augment import Box, Interpolation, RandAugment
 from videoattn.seeding import derive_seed, torch_seed
-
-Interpolation = Literal["bilinear", "bicubic"]
-_RAND_AUGMENT_TOKEN = re.compile(r"(m|n)\d+|inc[01]|(mstd|p)\d+(\.\d+)?")
-_ERASED_AREA = (0.02, 1 / 3)
-_ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
 class TrainTransform:
@@ -28,10 +22,11 @@ class TrainTransform:
 
     `jitter_scales` is the range of the short side before a random crop, drawn uniformly, or uniformly in 1/size with
     `inverse_jitter`. `relative_scales` and `relative_aspect` (area and aspect ratio; both or neither) replace it by a
-    random-resized crop. `aa_type` is RandAugment in timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1", and colour jitter
-    (a strength for brightness, contrast and saturation) is used only where `aa_type` is empty. Erased boxes hold noise
-    ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units. Raises ValueError, naming the setting,
-    on ranges that cannot be met.
+    random-resized crop. `flipped_labels` says which class a flipped clip of each class has, or NEVER_FLIPPED; without
+    it, flips keep the class. `aa_type` is RandAugment in timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1", and colour
+    jitter (a strength for brightness, contrast and saturation) is used only where `aa_type` is empty. Erased boxes
+    hold noise ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units. Raises ValueError, naming
+    the setting, on ranges that cannot be met.
 
     Source: PySlowFast, datasets/kinetics.py and datasets/transform.py; RandAugment, colour jitter and their exclusion
     of each other from timm.
@@ -48,11 +43,12 @@ class TrainTransform:
         relative_scales: Sequence[float] = (),
         relative_aspect: Sequence[float] = (),
         flip: bool = True,
+        flipped_labels: Sequence[int] | None = None,
         color_jitter: float = 0.0,
         aa_type: str = "",
         interpolation: Interpolation = "bicubic",
         erase_prob: float = 0.0,
-        erase_mode: Literal["pixel", "const"] = "pixel",
+        erase_mode: EraseMode = "pixel",
         erase_count: int = 1,
         mean: Sequence[float] = (0.45, 0.45, 0.45),
         std: Sequence[float] = (0.225, 0.225, 0.225),
@@ -67,12 +63,10 @@ class TrainTransform:
         self.crop_size = crop_size
         self.jitter_scales = jitter_scales
         self.inverse_jitter = inverse_jitter
-        self.erase_prob = erase_prob
-        self.erase_mode = erase_mode
-        self.erase_count = erase_count
-        self._mean = 255 * torch.tensor(mean).view(3, 1, 1)
-        self._std = 255 * torch.tensor(std).view(3, 1, 1)
-        self._rand_augment = _rand_augment(aa_type, interpolation) if aa_type else None
+        self.flip_prob = 0.5 if flip else 0.0
+        self.flipped_labels = flipped_labels
+        self._rand_augment = RandAugment(aa_type, interpolation) if aa_type else None
+        self._erase = RandomErasing(erase_prob, erase_mode, erase_count, mean, std)
         import_torchvision()
         from torchvision.transforms import v2
 
@@ -85,42 +79,35 @@ class TrainTransform:
             else v2.RandomCrop(crop_size)
         )
         self._jitter = not relative_scales
-        self._flip = v2.RandomHorizontalFlip(0.5 if flip else 0.0)
 
-    def __call__(self, frames: Tensor, seed: int) -> Tensor:
-        """[T, 3, H, W] to [T, 3, crop, crop], both uint8; the result is a function of the frames and the seed."""
+    def __call__(self, frames: Tensor, seed: int, label: int = 0) -> tuple[Tensor, int]:
+        """[T, 3, H, W] to [T, 3, crop, crop], both uint8, and the label, which is another one where a flip changes it.
+
+        Both are functions of the frames, the seed and the label.
+        """
         _check_frames(frames)
         with torch_seed(seed):
-            if self._rand_augment is not None:
-                frames = _per_frame(self._rand_augment, frames, derive_seed(seed, "rand_augment"))
             if self._color_jitter is not None:
                 frames = self._color_jitter(frames)
-            if self._jitter:
-                frames = resize_short_side(frames, self._draw_short_side())
-            frames = self._flip(self._crop(frames))
-            if self.erase_prob and torch.rand(()).item() < self.erase_prob:
-                frames = self._erase(frames)
-        return frames
+            before = (frames.shape[-2], frames.shape[-1])
+            size = _short_side_size(*before, self._draw_short_side()) if self._jitter else before
+            crop = self._crop.make_params([torch.empty(3, *size, device="meta")])
+            if self._rand_augment is not None:
+                box = _box_of_crop(crop, size, before)
+                frames = self._rand_augment(frames, derive_seed(seed, "rand_augment"), box)
+            frames = self._crop.transform(_resize(frames, size), crop)
+            flips = torch.rand(1).item() < self.flip_prob
+            flipped_label = label if self.flipped_labels is None else self.flipped_labels[label]
+            if flips and flipped_label != NEVER_FLIPPED:
+                frames, label = frames.flip(-1), flipped_label
+            frames = self._erase(frames)
+        return frames, label
 
     def _draw_short_side(self) -> int:
         low, high = self.jitter_scales
         if self.inverse_jitter:
-            return round(1 / _uniform(1 / high, 1 / low))
-        return round(_uniform(low, high))
-
-    def _erase(self, frames: Tensor) -> Tensor:
-        frames = frames.clone()
-        count = int(torch.randint(1, self.erase_count + 1, ()).item())
-        for _ in range(count):
-            box = _draw_box(self.crop_size, self.crop_size, count)
-            if box is None:
-                continue
-            erased = frames[..., box[0], box[1]]
-            noise = torch.zeros(erased.shape)
-            if self.erase_mode == "pixel":
-                noise = torch.randn(erased.shape)
-            erased.copy_((noise * self._std + self._mean).round_().clamp_(0, 255))
-        return frames
+            return round(1 / uniform(1 / high, 1 / low))
+        return round(uniform(low, high))
 
 
 class TestTransform:
@@ -159,73 +146,34 @@ def resize_short_side(frames: Tensor, size: int) -> Tensor:
 
     Source: PySlowFast, random_short_side_scale_jitter: bilinear, without antialiasing and corner alignment.
     """
-    height, width = frames.shape[-2:]
+    return _resize(frames, _short_side_size(frames.shape[-2], frames.shape[-1], size))
+
+
+def _short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
     if min(height, width) == size:
-        return frames
+        return height, width
     if width < height:
-        new_height, new_width = math.floor(height / width * size), size
-    else:
-        new_height, new_width = size, math.floor(width / height * size)
-    return torch.nn.functional.interpolate(frames, (new_height, new_width), mode="bilinear", align_corners=False)
+        return math.floor(height / width * size), size
+    return size, math.floor(width / height * size)
 
 
-def _rand_augment(aa_type: str, interpolation: Interpolation) -> Any:
-    name, *tokens = aa_type.split("-")
-    unknown = [] if name == "rand" else [name]
-    unknown += [token for token in tokens if not _RAND_AUGMENT_TOKEN.fullmatch(token)]
-    if unknown:
-        raise ValueError(
-            f"AUG.AA_TYPE {aa_type!r}: {unknown[0]!r} is unknown; expected 'rand' and any of mINT, nINT, mstdFLOAT, "
-            "pFLOAT, inc0, inc1, joined by '-', or '' for none"
-        )
-    import_timm()
-    from PIL import Image
-    from timm.data.auto_augment import rand_augment_transform
-
-    resampling = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
-    # just below the scale's end of 10, where timm's posterize keeps 0 bits of a colour, which newer Pillows refuse
-    return rand_augment_transform(aa_type, {"interpolation": resampling, "magnitude_max": 9.99})
+def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(frames.shape[-2:]) == size:
+        return frames
+    return torch.nn.functional.interpolate(frames, size, mode="bilinear", align_corners=False)
 
 
-def _per_frame(transform: Any, frames: Tensor, seed: int) -> Tensor:
-    """Apply a transform of PIL images, which draws from the global generators, to each frame with the same draws."""
-    from PIL import Image
-
-    results = []
-    for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
-        with _python_seed(seed):
-            results.append(np.asarray(transform(Image.fromarray(frame))))
-    return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def _python_seed(seed: int) -> Iterator[None]:
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-def _draw_box(height: int, width: int, count: int) -> tuple[slice, slice] | None:
-    """Rows and columns of one of `count` erased boxes, or None if no box drawn in ten attempts fits."""
-    low, high = (math.log(ratio) for ratio in _ERASED_ASPECT)
-    for _ in range(10):
-        area = _uniform(*_ERASED_AREA) * height * width / count
-        aspect = math.exp(_uniform(low, high))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if h < height and w < width:
-            top = int(torch.randint(0, height - h + 1, ()).item())
-            left = int(torch.randint(0, width - w + 1, ()).item())
-            return slice(top, top + h), slice(left, left + w)
-    return None
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), dtype=torch.float64).item()
+def _box_of_crop(crop: dict[str, Any], size: tuple[int, int], before: tuple[int, int]) -> Box:
+    """What of frames of the size (height, width) `before` a crop reads after they have been resized to `size`."""
+    ends = []
+    for first, length, resized, original in zip(
+        (crop["left"], crop["top"]), (crop["width"], crop["height"]), reversed(size), reversed(before), strict=True
+    ):
+        scale, reach = original / resized, int(original != resized)  # bilinear reads one pixel further
+        low, high = math.floor(first * scale) - reach, math.ceil((first + length) * scale) + reach
+        ends.append((max(low, 0), min(high, original)))
+    (left, right), (top, bottom) = ends
+    return Box(left, top, right, bottom)
 
 
 def _check_crop_fits(crop_size: int, short_side: int, side_name: str, crop_name: str) -> None:

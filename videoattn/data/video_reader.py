@@ -1,7 +1,8 @@
 """What every reader of a video offers, whatever the frames are stored in."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,22 +17,38 @@ _FEW_FRAMES = 64
 
 
 class VideoReader(ABC):
-    """An open video: `num_frames`, `fps` (the average that the file states), and frames by number.
+    """An open video: `num_frames`, `fps` (the average), and frames by number.
 
-    `path` is its name in messages. `backend` is the library that decodes; `in_order` says that it decodes from the
-    start instead of seeking; `scan` is what the packets of a video file tell. Only the first `num_present` frames, by
-    default all, are there.
+    `path` is its name in messages. `backend` is the library that decodes; `in_order_because` says why it decodes from
+    the start, and is empty where it seeks; `scan` is what the packets of a video file tell. Only the first
+    `num_present` frames, by default all, are there. Frames whose short side is longer than `short_side`, unless that is
+    0, are scaled down to it.
     """
 
     backend: str
-    in_order: bool
+    in_order_because = ""
     scan: PacketScan | None = None
 
-    def __init__(self, path: str, num_frames: int, fps: float, num_present: int | None = None) -> None:
+    def __init__(
+        self, path: str, num_frames: int, fps: float, num_present: int | None = None, *, short_side: int = 0
+    ) -> None:
         self.path = path
         self.num_frames = num_frames
         self.fps = fps
         self.num_present = num_frames if num_present is None else num_present
+        self.short_side = short_side
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it decodes from the start instead of seeking."""
+        return bool(self.in_order_because)
+
+    def on_screen(self, indices: Sequence[int]) -> list[int]:
+        """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.
+
+        They differ from `indices` only where the times of frames tell that the rate varies.
+        """
+        return list(indices) if self.scan is None else self.scan.on_screen(indices)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Frames as uint8 RGB [T, H, W, 3], upright; indices in any order, repeated or not.
@@ -46,15 +63,48 @@ class VideoReader(ABC):
                 raise IndexError(f"frame {index} of {self.path}, which has {self.num_frames}")
             if index >= self.num_present:
                 raise self._cut_short(index)
-        images = self._images(sorted(set(wanted)))
-        return torch.from_numpy(np.stack([images[index] for index in wanted]))
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            places.setdefault(index, []).append(place)
+        frames: Image | None = None
+        for number, image in self._images(sorted(places)):  # each copied while it is in the processor's cache
+            if frames is None:
+                frames = np.empty((len(wanted), *image.shape), np.uint8)
+            if image.shape != frames.shape[1:]:
+                height, width = image.shape[:2]
+                raise DecodeError(
+                    f"{self.path}: frame {number} is {width}x{height}, expected {frames.shape[2]}x{frames.shape[1]} "
+                    f"as frame {min(places)}"
+                )
+            for place in places[number]:
+                frames[place] = image
+        return torch.from_numpy(frames)
 
     def decode_all(self) -> None:
         """Decode every frame, keeping few at a time; raises DecodeError where `read` does for one of them."""
         if self.num_present < self.num_frames:
             raise self._cut_short(self.num_present)
         for start in range(0, self.num_frames, _FEW_FRAMES):
-            self._images(list(range(start, min(start + _FEW_FRAMES, self.num_frames))))
+            for _ in self._images(list(range(start, min(start + _FEW_FRAMES, self.num_frames)))):
+                pass
+
+    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a frame of that size, upright, after scaling; the long side is rounded down."""
+        size = self.short_side
+        if not size or min(height, width) <= size:
+            return height, width
+        if width < height:
+            return math.floor(height / width * size), size
+        return size, math.floor(width / height * size)
+
+    def _scaled(self, image: Image) -> Image:
+        """A decoded frame, scaled as swscale's and Pillow's bilinear filters do: each averages what it skips."""
+        size = self._scaled_size(*image.shape[:2])
+        if size == image.shape[:2]:
+            return image
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return np.asarray(scaled[0].permute(1, 2, 0).numpy())
 
     def _cut_short(self, index: int) -> DecodeError:
         return DecodeError(
@@ -64,8 +114,8 @@ class VideoReader(ABC):
         )
 
     @abstractmethod
-    def _images(self, wanted: list[int]) -> dict[int, Image]:
-        """The wanted frames, which are in rising order."""
+    def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
+        """The wanted frames, which are in rising order, with their numbers; some may come twice."""
 
     @abstractmethod
     def close(self) -> None:

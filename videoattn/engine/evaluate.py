@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
@@ -59,6 +60,7 @@ class Evaluation:
         self.aggregate = aggregate
         self.failures: dict[int, str] = {}
         self.num_short = 0
+        self.in_order: Counter[str] = Counter()
         self._partial: dict[int, dict[int, Tensor]] = {}
         self._complete: dict[int, Tensor] = {}
 
@@ -101,6 +103,7 @@ class Evaluation:
         for index, reason in other.failures.items():
             self.failures.setdefault(index, reason)
         self.num_short += other.num_short
+        self.in_order += other.in_order
 
     @property
     def num_finished(self) -> int:
@@ -185,6 +188,7 @@ def evaluate(
         scores=torch.stack(list(scores.values())) if scores else torch.empty(0, num_classes, dtype=torch.float64),
         failures=[Failure(video, paths[video], reason) for video, reason in failures.items()],
         num_short=everything.num_short,
+        in_order=everything.in_order,
         protocol={"views": num_views, "method": method, "aggregate": aggregate, "precision": precision},
         speed={"seconds": round(seconds, 3)} | _speed(sum(clips_each), sum(waited_each) / len(gathered), seconds),
     )
@@ -223,6 +227,7 @@ def _chunks(batches: Iterable[Batch], size: int, evaluation: Evaluation) -> Iter
     for batch in batches:
         evaluation.add_failures(batch.failures)
         evaluation.num_short += batch.num_short
+        evaluation.in_order.update(batch.in_order)
         if not len(batch.videos):
             continue
         parts = (batch.clips, batch.videos, batch.views)

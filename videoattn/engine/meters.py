@@ -18,13 +18,16 @@ class TooManyBadClipsError(RuntimeError):
 
 @dataclass
 class Meters:
-    """Of one process, or of all once reduced: summed loss, optimizer steps, clips asked for, bad ones, short ones."""
+    """Of one process, or of all once reduced: summed loss, optimizer steps, clips asked for, bad ones, short ones,
+    and videos decoded from their start.
+    """
 
     loss: float = 0.0
     steps: int = 0
     draws: int = 0
     bad: int = 0
     short: int = 0
+    in_order: int = 0
 
     def add(self, other: "Meters") -> None:
         for name, value in asdict(other).items():
@@ -50,14 +53,15 @@ class PendingMeters:
             self.meters.draws += batch.draws
             self.meters.bad += len(batch.failures)
             self.meters.short += batch.num_short
+            self.meters.in_order += len(batch.in_order)
 
     def reduce(self, world_size: int) -> Meters:
         """Totals over all processes (loss and steps, the same number everywhere, as means); starts anew."""
         own, total = self.meters, float(sum(float(loss) for loss in self.losses))
-        values = torch.tensor([total, own.steps, own.draws, own.bad, own.short], dtype=torch.float64)
-        loss, steps, draws, bad, short = all_reduce_sum(values).tolist()
+        counts = [own.draws, own.bad, own.short, own.in_order]
+        loss, steps, *sums = all_reduce_sum(torch.tensor([total, own.steps, *counts], dtype=torch.float64)).tolist()
         self.losses, self.meters = [], Meters()
-        return Meters(loss / world_size, round(steps / world_size), round(draws), round(bad), round(short))
+        return Meters(loss / world_size, round(steps / world_size), *(round(number) for number in sums))
 
 
 def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:

@@ -116,10 +116,11 @@ def train(
     Checkpoints keep `config_text` and `class_names`.
     """
     saver = Saver(folder, trainer, options, trainer.process, config_text, class_names)
+    reasons: set[str] = set()
     with StopRequest() as stop:
         while state.epoch < options.max_epoch:
             start = time.perf_counter()
-            train_epoch(trainer, loader, schedule, options, state, saver, log, stop)
+            train_epoch(trainer, loader, schedule, options, state, saver, log, stop, reasons)
             minutes = (time.perf_counter() - start) / 60
             figures = {"loss": state.meters.mean_loss, "minutes": round(minutes, 2)}
             last = state.epoch + 1 == options.max_epoch
@@ -146,8 +147,9 @@ def train_epoch(
     saver: Saver,
     log: RunLog,
     stop: "StopRequest",
+    reasons: set[str],
 ) -> None:
-    """The steps of epoch `state.epoch` from `state.step` on."""
+    """The steps of epoch `state.epoch` from `state.step` on; `reasons` are those that `report_videos` has logged."""
     process, total = trainer.process, loader.num_batches // loader.accumulate
     batches = loader.epoch(state.epoch, state.step * loader.accumulate)
     pending, stopwatch, title = PendingMeters(), Stopwatch(), f"epoch {state.epoch + 1}/{options.max_epoch}"
@@ -158,7 +160,7 @@ def train_epoch(
                 batches, number=number, num_micro=loader.accumulate, lr=lr, stopwatch=stopwatch
             )
             pending.count(loss, seen)
-            report_failures(seen, log)
+            report_videos(seen, reasons, log)
             state.step += 1
             bar.update()
             at_end = state.step == total
@@ -181,8 +183,12 @@ def train_epoch(
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {state.step} of {total}")
 
 
-def report_failures(batches: list[Batch], log: RunLog) -> None:
+def report_videos(batches: list[Batch], reasons: set[str], log: RunLog) -> None:
+    """Log what could not be decoded, and each of the `reasons` for decoding from the start the first time it is met."""
     for batch in batches:
+        for reason in set(batch.in_order) - reasons:
+            logger.info("some videos are decoded from their start instead of sought in: %s", reason)
+            reasons.add(reason)
         for failure in batch.failures:
             logger.warning("replaced a clip that can't be decoded: %s", failure.reason)
             log.write("bad_clip", path=failure.path, reason=failure.reason)
@@ -192,12 +198,13 @@ def report_epoch(
     state: TrainState, options: TrainOptions, figures: dict[str, float], log: RunLog, process: Process
 ) -> None:
     meters = state.meters
-    counts = {"clips": meters.draws, "bad_clips": meters.bad, "short_clips": meters.short}
+    counts = {"clips": meters.draws, "bad_clips": meters.bad, "short_clips": meters.short, "in_order": meters.in_order}
     log.write("epoch", step=state.epoch + 1, **counts, **figures)
     if process.is_main:
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         text += f", {meters.bad} of {meters.draws} clips bad" if meters.bad else ""
         text += f", {meters.short} clips longer than their video" if meters.short else ""
+        text += f", {meters.in_order} videos decoded from their start" if meters.in_order else ""
         logger.info("epoch %d/%d: %s", state.epoch + 1, options.max_epoch, text)
 
 

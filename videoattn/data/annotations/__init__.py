@@ -12,7 +12,7 @@ from videoattn.data.annotations.frame_lists import is_frame_list
 from videoattn.data.annotations.kinetics import read_official_kinetics
 from videoattn.data.annotations.kinetics_rows import is_official_kinetics
 from videoattn.data.annotations.path_label import read_kinetics_csv
-from videoattn.data.annotations.ssv2 import read_ssv2
+from videoattn.data.annotations.ssv2 import find_labels, read_ssv2
 from videoattn.data.annotations.video_list import UNLABELLED, AnnotationError, VideoList, files_in, split_names
 
 __all__ = [
@@ -41,12 +41,15 @@ def read_annotations(
 ) -> VideoList:
     """The videos of one split, in the format that the files at hand have.
 
-    ssv2 is the published json files. kinetics is `{split}.csv` in `folder` or `folder/annotations`, either Kinetics'
-    own (known by its header) or `path label` lines; without such a file, the class folders in `{split}` below `prefix`
-    or `folder`.
+    ssv2 is the published json files, or without those `folder/{split}.csv`, `path label` lines. kinetics is
+    `{split}.csv` in `folder` or `folder/annotations`, either Kinetics' own (known by its header) or `path label` lines;
+    without such a file, the class folders in `{split}` below `prefix` or `folder`.
     `class_names` are those of the model, if known: they number the classes of the official csv and of folders.
     """
     if dataset == "ssv2":
+        plain = os.path.join(folder, f"{split}.csv")
+        if os.path.isfile(plain) and not is_frame_list(plain) and not os.path.isfile(find_labels(folder)):
+            return read_kinetics_csv(plain, separator=separator, prefix=prefix, num_classes=num_classes)
         return _read_ssv2(folder, split, prefix, num_classes, class_names)
     if dataset != "kinetics":
         raise ValueError(f"unknown data set {dataset!r}, expected kinetics or ssv2")

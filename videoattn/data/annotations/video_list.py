@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from videoattn.data.packed import is_url
+
 UNLABELLED = -1
 _SPLITS = {"train": ("train",), "val": ("val", "validate", "validation", "valid"), "test": ("test",)}
 
@@ -20,9 +22,9 @@ class AnnotationError(ValueError):
 class VideoList:
     """An immutable list of (path, label); a million videos are three buffers, which forked workers share.
 
-    `paths` holds all paths as UTF-8, the i-th from `offsets[i]` to `offsets[i + 1]`, relative ones below `root`. A path
-    is whatever `open_video` opens. A label of -1 means that the video has none. `source` is the file, or the folder of
-    class folders, that the list was read from.
+    `paths` holds all paths as UTF-8, the i-th from `offsets[i]` to `offsets[i + 1]`, relative ones below `root`.
+    Either may be a URL. A path is whatever `open_video` opens. A label of -1 means that the video has none. `source` is
+    the file, or the folder of class folders, that the list was read from.
     """
 
     paths: bytes
@@ -43,10 +45,15 @@ class VideoList:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def listed(self, index: int) -> str:
+        """The path of video `index` as the list has it."""
+        start, end = self.offsets[self._checked(index)], self.offsets[index + 1]
+        return self.paths[start:end].decode()
+
     def path(self, index: int) -> str:
         """Where video `index` lies."""
-        start, end = self.offsets[self._checked(index)], self.offsets[index + 1]
-        return os.path.join(self.root, self.paths[start:end].decode())
+        listed = self.listed(index)
+        return listed if is_url(listed) else os.path.join(self.root, listed)
 
     def label(self, index: int) -> int:
         """The class of video `index`, or -1."""

@@ -1,0 +1,71 @@
+"""Frames of a video file through decord, held to the numbers that a scan of the file gives."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from videoattn.data.packet_scan import DecodeError, PacketScan, VideoSource, reason_of
+from videoattn.data.video_reader import Image, VideoReader
+
+_ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it replaced by others
+
+
+class DecordReader(VideoReader):
+    """Seeks where the scan says that it is safe, and reads in order elsewhere."""
+
+    backend = "decord"
+
+    def __init__(self, source: VideoSource, scan: PacketScan, *, short_side: int = 0) -> None:
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
+        self._source, self.scan = source, scan
+        if not scan.suits_decord:
+            raise DecodeError(
+                f"{self.path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
+            )
+        self._reader = self._open()
+        self._position = 0
+        self.in_order_because = scan.in_order_because or "decord does not seek well in avi" * scan.only_pyav_seeks
+        if len(self._reader) != scan.num_frames:
+            self.in_order_because = f"decord sees {len(self._reader)} frames, expected {scan.num_frames}"
+
+    def close(self) -> None:
+        """Free decord's decoder."""
+        self._reader = None
+
+    def _open(self) -> Any:
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        try:
+            return decord.VideoReader(
+                self._source.begin(), ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME
+            )
+        except (RuntimeError, decord.DECORDError, AssertionError) as error:
+            raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}", "wrong_backend") from error
+
+    def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
+        import decord
+        from decord._ffi.base import DECORDLimitReachedError
+
+        if self._reader is None:
+            raise DecodeError(f"{self.path}: is closed")
+        try:
+            return (self._read_in_order(wanted) if self.in_order else self._seek(wanted)).items()
+        except (RuntimeError, IndexError, StopIteration, decord.DECORDError, DECORDLimitReachedError) as error:
+            if isinstance(error, DecodeError):
+                raise
+            raise DecodeError(f"{self.path}: decord cannot read frames {wanted}: {reason_of(error)}") from error
+
+    def _seek(self, wanted: list[int]) -> dict[int, Image]:
+        images = self._reader.get_batch(wanted).asnumpy()
+        return {number: self._scaled(image) for number, image in zip(wanted, images, strict=True)}
+
+    def _read_in_order(self, wanted: list[int]) -> dict[int, Image]:
+        if self._position:
+            self._reader, self._position = self._open(), 0
+        images: dict[int, Image] = {}
+        for number in range(wanted[-1] + 1):  # not skip_frames, which skips too few where pictures are reordered
+            image = self._reader.next()
+            self._position = number + 1
+            if number in wanted:
+                images[number] = self._scaled(image.asnumpy())
+        return images

@@ -1,0 +1,189 @@
+"""Frames of a video file through PyAV: in order from the start, or from the keyframe before each of them."""
+
+import bisect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from videoattn.data.packet_scan import (
+    DecodeError,
+    PacketScan,
+    VideoSource,
+    open_stream,
+    packet_time,
+    reason_of,
+)
+from videoattn.data.video_reader import Image, VideoReader
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+
+class PyavReader(VideoReader):
+    """Seeks, unless `in_order_because` says why not, and reads in order as well what a seek did not reach.
+
+    `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once where it is of no
+    use: reading in order begins with a file opened anew.
+    """
+
+    backend = "pyav"
+
+    def __init__(
+        self,
+        source: VideoSource,
+        scan: PacketScan,
+        stream: "VideoStream",
+        *,
+        in_order_because: str,
+        short_side: int = 0,
+    ) -> None:
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
+        self._source = source
+        self.scan: PacketScan = scan
+        self.in_order_because = in_order_because
+        self._stream: VideoStream | None = stream
+        if in_order_because or source.is_shared:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; a later read opens it again."""
+        if self._stream is not None:
+            self._stream.container.close()
+        self._stream = None
+
+    def decode_all(self) -> None:
+        if self.scan.num_present < self.num_frames:
+            raise self._cut_short(self.scan.num_present)
+        self._begin_in_order("every frame is wanted")
+        for _ in self._decode(list(range(self.num_frames))):
+            pass
+
+    def _images(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        try:
+            yield from self._decode(wanted)
+            return
+        except DecodeError:
+            if self.in_order:
+                raise
+        self._begin_in_order("a seek did not reach every frame")  # the definition decides about those
+        yield from self._decode(wanted)
+
+    def _begin_in_order(self, reason: str) -> None:
+        self.close()
+        self.in_order_because = self.in_order_because or reason
+
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        """The wanted frames with their numbers, in order."""
+        import av
+
+        num_found = 0
+        reason = "it yields no picture"
+        read = self._read_in_order if self.in_order else self._seek
+        try:
+            stream = self._stream or open_stream(self._source)
+            with nullcontext() if self._stream else closing(stream.container):
+                for number, frame in read(stream, wanted):
+                    if number != wanted[num_found]:
+                        break
+                    yield number, self._image(number, frame)
+                    num_found += 1
+        except (av.FFmpegError, OSError) as error:
+            reason = reason_of(error)
+        if num_found < len(wanted):
+            raise DecodeError(
+                f"{self.path}: frame {wanted[num_found]} of {self.num_frames} cannot be decoded: {reason}"
+            )
+
+    def _read_in_order(self, stream: "VideoStream", wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
+        chosen = set(wanted)
+        for number, frame in self._numbered(stream):
+            if number in chosen:
+                yield number, frame
+            if number >= wanted[-1]:
+                return
+
+    def _numbered(self, stream: "VideoStream") -> Iterator[tuple[int, "VideoFrame"]]:
+        """All frames from the start, with their numbers."""
+        count = 0
+        with _packets(stream) as packets:
+            for packet in packets:
+                if packet.size and (packet.is_corrupt or packet_time(packet.pts) < self.scan.start):
+                    continue
+                for frame in packet.decode():
+                    yield count if self.scan.times is None else self._number(frame), frame
+                    count += 1
+
+    def _seek(self, stream: "VideoStream", wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
+        for place, group in groupby(wanted, lambda number: bisect.bisect_right(self.scan.keyframes, number) - 1):
+            yield from self._read_group(stream, self.scan.keyframes[place], list(group))
+
+    def _read_group(
+        self, stream: "VideoStream", keyframe: int, wanted: list[int]
+    ) -> Iterator[tuple[int, "VideoFrame"]]:
+        """Wanted frames of one group of pictures, which begins at `keyframe`.
+
+        Of H.264, pictures that are neither wanted nor looked back at (a third to a half of the usual ones) are left
+        out. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
+        asked for what it still holds, so that none of the following has to be decoded.
+        """
+        times = self.scan.times
+        assert times is not None
+        context = stream.codec_context
+        unsent, chosen, leaves_out = {times[number] for number in wanted}, set(wanted), self.scan.codec == "h264"
+        container: Any = stream.container
+        container.seek(times[keyframe], stream=stream)
+        with _packets(stream) as packets:
+            for packet in packets:
+                if packet.size and (packet.pos or 0) != self.scan.places[self._number(packet)]:
+                    raise DecodeError(f"{self.path}: a seek leads to packets with the times of others")
+                if leaves_out:
+                    context.skip_frame = "DEFAULT" if packet.pts in unsent else "NONREF"
+                frames = packet.decode()
+                unsent.discard(packet_time(packet.pts))
+                if not unsent and packet.size:
+                    frames += context.decode(None)
+                for number, frame in ((self._number(frame), frame) for frame in frames):
+                    if number in chosen:
+                        yield number, frame
+                if not unsent:
+                    return
+
+    def _number(self, timed: "VideoFrame | Packet[VideoStream]") -> int:
+        """The number of a decoded frame, or of a packet's, by its time."""
+        times, time = self.scan.times, packet_time(timed.pts)
+        assert times is not None
+        number = bisect.bisect_left(times, time)
+        if number == len(times) or times[number] != time:
+            raise DecodeError(f"{self.path}: there is a frame at time {time}, at which the packets have none")
+        return number
+
+    def _image(self, number: int, frame: "VideoFrame") -> Image:
+        from av.video.reformatter import Interpolation
+
+        if frame.is_corrupt:
+            raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} is damaged")
+        if frame.rotation % 90:
+            raise DecodeError(
+                f"{self.path}: is to be rotated by {frame.rotation} degrees, expected a multiple of 90", "odd_rotation"
+            )
+        turn = -1 if frame.rotation % 180 else 1  # a quarter turn swaps height and width
+        stored = (frame.height, frame.width)
+        height, width = self._scaled_size(*stored[::turn])[::turn]
+        options: dict[str, Any] = {}
+        if (height, width) != stored:
+            # colours at full width, else those of an even width would be blurred
+            filters = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
+            options = {"width": width, "height": height, "interpolation": filters}
+        # one thread: others would be started and waited for anew at every frame
+        return np.rot90(frame.to_ndarray(format="rgb24", threads=1, **options), frame.rotation // 90)
+
+
+def _packets(stream: "VideoStream") -> AbstractContextManager[Iterator[Any]]:
+    """The packets of a stream from where its container stands; PyAV loses memory where they are not read to the end."""
+    container: Any = stream.container
+    return closing(container.demux(stream))

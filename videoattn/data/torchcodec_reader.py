@@ -1,0 +1,39 @@
+"""Frames of a video file through torchcodec, which is not installed with the project."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from videoattn.data.packet_scan import DecodeError, PacketScan, VideoSource, reason_of
+from videoattn.data.video_reader import Image, VideoReader
+
+
+class TorchcodecReader(VideoReader):
+    """Reads files in which seeking is safe; it sees as many frames as the scan, or refuses."""
+
+    backend = "torchcodec"
+
+    def __init__(self, source: VideoSource, scan: PacketScan, *, short_side: int = 0) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
+        self.scan = scan
+        try:
+            self._decoder: Any = VideoDecoder(source.begin(), dimension_order="NHWC", num_ffmpeg_threads=1)
+            num_frames = len(self._decoder)
+        except (RuntimeError, ValueError) as error:
+            raise DecodeError(f"{self.path}: torchcodec cannot open it: {reason_of(error)}") from error
+        if num_frames != scan.num_frames:
+            raise DecodeError(f"{self.path}: torchcodec sees {num_frames} frames, expected {scan.num_frames}")
+
+    def close(self) -> None:
+        """Free torchcodec's decoder."""
+        self._decoder = None
+
+    def _images(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        if self._decoder is None:
+            raise DecodeError(f"{self.path}: is closed")
+        try:
+            frames = self._decoder.get_frames_at(wanted).data
+        except (RuntimeError, IndexError) as error:
+            raise DecodeError(f"{self.path}: torchcodec cannot read frames {wanted}: {reason_of(error)}") from error
+        yield from zip(wanted, map(self._scaled, frames.numpy()), strict=True)
