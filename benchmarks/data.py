@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import date
 from functools import partial
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, help="folder of videos; default: videos rendered here")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--peers", type=int, default=1, metavar="N",
+                        help="the first N videos go to pytorchvideo, too, which is slow; default: 1")  # fmt: skip
     parser.add_argument("--samplings", nargs="+", choices=SAMPLINGS, default=list(SAMPLINGS), metavar="NAME")
     parser.add_argument("--num-videos", type=int, default=16, help="in a round; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
@@ -60,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     clips = {name: path for name, path in find_clips(args.clips).items() if path.is_file()}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name, path in clips.items():
+        for number, (name, path) in enumerate(clips.items()):
             folder = list_of(path, Path(temporary, name), args.num_videos)
             for sampling in args.samplings:
                 for num_workers in args.workers:
-                    rows.append(measure(folder, path, sampling, num_workers, args.rounds, args.limit))
+                    build = builders(folder, sampling, num_workers, with_peers=number < args.peers)
+                    rows.append(measure(build, path, sampling, num_workers, args.rounds, args.limit))
                     print(show(rows[-1]), flush=True)
         first = next(iter(clips.values()))
         startup = {str(length): measure_startup(first, Path(temporary, str(length)), length) for length in LIST_LENGTHS}
@@ -91,24 +94,38 @@ def list_of(video: Path, folder: Path, num_videos: int) -> Path:
     return folder
 
 
-def measure(folder: Path, video: Path, sampling: str, num_workers: int, rounds: int, limit: float) -> dict[str, Any]:
-    """Rates of all contenders that are right about the video, and ours as ratios to theirs."""
+def builders(folder: Path, sampling: str, num_workers: int, *, with_peers: bool) -> dict[str, Callable[[], Contender]]:
+    """Whole loaders by name."""
     sampler = SAMPLINGS[sampling]
-    build: dict[str, partial[Contender]] = {
+    build: dict[str, Callable[[], Contender]] = {
         "videoattn": partial(OurLoader, folder, sampler, num_workers),
         "torch's DataLoader, our dataset": partial(TorchLoader, folder, sampler, num_workers),
-        "pytorchvideo, PyAV": partial(PytorchvideoLoader, folder, sampler, num_workers, "pyav"),
-        "pytorchvideo, decord": partial(PytorchvideoLoader, folder, sampler, num_workers, "decord"),
     }
-    excluded = {}
+    if with_peers:
+        for decoder in ("pyav", "decord"):
+            build[f"pytorchvideo, {decoder}"] = partial(PytorchvideoLoader, folder, sampler, num_workers, decoder)
+    for name, decode in readers(folder / "0.mp4").items():
+        if name == "auto" or "directly" in name:
+            name = "open_video" if name == "auto" else name
+            build[name] = partial(Direct, folder, sampler, num_workers, decode)
+    return build
+
+
+def measure(
+    build: Mapping[str, Callable[[], Contender]],
+    video: Path,
+    sampling: str,
+    num_workers: int,
+    rounds: int,
+    limit: float,
+) -> dict[str, Any]:
+    """Rates of all contenders that are right about the video, and ours as ratios to theirs."""
+    sampler, excluded = SAMPLINGS[sampling], {}
     for name, decode in readers(video).items():
-        if name != "auto" and "directly" not in name:
-            continue
-        reason = what_is_wrong(decode, str(video), sampler)
+        reason = what_is_wrong(decode, str(video), sampler) if name in build else ""
         if reason:
             excluded[name] = reason
-        else:
-            build["open_video" if name == "auto" else name] = partial(Direct, folder, sampler, num_workers, decode)
+    build = {name: make for name, make in build.items() if name not in excluded}
     with ExitStack() as stack:
         contenders = {name: stack.enter_context(closing(make())) for name, make in build.items()}
         rates = take_turns(contenders, rounds, limit, f"{video.name}, {sampling}, {num_workers} workers")

@@ -3,7 +3,6 @@
 import bisect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+_NEAR = 4  # frames: reading the packets of so many takes no longer than a seek
 
 
 class PyavReader(VideoReader):
@@ -119,13 +120,19 @@ class PyavReader(VideoReader):
                     count += 1
 
     def _seek(self, stream: "VideoStream", wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
-        for place, group in groupby(wanted, lambda number: bisect.bisect_right(self.scan.keyframes, number) - 1):
-            yield from self._read_group(stream, self.scan.keyframes[place], list(group))
+        keyframes = self.scan.keyframes
+        runs: list[tuple[int, list[int]]] = []  # a keyframe, and the wanted frames that are reached from there
+        for number in wanted:
+            keyframe = keyframes[self._group(number)]
+            if runs and keyframe - runs[-1][1][-1] <= _NEAR:
+                runs[-1][1].append(number)
+            else:
+                runs.append((keyframe, [number]))
+        for keyframe, numbers in runs:
+            yield from self._read_run(stream, keyframe, numbers)
 
-    def _read_group(
-        self, stream: "VideoStream", keyframe: int, wanted: list[int]
-    ) -> Iterator[tuple[int, "VideoFrame"]]:
-        """Wanted frames of one group of pictures, which begins at `keyframe`.
+    def _read_run(self, stream: "VideoStream", keyframe: int, wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
+        """Wanted frames from `keyframe` on.
 
         Of H.264, pictures that are neither wanted nor looked back at (a third to a half of the usual ones) are left
         out. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
@@ -133,25 +140,36 @@ class PyavReader(VideoReader):
         """
         times = self.scan.times
         assert times is not None
-        context = stream.codec_context
-        unsent, chosen, leaves_out = {times[number] for number in wanted}, set(wanted), self.scan.codec == "h264"
+        context, leaves_out, chosen = stream.codec_context, self.scan.codec == "h264", set(wanted)
+        unsent: dict[int, set[int]] = {}  # wanted frames by group of pictures
+        for number in wanted:
+            unsent.setdefault(self._group(number), set()).add(number)
         container: Any = stream.container
         container.seek(times[keyframe], stream=stream)
         with _packets(stream) as packets:
             for packet in packets:
-                if packet.size and (packet.pos or 0) != self.scan.places[self._number(packet)]:
-                    raise DecodeError(f"{self.path}: a seek leads to packets with the times of others")
-                if leaves_out:
-                    context.skip_frame = "DEFAULT" if packet.pts in unsent else "NONREF"
+                if packet.size:
+                    number = self._number(packet)
+                    if (packet.pos or 0) != self.scan.places[number]:
+                        raise DecodeError(f"{self.path}: a seek leads to packets with the times of others")
+                    left = unsent.get(self._group(number), set())
+                    if not left:
+                        continue  # the next keyframe looks at nothing before it
+                    if leaves_out:
+                        context.skip_frame = "DEFAULT" if number in left else "NONREF"
+                    left.discard(number)
+                is_last = not any(unsent.values())
                 frames = packet.decode()
-                unsent.discard(packet_time(packet.pts))
-                if not unsent and packet.size:
+                if is_last and packet.size:
                     frames += context.decode(None)
                 for number, frame in ((self._number(frame), frame) for frame in frames):
                     if number in chosen:
                         yield number, frame
-                if not unsent:
+                if is_last:
                     return
+
+    def _group(self, number: int) -> int:
+        return bisect.bisect_right(self.scan.keyframes, number) - 1
 
     def _number(self, timed: "VideoFrame | Packet[VideoStream]") -> int:
         """The number of a decoded frame, or of a packet's, by its time."""
