@@ -139,3 +139,18 @@ def test_a_reader_says_why_it_reads_in_order(make: Callable[..., Path], name: st
     with open_video(make(name, x264=B_FRAMES + ":open-gop=1" * name.startswith("open")), backend) as reader:
         reader.read([20])
         assert (reader.in_order_because, reader.in_order) == (reason, bool(reason))
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "plain.avi"])
+def test_decord_gives_the_same_frames_whatever_type_others_have_set(make: Callable[..., Path], name: str) -> None:
+    import decord
+
+    path = make(name, codec="mpeg4")
+    with open_video(path, "decord") as reader:
+        expected = reader.read([3, 1])
+    decord.bridge.set_bridge("torch")
+    try:
+        with open_video(path, "decord") as reader:
+            assert torch.equal(reader.read([3, 1]), expected)
+    finally:
+        decord.bridge.reset_bridge()

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from videoattn.data.packet_scan import DecodeError, PacketScan, VideoSource, reason_of
 from videoattn.data.video_reader import Image, VideoReader
 
@@ -56,7 +58,7 @@ class DecordReader(VideoReader):
             raise DecodeError(f"{self.path}: decord cannot read frames {wanted}: {reason_of(error)}") from error
 
     def _seek(self, wanted: list[int]) -> dict[int, Image]:
-        images = self._reader.get_batch(wanted).asnumpy()
+        images = _as_array(self._reader.get_batch(wanted))
         return {number: self._scaled(image) for number, image in zip(wanted, images, strict=True)}
 
     def _read_in_order(self, wanted: list[int]) -> dict[int, Image]:
@@ -67,5 +69,10 @@ class DecordReader(VideoReader):
             image = self._reader.next()
             self._position = number + 1
             if number in wanted:
-                images[number] = self._scaled(image.asnumpy())
+                images[number] = self._scaled(_as_array(image))
         return images
+
+
+def _as_array(frames: Any) -> Image:
+    """Frames of decord's own type, or of torch's where somebody in this process has set that (`decord.bridge`)."""
+    return np.asarray(frames.asnumpy() if hasattr(frames, "asnumpy") else frames)
