@@ -1,4 +1,4 @@
-"""The benchmarks of readers run, and leave out what gives other frames."""
+"""The benchmarks of readers and loaders run, and leave out what gives other frames."""
 
 import json
 import os
@@ -42,6 +42,24 @@ def test_wrong_arguments_are_answered_in_one_line(tmp_path: Path) -> None:
     done = run("data_readers.py", "--clips", str(tmp_path))
     assert done.returncode == 2 and "holds no video, expected names that end in .mp4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="memory is read from /proc")
+def test_loaders_take_turns_and_starts_are_measured(make: Callable[..., Path], tmp_path: Path) -> None:
+    make("plain.mp4", num_frames=64)
+    out = tmp_path / "data.json"
+    done = run("data.py", "--clips", str(tmp_path), "--workers", "0", "2", "--samplings", "8x32", "--num-videos", "4",
+               "--rounds", "1", "--out", str(out))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [row["workers"] for row in result["loaders"]] == [0, 2]
+    for row in result["loaders"]:
+        ours, peers = row["results"]["videoattn"], [name for name in row["results"] if "pytorchvideo" in name]
+        assert ours["videoattn_times_as_fast"] == 1 and len(peers) == 2 and row["fastest_direct"] in row["results"]
+        assert all(result["clips_per_second"] > 0 for result in row["results"].values())
+    assert result["startup"].keys() == {"1000", "1000000"}
+    assert all(value > 0 for figures in result["startup"].values() for value in figures.values())
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ class VideoDataset(Dataset[Sample]):
                 continue
             parts = (self.seed, "transform", draw.epoch, draw.index, attempt)
             label = self.videos.label(index)
-            clip = read.frames[read.rows[0]]
+            clip = read.clip(0)
             copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
             return Sample(
                 clips=torch.stack([frames for frames, _ in copies]).transpose(1, 2),
@@ -202,6 +202,11 @@ class _Read(NamedTuple):
     rows: list[Tensor]
     is_short: bool
     in_order_because: str
+
+    def clip(self, number: int) -> Tensor:
+        """A clip's frames; no copy of them where it needs each once and in order, as most do."""
+        rows = self.rows[number]
+        return self.frames if torch.equal(rows, torch.arange(len(self.frames))) else self.frames[rows]
 
 
 def _read(
