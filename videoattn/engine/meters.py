@@ -34,6 +34,11 @@ class Meters:
             setattr(self, name, getattr(self, name) + value)
 
     @property
+    def tried(self) -> int:
+        """Clips asked for, and those tried in place of bad ones."""
+        return self.draws + self.bad
+
+    @property
     def mean_loss(self) -> float:
         return self.loss / max(self.steps, 1)
 
@@ -75,8 +80,8 @@ def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:
 
 def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:
     """Raise TooManyBadClipsError if their share exceeds `limit`, once there is enough to go by."""
-    if meters.bad > limit * meters.draws and (at_end or meters.draws >= MIN_DRAWS):
+    if meters.bad > limit * meters.tried and (at_end or meters.draws >= MIN_DRAWS):
         raise TooManyBadClipsError(
-            f"{meters.bad} of {meters.draws} clips could not be decoded, more than DATA.MAX_BAD_FRACTION = {limit}; "
+            f"{meters.bad} of {meters.tried} clips could not be decoded, more than DATA.MAX_BAD_FRACTION = {limit}; "
             "log.jsonl lists them as bad_clip"
         )

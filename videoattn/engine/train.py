@@ -202,7 +202,7 @@ def report_epoch(
     log.write("epoch", step=state.epoch + 1, **counts, **figures)
     if process.is_main:
         text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        text += f", {meters.bad} of {meters.draws} clips bad" if meters.bad else ""
+        text += f", {meters.bad} of {meters.tried} clips bad" if meters.bad else ""
         text += f", {meters.short} clips longer than their video" if meters.short else ""
         text += f", {meters.in_order} videos decoded from their start" if meters.in_order else ""
         logger.info("epoch %d/%d: %s", state.epoch + 1, options.max_epoch, text)
