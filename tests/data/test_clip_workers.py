@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -102,6 +104,33 @@ def test_error_that_nobody_expects_ends_the_run_and_names_the_video(video_folder
         with pytest.raises(RuntimeError, match=r"clip\d.mp4: ZeroDivisionError in test_clip_workers.py:\d+") as error:
             next(loader.epoch(0))
     assert "in flawed" in str(error.value)
+
+
+SPAWNED = """
+import multiprocessing
+import sys
+
+from videoattn.compat import import_torchvision
+
+import_torchvision()  # a spawned worker imports this file first, and then the transforms
+if __name__ == "__main__":
+    from pathlib import Path
+    from tests.data.test_loader import contents, epoch, settings
+
+    multiprocessing.set_start_method("spawn")
+    sys.platform = "a system that does not fork safely"
+    runs = [contents(epoch(settings(Path({folder!r}), DATA_LOADER={{"NUM_WORKERS": n}}))) for n in (0, 2)]
+    print(len(runs[0]), runs[0] == runs[1])
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_give_the_same_clips(video_folder: Callable[..., Path], tmp_path: Path) -> None:
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED.format(folder=str(video_folder(6, bad=(2,)))))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == "3 True\n", done.stderr
 
 
 def test_loader_gives_up_where_a_worker_can_not_be_ended(

@@ -161,6 +161,9 @@ class _Maker:
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that processes forked from this one share; pages take memory when they are written."""
+    """Zeros that worker processes share; pages take memory when they are written.
+
+    Where processes are spawned instead of forked, torch moves them to shared files as it hands them over.
+    """
     numel = torch.Size(shape).numel()
     return torch.frombuffer(mmap.mmap(-1, max(1, numel * dtype.itemsize)), dtype=dtype, count=numel).view(shape)

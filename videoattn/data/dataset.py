@@ -34,8 +34,8 @@ class Watch:
     begin: Callable[[int], None] | None = None
     lost: Mapping[int, str] = field(default_factory=dict)
 
-    def open(self, index: int, path: str) -> None:
-        """Raises DecodeError for a video that is lost."""
+    def announce(self, index: int, path: str) -> None:
+        """Say that a video is about to be opened. Raises DecodeError for one that is lost."""
         if index in self.lost:
             raise DecodeError(f"{path}: {self.lost[index]}")
         if self.begin is not None:
@@ -93,7 +93,7 @@ class VideoDataset(Dataset[Sample]):
             rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
             path = self.videos.path(index)
             try:
-                watch.open(index, path)
+                watch.announce(index, path)
                 read = self._read(path, rng)
             except DecodeError as error:
                 failures.append(Failure(index, path, str(error)))
@@ -175,7 +175,7 @@ class ViewDataset(Dataset[Sample]):
         """The same, with an eye on which video is opened."""
         path, label = self.videos.path(index), self.videos.label(index)
         try:
-            watch.open(index, path)
+            watch.announce(index, path)
             read = _read(self.opener, path, self.backend, self.sampler, self._choose)
         except DecodeError as error:
             failure = Failure(index, path, str(error))
