@@ -8,6 +8,10 @@ Examples:
 Every block that differs is timed by itself, then the whole model; forward, and forward with backward. The three take
 turns, round by round, on one thread, and thread CPU time is taken, since other processes take the cores now and then.
 All hold the same weights (a block of ours is checked against torchvision's before it is timed).
+
+"At most" is how many times slower than a block made of nothing but its products the slower of the others is: no
+implementation with the same products can be further ahead of it. It takes this machine's fastest large product, timed
+just before, for all of them, and two products backward for each forward.
 """
 
 import argparse
@@ -21,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from videoattn.command_line import run_tool
 from videoattn.compat import import_torchvision
@@ -50,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for block in args.blocks:
         runs = block_runs(models, block)
         rows.append({"block": block, "alike": BLOCKS[block], **time_runs(runs, args.rounds)})
+        rows[-1]["products"] = measure_products(runs["ours"], rows[-1]["seconds"])
         print(show(f"block {block}", rows[-1]), flush=True)
     whole = None
     if args.model_rounds:
         clip = torch.randn(1, 3, 16, 224, 224)
-        whole = time_runs({name: (lambda m=model: m(clip)) for name, model in models.items()}, args.model_rounds)
+        runs = {name: (lambda m=model: m(clip)) for name, model in models.items()}
+        whole = time_runs(runs, args.model_rounds)
+        whole["products"] = measure_products(runs["ours"], whole["seconds"])
         print(show("whole model", whole))
     content = {
         "what": "MViTv1-B 16x4, batch of 1, float32, thread CPU seconds, medians of interleaved rounds",
@@ -120,11 +129,32 @@ def time_runs(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
     return {"seconds": medians, "times_slower": ratios, "all_seconds": taken}
 
 
+def measure_products(run: Run, seconds: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """What a forward pass's products would take by themselves, and how far ahead of the others that is."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter doesn't know
+    formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        run()
+    x, weight = torch.randn(1569, 768), torch.randn(2304, 768)
+    taken = []
+    for _ in range(20):
+        start = time.thread_time()
+        F.linear(x, weight)
+        taken.append(time.thread_time() - start)
+    rate = 2 * x.numel() * weight.shape[0] / min(taken)
+    floor = {what: times * counter.get_total_flops() / rate for what, times in (("forward", 1), ("train", 3))}
+    slower = {what: max(kinds[what] for kinds in seconds.values()) for what in floor}
+    return {
+        "flops_per_second": rate, "seconds": floor, "at_most": {what: slower[what] / floor[what] for what in floor},
+    }  # fmt: skip
+
+
 def show(title: str, row: dict[str, Any]) -> str:
     parts = [f"{title:12}"]
     for what in ("forward", "train"):
         parts.append(f"{what} {1e3 * row['seconds']['ours'][what]:7.1f} ms")
         parts += [f"{name} {kinds[what]:.2f}x" for name, kinds in row["times_slower"].items()]
+        parts.append(f"(at most {row['products']['at_most'][what]:.2f}x)")
     return "  ".join(parts)
 
 

@@ -9,11 +9,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.kernels.depthwise import depthwise_conv3d
+from videoattn.kernels.pool import can_pool
 
 Size3 = tuple[int, int, int]
 KERNELS: list[Size3] = [(3, 3, 3), (1, 3, 3), (3, 1, 5), (1, 9, 9), (1, 1, 1), (5, 3, 1)]
 STRIDES: list[Size3] = [(1, 1, 1), (1, 2, 2), (2, 3, 1), (1, 8, 8), (1, 4, 2)]
 SIZES: list[Size3] = [(4, 5, 7), (1, 8, 3), (3, 2, 9)]
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "plain":
+        monkeypatch.setattr("videoattn.kernels.depthwise.can_pool", lambda _: False)
+    elif not can_pool(torch.zeros(1)):
+        pytest.skip("no C++ compiler on this machine")
 
 
 def reference(x: Tensor, weight: Tensor, stride: Size3) -> Tensor:

@@ -1,8 +1,8 @@
-"""Depthwise 3-D convolution of token grids with channels last: the pooling of MViT, several times faster on a CPU.
+"""Depthwise 3-D convolution of token grids with channels last, several times faster on a CPU than torch's own form.
 
-Torch's own form is fast forward once channels lie last in memory, but slow backward. There the gradient by the input
-is formed from small convolutions of the gradient by the output, one per phase of the stride, and the gradient by the
-weights from 2-D convolutions, one per temporal tap.
+Where `videoattn.kernels.pool` can be compiled, that serves. Torch's own form is fast forward once channels lie last in
+memory, but slow backward; there the gradient by the input is formed from small convolutions of the gradient by the
+output, one per phase of the stride, and the gradient by the weights from 2-D convolutions, one per temporal tap.
 """
 
 import math
@@ -15,15 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from videoattn.kernels.pool import can_pool, pool_tokens, pooled_size
+
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     """Convolve each channel of [B, t, h, w, C] with its own filter of `weight` [C, kt, kh, kw], padded by k // 2.
 
     Returns [B, t', h', w', C], contiguous. Both tensors need one dtype.
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    is_trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not is_trained or x.device.type != "cpu":
+        return _convolve(x, weight, stride)
+    if not can_pool(x):
         return _depthwise_conv3d(x, weight, list(stride))
-    return _convolve(x, weight, stride)
+    grid = list(x.shape[1:4])
+    filters = weight.to(torch.promote_types(x.dtype, torch.float32))
+    (pooled,) = pool_tokens(x.flatten(1, 3)[:, :, None, None], [filters], list(stride), grid, 0)
+    return pooled.squeeze(1).unflatten(1, pooled_size(grid, weight.shape[1:], stride))
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
@@ -41,8 +49,7 @@ def _depthwise_conv3d(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
 
 @_depthwise_conv3d.register_fake
 def _(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    sizes = [(n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip(x.shape[1:4], weight.shape[1:], stride, strict=True)]
-    return x.new_empty(x.shape[0], *sizes, x.shape[4])
+    return x.new_empty(x.shape[0], *pooled_size(x.shape[1:4], weight.shape[1:], stride), x.shape[4])
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, list[int]], output: Tensor) -> None:

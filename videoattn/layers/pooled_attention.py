@@ -4,6 +4,7 @@ Source: MViT (Fan et al., ICCV 2021), arXiv 2104.11227; MViTv2 (Li et al., CVPR 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
+from videoattn.kernels.pool import can_pool, pool_tokens
 from videoattn.layers.mixer import BuildOperator, HandOn, TokenMixer
 from videoattn.layers.skip import ReusedWeights
 from videoattn.operators import AttentionSite
@@ -42,7 +44,7 @@ UNPOOLED = Pooling()
 class TokenPool(nn.Module):
     """A depthwise convolution of patch tokens with filters that all heads share; class tokens pass by. Then a norm.
 
-    Takes [B, N, heads, d] on `grid`, a view of any strides, and returns [B, N', heads, d].
+    Takes [B, N, heads, d] on `grid`, a view of any strides, and returns [B, N', heads, d]. `pool_packed` calls several.
     """
 
     def __init__(self, head_dim: int, grid: TokenGrid, pooling: Pooling) -> None:
@@ -58,17 +60,37 @@ class TokenPool(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
+        return pool_packed(x.unsqueeze(3), [self], self.grid)[0]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """All but the norm, in plain PyTorch."""
         grid = self.grid
         # with channels last in memory and one filter per channel of all heads, nothing is transposed
         volume = x[:, grid.prefix :].flatten(2).unflatten(1, (grid.t, grid.h, grid.w))
         filters = self.weight.squeeze(1).to(x.dtype).repeat(x.shape[2], 1, 1, 1)
         pooled = depthwise_conv3d(volume, filters, self.pooling.stride).flatten(1, 3).unflatten(2, x.shape[2:])
-        if grid.prefix:
-            pooled = torch.cat([x[:, : grid.prefix], pooled], dim=1)
-        return self.norm(pooled).to(x.dtype)  # under autocast norms may give float32
+        return torch.cat([x[:, : grid.prefix], pooled], dim=1) if grid.prefix else pooled
 
     def extra_repr(self) -> str:
         return f"kernel={self.pooling.kernel}, stride={self.pooling.stride}"
+
+
+def pool_packed(x: Tensor, pools: Sequence[TokenPool | None], grid: TokenGrid) -> list[Tensor]:
+    """Pool each of the tensors packed in [B, N, heads, P, d] by its own of `pools`, to [B, N', heads, d]; None leaves.
+
+    On a CPU one operation pools all, so that their gradient leaves in one piece.
+    """
+    if any(pools) and can_pool(x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        one = x.new_ones((x.shape[-1], 1, 1, 1), dtype=wide)
+        filters = [one if pool is None else pool.weight.squeeze(1).to(wide) for pool in pools]
+        strides = [step for pool in pools for step in (UNIT if pool is None else pool.pooling.stride)]
+        pooled = pool_tokens(x, filters, strides, [grid.t, grid.h, grid.w], grid.prefix)
+        pooled = [tensor.transpose(1, 2) for tensor in pooled]
+    else:
+        pooled = [part if pool is None else pool.convolve(part) for part, pool in zip(x.unbind(3), pools, strict=True)]
+    # under autocast norms may give float32
+    return [y if pool is None else pool.norm(y).to(x.dtype) for y, pool in zip(pooled, pools, strict=True)]
 
 
 def relative_rows(num_queries: int, num_keys: int) -> Tensor:
@@ -174,10 +196,10 @@ class PooledAttention(TokenMixer):
         self.proj = nn.Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        q, k, v = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, 3, -1)).unbind(3)
-        q = self._arrange(q, self.pool_q, self.q_grid)
-        k = self._arrange(k, self.pool_k, self.kv_grid)
-        v = self._arrange(v, self.pool_v, self.kv_grid)
+        qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, 3, -1))
+        pooled = pool_packed(qkv, (self.pool_q, self.pool_k, self.pool_v), self.grid)
+        grids = (self.q_grid, self.kv_grid, self.kv_grid)
+        q, k, v = (split_calls(fold(y, grid, self.axis), self.axis) for y, grid in zip(pooled, grids, strict=True))
         bias = None if self.relative is None else self.relative(q)
         weights = self.operator.weights(q, k, bias) if self.hand_on == "weights" else None
         mixed = self.operator(q, k, v, bias) if weights is None else weights @ v
@@ -185,10 +207,6 @@ class PooledAttention(TokenMixer):
             mixed = add_residual(mixed, q, self.operator.site.q_grid.prefix)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
         return update, update if self.hand_on == "update" else weights
-
-    def _arrange(self, x: Tensor, pool: TokenPool | None, grid: TokenGrid) -> Tensor:
-        """Pool [B, N, heads, d] and arrange it as attention calls."""
-        return split_calls(fold(x if pool is None else pool(x), grid, self.axis), self.axis)
 
 
 class ReusedPooledWeights(ReusedWeights):

@@ -1,0 +1,88 @@
+// Which taps of a convolution meet which tokens, and rows of channels of whatever type a tensor has.
+#pragma once
+
+#include "tokens.h"
+
+namespace {
+
+struct Axis {
+  int64_t in, out, kernel, stride;
+  int64_t pad() const { return kernel / 2; }
+};
+
+struct Problem {
+  int64_t rows, heads, dim, prefix;
+  Axis axes[3];  // t, h, w
+  int32_t type, threads;
+  int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
+};
+
+struct Taps {  // first, first + step, ... below `end`; tap k meets position at + k * move
+  int64_t first, end, step, at, move;
+  int64_t position(int64_t k) const { return at + (k - first) / step * move; }
+};
+
+// The taps that output o of an axis has, and the inputs they meet.
+inline Taps taps_of_output(const Axis& a, int64_t o) {
+  const int64_t origin = o * a.stride - a.pad(), first = std::max<int64_t>(0, -origin);
+  return {first, std::min(a.kernel, a.in - origin), 1, origin + first, 1};
+}
+
+// The taps that meet input i of an axis, and the outputs they belong to.
+inline Taps taps_of_input(const Axis& a, int64_t i) {
+  const int64_t from = i + a.pad(), last = (a.out - 1) * a.stride;
+  int64_t first = from % a.stride;
+  if (from - first > last) first = from - last;
+  return {first, std::min(a.kernel, from + 1), a.stride, (from - first) / a.stride, -1};
+}
+
+// ---- vectors, or single numbers at the end of a row, of whatever type a tensor has
+
+template <class V>
+struct Values;
+template <>
+struct Values<float> {
+  typedef float Number;
+  static float load(const float* x) { return *x; }
+  static float load(const uint16_t* x) { return from_bfloat16(*x); }
+  static void store(float* to, float x) { *to = x; }
+  static void store(uint16_t* to, float x) { *to = to_bfloat16(x); }
+};
+template <>
+struct Values<double> {
+  typedef double Number;
+  static double load(const double* x) { return *x; }
+  static void store(double* to, double x) { *to = x; }
+};
+template <>
+struct Values<Vec<float>> {
+  typedef float Number;
+  typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(32)));
+  static Vec<float> load(const float* x) { return *reinterpret_cast<const Vec<float>*>(x); }
+  static Vec<float> load(const uint16_t* x) {
+    return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const Halves*>(x), Bits) << 16);
+  }
+  static void store(float* to, Vec<float> x) { *reinterpret_cast<Vec<float>*>(to) = x; }
+  static void store(uint16_t* to, Vec<float> x) {
+    for (int i = 0; i < Lanes<float>::count; i++) to[i] = to_bfloat16(x[i]);
+  }
+};
+template <>
+struct Values<Vec<double>> {
+  typedef double Number;
+  static Vec<double> load(const double* x) { return *reinterpret_cast<const Vec<double>*>(x); }
+  static void store(double* to, Vec<double> x) { *reinterpret_cast<Vec<double>*>(to) = x; }
+};
+
+// Call `work.template strip<V, S>(channel)` for S of V at a time until all channels are done.
+template <class T, int S, class Work>
+INLINE void by_strips(int64_t dim, const Work& work) {
+  constexpr int lanes = Lanes<T>::count;
+  int64_t c = 0;
+  for (; c + S * lanes <= dim; c += S * lanes) work.template strip<Vec<T>, S>(c);
+  for (; c + lanes <= dim; c += lanes) work.template strip<Vec<T>, 1>(c);
+  for (; c < dim; c++) work.template strip<T, 1>(c);
+}
+
+}  // namespace
