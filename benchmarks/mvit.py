@@ -3,6 +3,7 @@
 
 Examples:
     python benchmarks/mvit.py
+    python benchmarks/mvit.py --bfloat16
     python benchmarks/mvit.py --blocks 0 1 4 --rounds 3 --out mvit.json
 
 Every block that differs is timed by itself, then the whole model; forward, and forward with backward. The three take
@@ -37,7 +38,7 @@ from videoattn.models import mvit_v1_b
 from videoattn.models.baselines import Baseline
 from videoattn.models.checkpoints import mvit_from_ours
 
-RESULTS = Path(__file__).parent / "results/mvit_cpu.json"
+RESULTS = Path(__file__).parent / "results"
 BLOCKS = {0: 1, 1: 1, 2: 1, 3: 1, 4: 10, 14: 1, 15: 1}  # block: how many of the sixteen are like it
 Run = Callable[[], Tensor]
 
@@ -47,32 +48,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, nargs="*", choices=BLOCKS, default=list(BLOCKS), metavar="N")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--model-rounds", type=int, default=3, help="of the whole model; default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--bfloat16", action="store_true", help="all three under autocast")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/mvit_cpu.json or mvit_cpu_bfloat16.json")
     args = parser.parse_args(argv)
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
+    out = args.out or RESULTS / f"mvit_cpu{'_bfloat16' if args.bfloat16 else ''}.json"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     models = build_models()
     rows = []
     for block in args.blocks:
-        runs = block_runs(models, block)
+        runs = {name: cast(run, dtype) for name, run in block_runs(models, block).items()}
         rows.append({"block": block, "alike": BLOCKS[block], **time_runs(runs, args.rounds)})
-        rows[-1]["products"] = measure_products(runs["ours"], rows[-1]["seconds"])
+        rows[-1]["products"] = measure_products(runs["ours"], rows[-1]["seconds"], dtype)
         print(show(f"block {block}", rows[-1]), flush=True)
     whole = None
     if args.model_rounds:
         clip = torch.randn(1, 3, 16, 224, 224)
-        runs = {name: (lambda m=model: m(clip)) for name, model in models.items()}
+        runs = {name: cast(lambda m=model: m(clip), dtype) for name, model in models.items()}
         whole = time_runs(runs, args.model_rounds)
-        whole["products"] = measure_products(runs["ours"], whole["seconds"])
+        whole["products"] = measure_products(runs["ours"], whole["seconds"], dtype)
         print(show("whole model", whole))
     content = {
-        "what": "MViTv1-B 16x4, batch of 1, float32, thread CPU seconds, medians of interleaved rounds",
+        "what": f"MViTv1-B 16x4, batch of 1, {dtype}, thread CPU seconds, medians of interleaved rounds",
         "date": date.today().isoformat(), "blocks": rows, "model": whole,
         "machine": describe_machine(), "versions": package_versions(),
     }  # fmt: skip
-    with atomic_write(args.out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {args.out}")
+    print(f"written: {out}")
 
 
 def build_models() -> dict[str, nn.Module]:
@@ -107,6 +111,16 @@ def block_runs(models: dict[str, nn.Module], number: int) -> dict[str, Run]:
     return runs
 
 
+def cast(run: Run, dtype: torch.dtype) -> Run:
+    """The same under autocast, unless that is float32's."""
+
+    def autocast() -> Tensor:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return run()
+
+    return autocast
+
+
 def time_runs(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
     """Median thread seconds of each, in turns after a round that does not count; and how much slower others are."""
     taken: dict[str, dict[str, list[float]]] = {name: {"forward": [], "train": []} for name in runs}
@@ -129,13 +143,13 @@ def time_runs(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
     return {"seconds": medians, "times_slower": ratios, "all_seconds": taken}
 
 
-def measure_products(run: Run, seconds: dict[str, dict[str, float]]) -> dict[str, Any]:
+def measure_products(run: Run, seconds: dict[str, dict[str, float]], dtype: torch.dtype) -> dict[str, Any]:
     """What a forward pass's products would take by themselves, and how far ahead of the others that is."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter doesn't know
     formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
-    x, weight = torch.randn(1569, 768), torch.randn(2304, 768)
+    x, weight = torch.randn(1569, 768, dtype=dtype), torch.randn(2304, 768, dtype=dtype)
     taken = []
     for _ in range(20):
         start = time.thread_time()

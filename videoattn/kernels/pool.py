@@ -18,7 +18,12 @@ from videoattn.kernels.layout import DTYPES, make_readable, make_views
 
 def can_pool(x: Tensor) -> bool:
     """Whether the operation takes such a tensor on this machine."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and load_library("pool_tokens") is not None
+    return x.device.type == "cpu" and x.dtype in DTYPES and _is_compiled()
+
+
+@torch.compiler.assume_constant_result
+def _is_compiled() -> bool:
+    return load_library("pool_tokens") is not None
 
 
 # ---- the operation. Strides are three for each tensor in turn, so that its signature holds plain numbers only.
@@ -58,7 +63,7 @@ def pool_tokens_backward(
         if needs_filters[i]:
             by_weight = torch.zeros_like(_by_tap(weight))
             _run("pool_tokens_by_filter", problem, (gradient, _arrange(tokens, i)), by_weight)
-            results.append(by_weight.t().reshape(weight.shape))
+            results.append(by_weight.t().contiguous().view(weight.shape))
     return results
 
 

@@ -86,11 +86,12 @@ def pool_packed(x: Tensor, pools: Sequence[TokenPool | None], grid: TokenGrid) -
         filters = [one if pool is None else pool.weight.squeeze(1).to(wide) for pool in pools]
         strides = [step for pool in pools for step in (UNIT if pool is None else pool.pooling.stride)]
         pooled = pool_tokens(x, filters, strides, [grid.t, grid.h, grid.w], grid.prefix)
-        pooled = [tensor.transpose(1, 2) for tensor in pooled]
     else:
-        pooled = [part if pool is None else pool.convolve(part) for part, pool in zip(x.unbind(3), pools, strict=True)]
-    # under autocast norms may give float32
-    return [y if pool is None else pool.norm(y).to(x.dtype) for y, pool in zip(pooled, pools, strict=True)]
+        parts = zip(x.unbind(3), pools, strict=True)
+        pooled = [(part if pool is None else pool.convolve(part)).transpose(1, 2) for part, pool in parts]
+    # of each head the tokens side by side, as attention reads them; under autocast norms may give float32
+    normed = [y if pool is None else pool.norm(y).to(x.dtype) for y, pool in zip(pooled, pools, strict=True)]
+    return [y.transpose(1, 2) for y in normed]
 
 
 def relative_rows(num_queries: int, num_keys: int) -> Tensor:
