@@ -13,7 +13,7 @@ from videoattn.models import build_model
 from videoattn.models.checkpoints import from_checkpoint, load_weights
 from videoattn.profile import profile
 from videoattn.zoo import check_class_order, compare, locate_weights
-from videoattn.zoo_rows import ZOO, find_row
+from videoattn.zoo_rows import ZOO, find_row, find_weights
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(ZOO.values())
@@ -107,7 +107,7 @@ def test_one_message_says_all_that_a_row_needs(tmp_path: Path, monkeypatch: pyte
     assert done.returncode == 2 and not done.stdout
     path = tmp_path / "TimeSformer_divST_8x32_224_K400.pyth"
     assert done.stderr.startswith(f"error: timesformer_base_k400 needs {path.name}, which is not at {path}, and ")
-    assert f"put it at {path}, or pass --weights FILE" in done.stderr
+    assert f"put it at {path}, or name the file instead of the row" in done.stderr
     assert "timesformer_base_k400 needs DATA.PATH_TO_DATA_DIR FOLDER with test.csv of its validation" in done.stderr
 
 
@@ -116,6 +116,47 @@ def test_a_row_that_does_not_exist_is_told_from_its_neighbours() -> None:
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr
     done = run_test_net("--zoo", "motion_timesformer_fibonacci", "--cfg", "configs/Motion/divided.yaml")
     assert done.returncode == 2 and "expected no --cfg FILE besides" in done.stderr
+
+
+def run_train_net(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/train_net.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path) -> None:
+    make = [sys.executable, "datasets/make_motion.py", tmp_path, "--num-train", "8", "--num-val", "8"]
+    subprocess.run([*make, "--size", "64x64"], cwd=ROOT, check=True, capture_output=True)
+    settings = dict(find_row("motion_timesformer_fibonacci").all_settings())
+    settings |= {
+        "MODEL.NUM_CLASSES": 9, "DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64,
+        "DATA.TRAIN_JITTER_SCALES": [64, 64], "DATA.PATH_TO_DATA_DIR": tmp_path, "OUTPUT_DIR": tmp_path / "run",
+        "TRAIN.CHECKPOINT_FILE_PATH": "zoo:motion_timesformer_fibonacci", "SOLVER.MAX_EPOCH": 1,
+        "DATA_LOADER.NUM_WORKERS": 0, "GLOBAL_BATCH_SIZE": 8,
+    }  # fmt: skip
+    pairs = [item for pair in settings.items() for item in pair]
+    refused = run_train_net(*pairs)
+    assert refused.returncode == 2 and "TRAIN.FINETUNE True" in refused.stderr
+    done = run_train_net(*pairs, "TRAIN.FINETUNE", "True")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "motion_timesformer_fibonacci.safetensors" in said and "initialised: head.weight, head.bias" in said
+    assert (tmp_path / "run/checkpoints/checkpoint_best.pyth").is_file()
+
+
+def test_training_from_a_row_that_does_not_exist_is_told_from_its_neighbours(tmp_path: Path) -> None:
+    make = [sys.executable, "datasets/make_motion.py", tmp_path, "--num-train", "16", "--num-val", "1"]
+    subprocess.run([*make, "--size", "32x32"], cwd=ROOT, check=True, capture_output=True)
+    done = run_train_net(
+        "--cfg", "configs/Motion/divided.yaml", "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "run",
+        "TRAIN.CHECKPOINT_FILE_PATH", "zoo:motion_timesformer_fibonaci", "DATA.CLASS_NAMES", "",
+    )  # fmt: skip
+    assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr
+
+
+def test_a_file_is_itself_and_a_row_is_its_file() -> None:
+    assert find_weights("runs/mine.pyth") == Path("runs/mine.pyth")
+    row = find_row("motion_timesformer_dense")
+    assert find_weights(f"zoo:{row.name}") == locate_weights(row)
 
 
 class TestCompare:

@@ -24,7 +24,7 @@ class Train(Section):
     checkpoint_steps: NotNegative = Field(0, description="optimizer steps between checkpoints within an epoch; 0: none")
     keep_checkpoints: Positive = Field(3, description="newest epoch checkpoints kept; the best one is kept besides")
     auto_resume: bool = Field(True, description="continue from the newest checkpoint in OUTPUT_DIR")
-    checkpoint_file_path: str = Field("", description="weights to start from")
+    checkpoint_file_path: str = Field("", description="weights to start from: a file, or zoo:NAME of model_zoo.md")
     checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
     finetune: bool = Field(
         False, description="weights may be of other classes (a new head) and other clip sizes (resized positions)"

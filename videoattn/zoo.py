@@ -145,7 +145,7 @@ def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = No
         raise ValueError(
             f"{row.name} needs {row.file}, which is not at {path}, and fetching it failed: {error}\n"
             f"Fetch it where there is a network, from\n  {places}\n"
-            f"and put it at {path}, or pass --weights FILE"
+            f"and put it at {path}, or name the file instead of the row (evaluation: --weights FILE)"
         ) from error
 
 

@@ -2,9 +2,10 @@
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from videoattn.zoo import Dataset, Protocol, ZooRow
+from videoattn.zoo import Dataset, Protocol, ZooRow, locate_weights
 
 _TIMESFORMER = "https://github.com/facebookresearch/TimeSformer"
 _SLOWFAST = "https://github.com/facebookresearch/SlowFast/blob/main/MODEL_ZOO.md"
@@ -190,6 +191,7 @@ def _ours() -> Iterator[ZooRow]:
         )  # fmt: skip
 
 
+PREFIX = "zoo:"
 ZOO: dict[str, ZooRow] = {row.name: row for row in (*_timesformers(), *_mvits(), *_ours())}
 
 
@@ -200,3 +202,12 @@ def find_row(name: str) -> ZooRow:
     near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ValueError(f"{name} is no row of the model zoo{hint} model_zoo.md lists all {len(ZOO)}")
+
+
+def find_weights(given: str) -> Path:
+    """The file that `given` names: a path, or zoo:NAME for the weights of a row, fetched if need be.
+
+    Raises ValueError for a name that is no row, or with what to put where when its weights can't be had.
+    """
+    prefix, name = given[: len(PREFIX)], given[len(PREFIX) :]
+    return locate_weights(find_row(name)) if prefix == PREFIX else Path(given)
