@@ -128,7 +128,7 @@ def test_logits_of_the_published_size_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "attention_type"), [("v2", "divided")])
+@pytest.mark.parametrize(("kind", "attention_type"), [("v1", "joint"), ("v2", "divided")])
 def test_a_compiled_model_trains_as_the_plain_one(kind: str, attention_type: str) -> None:
     clip, results = random_clip(clip_size=CLIP_SIZE), []
     strides = {0: (1, 1, 1), 1: (1, 2, 2)} if kind == "v2" else {1: (1, 2, 2)}

@@ -71,6 +71,10 @@ class TokenPool(nn.Module):
         pooled = depthwise_conv3d(volume, filters, self.pooling.stride).flatten(1, 3).unflatten(2, x.shape[2:])
         return torch.cat([x[:, : grid.prefix], pooled], dim=1) if grid.prefix else pooled
 
+    def normalize(self, x: Tensor) -> Tensor:
+        """The norm over channels; in the type of x, as under autocast norms may give float32."""
+        return self.norm(x).to(x.dtype)
+
     def extra_repr(self) -> str:
         return f"kernel={self.pooling.kernel}, stride={self.pooling.stride}"
 
@@ -80,18 +84,16 @@ def pool_packed(x: Tensor, pools: Sequence[TokenPool | None], grid: TokenGrid) -
 
     On a CPU one operation pools all, so that their gradient leaves in one piece.
     """
-    if any(pools) and can_pool(x):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        one = x.new_ones((x.shape[-1], 1, 1, 1), dtype=wide)
-        filters = [one if pool is None else pool.weight.squeeze(1).to(wide) for pool in pools]
-        strides = [step for pool in pools for step in (UNIT if pool is None else pool.pooling.stride)]
-        pooled = pool_tokens(x, filters, strides, [grid.t, grid.h, grid.w], grid.prefix)
-    else:
+    if not any(pools) or not can_pool(x):
         parts = zip(x.unbind(3), pools, strict=True)
-        pooled = [(part if pool is None else pool.convolve(part)).transpose(1, 2) for part, pool in parts]
-    # of each head the tokens side by side, as attention reads them; under autocast norms may give float32
-    normed = [y if pool is None else pool.norm(y).to(x.dtype) for y, pool in zip(pooled, pools, strict=True)]
-    return [y.transpose(1, 2) for y in normed]
+        return [part if pool is None else pool.normalize(pool.convolve(part)) for part, pool in parts]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    one = x.new_ones((x.shape[-1], 1, 1, 1), dtype=wide)
+    filters = [one if pool is None else pool.weight.squeeze(1).to(wide) for pool in pools]
+    strides = [step for pool in pools for step in (UNIT if pool is None else pool.pooling.stride)]
+    pooled = pool_tokens(x, filters, strides, [grid.t, grid.h, grid.w], grid.prefix)
+    normed = [y if pool is None else pool.normalize(y) for y, pool in zip(pooled, pools, strict=True)]
+    return [y.transpose(1, 2) for y in normed]  # after the norm, which would copy
 
 
 def relative_rows(num_queries: int, num_keys: int) -> Tensor:
