@@ -112,15 +112,6 @@ def count_focused_linear(arguments: Sequence[Any], outputs: Sequence[Any]) -> in
     return int(rows * heads * dim * per_channel)
 
 
-def count_pooling(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Every tap of every pooled patch, at the border too; filters of one tap copy."""
-    prefix, total = arguments[4], 0
-    for weight, (batch, heads, tokens, dim) in zip(arguments[1], outputs[0], strict=True):
-        if (taps := math.prod(weight[1:])) > 1:
-            total += batch * heads * (tokens - prefix) * dim * taps
-    return total
-
-
 # Operations whose MACs are counted, by the name in the traced graph. A custom operation of the package stands here
 # under "namespace::name", a custom autograd function under "prim::PythonOp.Name".
 MAC_FORMULAS: dict[str, MacFormula] = {
@@ -156,7 +147,6 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "videoattn::focused_linear": count_focused_linear,
     "videoattn::jump_attention": count_jumps,
     "videoattn::pair_products": count_product(0),
-    "videoattn::pool_tokens": count_pooling,
     "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
     "videoattn::short_attention": lambda arguments, outputs: 2 * math.prod(outputs[0]) * outputs[0][2],
 }
@@ -203,9 +193,6 @@ def _known(value: Any) -> Any:
         return tuple(value.type().sizes())
     if value.node().kind() == "prim::ListConstruct":
         return [_known(item) for item in value.node().inputs()]
-    for use in value.uses():
-        if use.user.kind() == "prim::ListUnpack":
-            return [_known(item) for item in use.user.outputs()]
     return value.toIValue()
 
 
@@ -214,8 +201,7 @@ def _is_complex(value: Any) -> bool:
 
 
 def _shapes(arguments: Sequence[Any]) -> list[tuple[int, ...]]:
-    listed = [argument if isinstance(argument, list) else [argument] for argument in arguments]
-    return [argument for part in listed for argument in part if isinstance(argument, tuple) and argument]
+    return [argument for argument in arguments if isinstance(argument, tuple) and argument]
 
 
 def _count_elements(name: str, inputs: list[Any], outputs: list[Any]) -> Counter[tuple[str, str]]:

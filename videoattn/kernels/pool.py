@@ -17,13 +17,13 @@ from videoattn.kernels.layout import DTYPES, make_readable, make_views
 
 
 def can_pool(x: Tensor) -> bool:
-    """Whether the operation takes such a tensor on this machine."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and _is_compiled()
+    """Whether the operation takes such a tensor on this machine. It stays out of traces, which are for others, too."""
+    return x.device.type == "cpu" and x.dtype in DTYPES and _is_at_hand()
 
 
 @torch.compiler.assume_constant_result
-def _is_compiled() -> bool:
-    return load_library("pool_tokens") is not None
+def _is_at_hand() -> bool:
+    return torch._C._get_tracing_state() is None and load_library("pool_tokens") is not None
 
 
 # ---- the operation. Strides are three for each tensor in turn, so that its signature holds plain numbers only.
