@@ -11,8 +11,8 @@ turns, round by round, on one thread, and thread CPU time is taken, since other 
 All hold the same weights (a block of ours is checked against torchvision's before it is timed).
 
 "At most" is how many times slower than a block made of nothing but its products the slower of the others is: no
-implementation with the same products can be further ahead of it. It takes this machine's fastest large product, timed
-just before, for all of them, and two products backward for each forward.
+implementation with the same products can be much further ahead of it. It takes the rate of one large product, the
+fastest of twenty timed just after, for all of them, and two products backward for each forward.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def server() -> Iterator[str]:
         thread.join()
 
 
+def test_of_several_that_ask_at_once_one_fetches(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pyth"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch([f"{server}/ranged"], path, progress=False), range(4)))
+    assert found == [path] * 4 and len(Handler.asked) == 1
+    assert path.read_bytes() == CONTENT
+
+
 def test_a_file_is_fetched_once_and_its_checksum_noted(server: str, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.pyth"
     assert fetch([f"{server}/whole"], path, progress=False) == path
@@ -58,7 +67,7 @@ def test_a_file_is_fetched_once_and_its_checksum_noted(server: str, tmp_path: Pa
     assert (tmp_path / "deep/a.pyth.sha256").read_text() == f"{SHA256}  a.pyth\n"
     fetch([f"{server}/whole"], path, progress=False)
     assert len(Handler.asked) == 1
-    assert sorted(p.name for p in path.parent.iterdir()) == ["a.pyth", "a.pyth.sha256"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.pyth", "a.pyth.lock", "a.pyth.sha256"]
 
 
 def test_a_file_that_has_changed_since_is_refused(server: str, tmp_path: Path) -> None:
@@ -100,4 +109,4 @@ def test_what_each_place_answered_is_told(server: str, tmp_path: Path) -> None:
 def test_a_file_with_another_checksum_is_not_kept(server: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=f"what came has sha256 {SHA256}, expected {'0' * 64}"):
         fetch([f"{server}/whole"], tmp_path / "a.pyth", "0" * 64, progress=False)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pyth.lock"]

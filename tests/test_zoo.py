@@ -13,7 +13,7 @@ from videoattn.models import build_model
 from videoattn.models.checkpoints import from_checkpoint, load_weights
 from videoattn.profile import profile
 from videoattn.zoo import check_class_order, compare, locate_weights
-from videoattn.zoo_rows import ZOO, find_row, find_weights
+from videoattn.zoo_rows import ZOO, find_row, weights_file
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(ZOO.values())
@@ -154,9 +154,9 @@ def test_training_from_a_row_that_does_not_exist_is_told_from_its_neighbours(tmp
 
 
 def test_a_file_is_itself_and_a_row_is_its_file() -> None:
-    assert find_weights("runs/mine.pyth") == Path("runs/mine.pyth")
+    assert weights_file("runs/mine.pyth") == Path("runs/mine.pyth")
     row = find_row("motion_timesformer_dense")
-    assert find_weights(f"zoo:{row.name}") == locate_weights(row)
+    assert weights_file(f"zoo:{row.name}") == locate_weights(row)
 
 
 class TestCompare:

@@ -37,14 +37,7 @@ from videoattn.config_file import (
 from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
 from videoattn.data.annotations import VideoList, check_same_order
 from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
-from videoattn.engine.distributed import (
-    Process,
-    barrier,
-    init_distributed,
-    is_main,
-    leave_cores_to_workers,
-    shutdown,
-)
+from videoattn.engine.distributed import Process, init_distributed, leave_cores_to_workers, shutdown
 from videoattn.engine.evaluate import evaluate
 from videoattn.engine.log import RunLog, describe_machine, logger, package_versions, set_up_logging
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
@@ -54,7 +47,7 @@ from videoattn.files import atomic_write
 from videoattn.models import build_model
 from videoattn.models.checkpoints import load_imagenet_vit, load_weights
 from videoattn.seeding import derive_seed
-from videoattn.zoo_rows import find_weights
+from videoattn.zoo_rows import weights_file
 
 # Settings that may differ between a run and its continuation: none of them changes what is learned.
 FREE_KEYS = (
@@ -187,7 +180,7 @@ def find_checkpoint(cfg: Config, folder: Path) -> Path | None:
             )
         return newest
     if cfg.train.checkpoint_file_path and not cfg.train.checkpoint_epoch_reset:
-        return fetch_once(cfg.train.checkpoint_file_path)
+        return weights_file(cfg.train.checkpoint_file_path)
     return None
 
 
@@ -195,20 +188,13 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     """Load what the run starts from, if anything, and say what was loaded."""
     finetune = cfg.train.finetune
     if cfg.train.checkpoint_file_path:
-        path = str(fetch_once(cfg.train.checkpoint_file_path))
+        path = str(weights_file(cfg.train.checkpoint_file_path))
         report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune)
         logger.info("%s", report)
         if not finetune:
             check_same_order(videos.class_names, videos.source, report.class_names, path)
     elif cfg.timesformer.pretrained_model:
         logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
-
-
-def fetch_once(given: str) -> Path:
-    """The file that a path or zoo:NAME stands for; where it has to be fetched, one process does."""
-    path = find_weights(given) if is_main() else None
-    barrier()
-    return path or find_weights(given)
 
 
 def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:

@@ -7,6 +7,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from videoattn.files import atomic_write
 
 _CHUNK = 1 << 20
@@ -20,18 +22,33 @@ class DownloadError(Exception):
 def fetch(urls: Sequence[str], path: Path, sha256: str | None = None, progress: bool = True) -> Path:
     """The file at `path`, fetched from the first of `urls` that gives it unless it is there already.
 
-    A transfer that breaks off leaves `path`.part, which the next call continues where the server can. The checksum is
-    compared with `sha256`, or where that is not known with what the first download noted in `path`.sha256. Raises
-    DownloadError.
+    Where several processes ask at once, one fetches and the others wait (an empty `path`.lock stays). A transfer that
+    breaks off leaves `path`.part, which the next call continues where the server can. The checksum is compared with
+    `sha256`, or where that is not known with what the first download noted in `path`.sha256. Raises DownloadError.
     """
-    note = path.with_name(f"{path.name}.sha256")
-    if sha256 is None and note.is_file():
-        sha256 = note.read_text(encoding="utf-8").split()[0]
-    if path.is_file():
-        if sha256 is not None and (found := checksum(path)) != sha256:
-            raise DownloadError(f"{path} has sha256 {found}, expected {sha256}: remove it to fetch it again")
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                _fetch_first(urls, path, sha256, progress)
+                return path
+    sha256 = sha256 or _noted(path)
+    if sha256 is not None and (found := checksum(path)) != sha256:
+        raise DownloadError(f"{path} has sha256 {found}, expected {sha256}: remove it to fetch it again")
+    return path
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _noted(path: Path) -> str | None:
+    note = _note(path)
+    return note.read_text(encoding="utf-8").split()[0] if note.is_file() else None
+
+
+def _fetch_first(urls: Sequence[str], path: Path, sha256: str | None, progress: bool) -> None:
+    sha256 = sha256 or _noted(path)
     partial = path.with_name(f"{path.name}.part")
     answers = []
     for url in urls:
@@ -48,9 +65,9 @@ def fetch(urls: Sequence[str], path: Path, sha256: str | None = None, progress: 
             continue
         os.replace(partial, path)
         if sha256 is None:
-            with atomic_write(note) as temporary:
+            with atomic_write(_note(path)) as temporary:
                 temporary.write_text(f"{found}  {path.name}\n", encoding="utf-8")
-        return path
+        return
     raise DownloadError("; ".join(answers) or "no address is known")
 
 

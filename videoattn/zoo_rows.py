@@ -204,10 +204,11 @@ def find_row(name: str) -> ZooRow:
     raise ValueError(f"{name} is no row of the model zoo{hint} model_zoo.md lists all {len(ZOO)}")
 
 
-def find_weights(given: str) -> Path:
+def weights_file(given: str) -> Path:
     """The file that `given` names: a path, or zoo:NAME for the weights of a row, fetched if need be.
 
     Raises ValueError for a name that is no row, or with what to put where when its weights can't be had.
     """
-    prefix, name = given[: len(PREFIX)], given[len(PREFIX) :]
-    return locate_weights(find_row(name)) if prefix == PREFIX else Path(given)
+    if given.startswith(PREFIX):
+        return locate_weights(find_row(given.removeprefix(PREFIX)))
+    return Path(given)

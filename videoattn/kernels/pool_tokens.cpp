@@ -142,19 +142,29 @@ struct SumOverOutputs {
   }
 };
 
-// What one frame of outputs of one head adds, to memory of its own, so that sums are the same for any number of threads.
+// What the frames of some heads add, to memory of their own, so that sums are the same for any number of threads.
 template <class X, class T>
 struct ByFilter {
+  static constexpr int64_t MOST_PARTS = 64;
   const Problem& p;
   const View &gradient_view, &x_view;
-  T* parts;  // [rows * heads * frames, taps, dim], of zeros
+  T* sums;  // [parts, taps, dim], of zeros
 
-  ByFilter(const Problem& p, const View& gradient, const View& x, T* parts)
-      : p(p), gradient_view(gradient), x_view(x), parts(parts) {}
+  ByFilter(const Problem& p, const View& gradient, const View& x, T* sums)
+      : p(p), gradient_view(gradient), x_view(x), sums(sums) {}
+
+  static int64_t frames(const Problem& p) { return p.rows * p.heads * p.axes[0].out; }
+
+  static int64_t parts(const Problem& p) { return std::min(frames(p), MOST_PARTS); }
 
   void work(int64_t part) {
+    const int64_t all = frames(p), count = parts(p);
+    for (int64_t i = part * all / count; i < (part + 1) * all / count; i++)
+      add_frame(i / p.axes[0].out, i % p.axes[0].out, sums + part * p.taps() * p.dim);
+  }
+
+  void add_frame(int64_t item, int64_t frame, T* filters) const {
     const Axis &t = p.axes[0], &h = p.axes[1], &w = p.axes[2];
-    const int64_t item = part / t.out, frame = part % t.out;
     const Tokens gradient = tokens_of(p, gradient_view, item), x = tokens_of(p, x_view, item);
     const Taps of_t = taps_of_output(t, frame);
     for (int64_t i = 0; i < h.out; i++) {
@@ -163,7 +173,7 @@ struct ByFilter {
       for (int64_t kt = of_t.first; kt < of_t.end; kt++)
         for (int64_t kh = of_h.first; kh < of_h.end; kh++) {
           const int64_t line = p.prefix + (of_t.position(kt) * h.in + of_h.position(kh)) * w.in;
-          T* to = parts + ((part * t.kernel + kt) * h.kernel + kh) * w.kernel * p.dim;
+          T* to = filters + (kt * h.kernel + kh) * w.kernel * p.dim;
           int64_t kw = 0;
           for (; kw + 3 <= w.kernel; kw += 3) add_row<3>(row_gradient, x, line, kw, to + kw * p.dim);
           for (; kw < w.kernel; kw++) add_row<1>(row_gradient, x, line, kw, to + kw * p.dim);
@@ -208,11 +218,11 @@ struct ByFilter {
 
 template <class X, class T>
 void by_filter(const Problem& p, const View* views, T* filters) {
-  const int64_t size = p.taps() * p.dim, frames = p.rows * p.heads * p.axes[0].out;
-  const std::unique_ptr<T[]> parts(new T[frames * size]());
-  run_workers<ByFilter<X, T>>(p.threads, frames, [](int64_t i) { return i; }, p, views[0], views[1], parts.get());
-  for (int64_t i = 0; i < frames; i++)
-    for (int64_t c = 0; c < size; c++) filters[c] += parts[i * size + c];
+  const int64_t size = p.taps() * p.dim, parts = ByFilter<X, T>::parts(p);
+  const std::unique_ptr<T[]> sums(new T[parts * size]());
+  run_workers<ByFilter<X, T>>(p.threads, parts, [](int64_t i) { return i; }, p, views[0], views[1], sums.get());
+  for (int64_t i = 0; i < parts; i++)
+    for (int64_t c = 0; c < size; c++) filters[c] += sums[i * size + c];
 }
 
 template <class X, class T, bool Backward>

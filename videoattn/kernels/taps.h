@@ -42,7 +42,6 @@ template <class V>
 struct Values;
 template <>
 struct Values<float> {
-  typedef float Number;
   static float load(const float* x) { return *x; }
   static float load(const uint16_t* x) { return from_bfloat16(*x); }
   static void store(float* to, float x) { *to = x; }
@@ -50,13 +49,11 @@ struct Values<float> {
 };
 template <>
 struct Values<double> {
-  typedef double Number;
   static double load(const double* x) { return *x; }
   static void store(double* to, double x) { *to = x; }
 };
 template <>
 struct Values<Vec<float>> {
-  typedef float Number;
   typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(32)));
   static Vec<float> load(const float* x) { return *reinterpret_cast<const Vec<float>*>(x); }
@@ -70,7 +67,6 @@ struct Values<Vec<float>> {
 };
 template <>
 struct Values<Vec<double>> {
-  typedef double Number;
   static Vec<double> load(const double* x) { return *reinterpret_cast<const Vec<double>*>(x); }
   static void store(double* to, Vec<double> x) { *reinterpret_cast<Vec<double>*>(to) = x; }
 };

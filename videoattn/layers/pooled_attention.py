@@ -44,7 +44,8 @@ UNPOOLED = Pooling()
 class TokenPool(nn.Module):
     """A depthwise convolution of patch tokens with filters that all heads share; class tokens pass by. Then a norm.
 
-    Takes [B, N, heads, d] on `grid`, a view of any strides, and returns [B, N', heads, d]. `pool_packed` calls several.
+    Takes [B, N, heads, d] on `grid`, a view of any strides, and returns [B, N', heads, d]. `pool_packed` applies
+    several at once, by their parameters, without calling them.
     """
 
     def __init__(self, head_dim: int, grid: TokenGrid, pooling: Pooling) -> None:
