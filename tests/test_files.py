@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoattn.files import atomic_write
+from videoattn.files import atomic_write, check_archive
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -66,3 +66,23 @@ def test_torch_running_out_of_space_is_an_error_that_names_the_file(tmp_path: Pa
     assert f"can't write {path}" in run.stdout, run.stderr
     assert list(torch.load(path)) == ["old"]
     assert os.listdir(tmp_path) == ["a.pyth"]
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pyth"
+    torch.save({"weight": torch.arange(4096.0)}, path)
+    check_archive(path)
+    content = bytearray(path.read_bytes())
+    start = content.find(torch.arange(64.0).numpy().tobytes())
+    content[start + 1000] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pyth is damaged: the checksum \(CRC-32\) of weights/data/0"):
+        check_archive(path)
+
+
+def test_an_archive_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pyth"
+    torch.save({"weight": torch.arange(4096.0)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"weights\.pyth is damaged or cut short"):
+        check_archive(path)

@@ -1,9 +1,15 @@
 """Files that are written whole or not at all, and where those are kept that can be had again."""
 
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What reading a zip archive with damaged headers raises.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, OverflowError)
 
 
 def cache_folder() -> Path:
@@ -37,6 +43,21 @@ def atomic_write(path: str | os.PathLike[str], unfinished: Path | None = None) -
         raise OSError(f"can't write {path}, is the disk full? {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a zip archive, such as a file of `torch.save`, is damaged.
+
+    Read every member and compare its CRC-32 with the stored one. `torch.load` does not: a flipped bit in a tensor
+    loads as another number.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _ZIP_ERRORS as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: the checksum (CRC-32) of {damaged} in it is wrong")
 
 
 def _flush(path: Path) -> None:
