@@ -179,12 +179,17 @@ class TestCompare:
         assert compare(row, row.top1, None, 400, 400, "PyAV")[-1].endswith("to the digit")
         assert "differs by 0.25 points" in "\n".join(compare(row, row.top1 - 0.25, None, 400, 400, "PyAV"))
 
+    def test_a_handful_of_videos_is_not_compared_with_a_published_accuracy(self) -> None:
+        (line,) = compare(self.row, 81.0, 94.9, 16, 16, "PyAV")
+        assert "16 of 16 listed videos were evaluated, too few to compare with the published 81.00 %" in line
+        assert "19404" in line and "reproduced" not in line
+
 
 def test_settings_that_leave_the_protocol_are_named() -> None:
     row = find_row("timesformer_base_k400")
     assert row.departures(["TEST.BATCH_SIZE", 4, "DATA.PATH_TO_DATA_DIR", "x"]) == []
     assert row.departures(["TEST.NUM_SPATIAL_CROPS", 1, "DATA.SAMPLING_RATE", 8]) == [
-        "TEST.NUM_SPATIAL_CROPS", "DATA.SAMPLING_RATE",
+        ("TEST.NUM_SPATIAL_CROPS", "3", "1"), ("DATA.SAMPLING_RATE", "32", "8"),
     ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ from videoattn.engine.results import Results
 from videoattn.files import atomic_write
 from videoattn.models import build_model
 from videoattn.models.checkpoints import LoadReport, load_weights
+from videoattn.models.departures import Departure, describe_data
 from videoattn.models.weight_files import read_weight_file
 from videoattn.zoo import ZooRow, check_class_order, compare, locate_weights
 from videoattn.zoo_rows import find_row
@@ -80,14 +81,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_up_logging(folder)
         for line in format_report(config_report).splitlines():
             logger.info("%s", line)
-        model = build_model(cfg)
-        load_report = load_weights(model, weights, allow_resize=cfg.test.allow_resize)
-        logger.info("%s", load_report)
+        if not weights.is_file():
+            raise ValueError(f"{weights}: no such file; expected a checkpoint to evaluate")
         loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
                               local_world_size=process.local_world_size)  # fmt: skip
         names = loader.class_names
         if names is not None and len(names) != cfg.model.num_classes:
             raise ValueError(f"MODEL.NUM_CLASSES is {cfg.model.num_classes}, {loader.videos.source} has {len(names)}")
+        model = build_model(cfg)
+        load_report = load_weights(
+            model,
+            weights,
+            allow_resize=cfg.test.allow_resize,
+            allow_new_layers=cfg.test.allow_new_layers,
+            data=describe_data(cfg, testing=True, class_names=names),
+        )
+        logger.info("%s", load_report)
         check_same_order(names, loader.videos.source, load_report.class_names, str(weights))
         if row is not None:
             check_class_order(row, names)
@@ -108,10 +117,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 process=process,
             )
         if process.is_main:
-            results.write(folder, names, describe(cfg, loader.videos, load_report))
+            changed = [] if row is None else row.departures(overrides)
+            results.write(folder, names, describe(cfg, loader.videos, load_report, changed))
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
-            for line in [*results.lines(), *(compare_with_row(row, overrides, cfg, results) if row else [])]:
+            lines = results.lines(beside_accuracy(load_report.departures, load_report.initialised))
+            if row is not None:
+                lines += compare_with_row(row, changed, cfg, results)
+            for line in lines:
                 logger.info("%s", line)
             logger.info("results in %s", folder)
         if not results.videos:
@@ -160,14 +173,25 @@ def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple
     return cfg, path
 
 
-def compare_with_row(row: ZooRow, overrides: list[str], cfg: Config, results: Results) -> list[str]:
-    """Published and measured accuracy of a row, in lines."""
+def beside_accuracy(departures: list[Departure] | None, new_layers: Sequence[str]) -> str:
+    """What a reader of the accuracy has to know of the weights besides."""
+    if departures is None:
+        said = "the checkpoint does not say its settings, so they were not compared"
+    else:
+        said = "; ".join(f"{one.key} {one.here} instead of {one.checkpoint}" for one in departures)
+        said = f"not as trained: {said}" if said else ""
+    random = f"{len(new_layers)} tensors have random initial values" if new_layers else ""
+    return "; ".join(filter(None, [said, random]))
+
+
+def compare_with_row(row: ZooRow, changed: Sequence[Departure], cfg: Config, results: Results) -> list[str]:
+    """Published and measured accuracy of a row, in lines; `changed` settings are not those of the published one."""
     shares = [results.top_k(k) for k in (1, 5)]
     if shares[0] is None:
         return [f"{row.name}: no labelled video was evaluated, so that nothing can be compared"]
     top1, top5 = (None if share is None else 100 * share for share in shares)
-    changed = row.departures(overrides)
-    lines = [f"not the published protocol: {', '.join(changed)} given on the command line"] if changed else []
+    told = ", ".join(f"{one.key} {one.here} instead of {one.checkpoint}" for one in changed)
+    lines = [f"not the published protocol: {told}"] if changed else []
     decoder = "PyAV" if cfg.data.decoding_backend == "auto" else cfg.data.decoding_backend
     assert top1 is not None
     return [*lines, *compare(row, top1, top5, len(results.videos), len(results.paths), decoder)]
@@ -193,8 +217,11 @@ def choose_aggregate(cfg: Config) -> Aggregate:
     return "logits" if cfg.model.model_name.startswith("timesformer") else "probabilities"
 
 
-def describe(cfg: Config, videos: VideoList, report: LoadReport) -> dict[str, Any]:
-    """What results.json says about protocol and origin; the views and how they are combined are there already."""
+def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequence[Departure]) -> dict[str, Any]:
+    """Return what results.json says about protocol and origin; the views and how they are combined are there already.
+
+    "departures" are null where the checkpoint does not say its settings; `changed` ones are of a zoo row's protocol.
+    """
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
     protocol |= {"dataset": test.dataset, "split": test.split, "segment_clips": test.segment_clips}
@@ -202,11 +229,15 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport) -> dict[str, An
                                          "test_crop_size", "mean", "std", "decoding_backend"})  # fmt: skip
     if data.sampling == "auto":
         protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
-    kept = {name: value for name, value in asdict(report).items() if name != "class_names"}
+    kept = {name: value for name, value in asdict(report).items() if name not in ("class_names", "departures")}
+    departures = None if report.departures is None else [one._asdict() for one in report.departures]
+    if changed:
+        departures = [*(departures or []), *(one._asdict() for one in changed)]
     protocol["channel_order"] = "BGR" if data.reverse_input_channel else "RGB"
     return {
         "model": cfg.model.model_name,
         "protocol": protocol,
+        "departures": departures,
         "annotations": {"path": videos.source, "sha256": videos.digest()},
         "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": sha256(report.source)},
     }

@@ -46,6 +46,7 @@ from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
 from videoattn.models.checkpoints import load_imagenet_vit, load_weights
+from videoattn.models.departures import describe_data
 from videoattn.seeding import derive_seed
 from videoattn.zoo_rows import weights_file
 
@@ -189,7 +190,8 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     finetune = cfg.train.finetune
     if cfg.train.checkpoint_file_path:
         path = str(weights_file(cfg.train.checkpoint_file_path))
-        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune)
+        data = describe_data(cfg, testing=False, class_names=videos.class_names)
+        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data)
         logger.info("%s", report)
         if not finetune:
             check_same_order(videos.class_names, videos.source, report.class_names, path)

@@ -51,6 +51,7 @@ class Test(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     allow_resize: bool = Field(False, description="weights may be of clips of another size; positions are resized")
+    allow_new_layers: bool = Field(False, description="layers that the weights do not fill may keep initial values")
     save_results_path: str = Field("", description="folder for results.json and predictions.csv; '': OUTPUT_DIR/test")
 
 

@@ -9,16 +9,19 @@ from videoattn.config import Config
 from videoattn.config_file import load_config
 from videoattn.download import DownloadError, fetch
 from videoattn.files import cache_folder
+from videoattn.models.departures import Departure
 
 Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
 NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
 # How many videos the validation set has, and had for people who reported results on what was left of it.
 NUM_VIDEOS: dict[Dataset, tuple[int, ...]] = {
     "kinetics400": (19404, 19761, 19796, 19870, 19888),
-    "kinetics600": (),
+    "kinetics600": (30000,),  # 50 of each class; how many of them others had is not known
     "ssv2": (24777,),
     "motion": (400,),
 }
+# The share of the smallest of those sets that has to be evaluated for a comparison with a published accuracy.
+MIN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ class ZooRow:
         pairs = [item for pair in self.all_settings().items() for item in pair]
         return load_config(None, [*pairs, "OUTPUT_DIR", f"runs/zoo/{self.name}", *overrides])
 
-    def departures(self, overrides: Sequence[object]) -> list[str]:
-        """The settings of the protocol or the model that `overrides` change; the published score is not of those."""
+    def departures(self, overrides: Sequence[object]) -> list[Departure]:
+        """Return the published settings of protocol and model that `overrides` change."""
         published, given = self.config().model_dump(by_alias=True), self.config(overrides).model_dump(by_alias=True)
 
         def look_up(settings: Mapping[str, object], key: str) -> object:
@@ -122,7 +125,8 @@ class ZooRow:
                 value = value.get(part) if isinstance(value, Mapping) else None
             return value
 
-        return [key for key in self.all_settings() if look_up(published, key) != look_up(given, key)]
+        pairs = {key: (look_up(published, key), look_up(given, key)) for key in self.all_settings()}
+        return [Departure(key, str(old), str(new)) for key, (old, new) in pairs.items() if old != new]
 
 
 def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = None) -> Path:
@@ -167,7 +171,16 @@ def check_class_order(row: ZooRow, names: Sequence[str] | None) -> None:
 
 
 def compare(row: ZooRow, top1: float, top5: float | None, evaluated: int, listed: int, decoder: str) -> list[str]:
-    """Published against measured accuracy in percent, in lines for people, with what may explain a difference."""
+    """Return published against measured accuracy in percent, in lines for people, with what may explain a difference.
+
+    Nothing is compared where less than `MIN_SHARE` of the smallest set in use was evaluated.
+    """
+    sizes = NUM_VIDEOS[row.dataset]
+    if evaluated < MIN_SHARE * min(sizes):
+        return [
+            f"{row.name}: {evaluated} of {listed} listed videos were evaluated, too few to compare with the published "
+            f"{row.top1:.2f} %, which is of {' or '.join(map(str, sizes))} videos"
+        ]
     lines = [f"{'':8}{'published':>11}{'measured':>11}{'difference':>12}"]
     for what, published, measured in (("top-1", row.top1, top1), ("top-5", row.top5, top5)):
         if published is not None and measured is not None:
@@ -179,8 +192,7 @@ def compare(row: ZooRow, top1: float, top5: float | None, evaluated: int, listed
     reasons = []
     if evaluated < listed:
         reasons.append(f"{listed - evaluated} of {listed} listed videos could not be evaluated")
-    sizes = NUM_VIDEOS[row.dataset]
-    if sizes and evaluated not in sizes:
+    if evaluated not in sizes:
         reasons.append(f"{evaluated} videos were evaluated; the sets in use have {', '.join(map(str, sizes))}")
     elif not row.is_ours:
         reasons.append("copies of the videos differ in size and encoding from one owner to the next")

@@ -466,3 +466,68 @@ def test_the_program_says_in_one_line_what_is_missing(
     message = error(*run)
     assert "no video could be evaluated" in message and "damaged.mp4" in message and message.count("\n") == 1
     assert json.loads((run_folder / "run/test/results.json").read_text())["counts"]["failed"] == 1
+
+
+def test_settings_that_the_checkpoint_contradicts_are_named_beside_the_accuracy(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth")
+    changes = ["ATTENTION.TIME.NAME", "fibonacci", "DATA.SAMPLING_RATE", "1", "DATA.REVERSE_INPUT_CHANNEL", "True"]
+    assert run_tool(main, ["--weights", weights]) == 0
+    said = capsys.readouterr().out
+    assert "other settings" not in said and "not as trained" not in said
+    assert json.loads((run_folder / "run/test/results.json").read_text())["departures"] == []
+    assert run_tool(main, ["--weights", weights, *changes]) == 0
+    said = capsys.readouterr().out
+    assert said.count("the weights were trained with other settings than those in use") == 1
+    (accuracy,) = [line for line in said.splitlines() if "top-1" in line and "as wrong" not in line]
+    assert "(not as trained: ATTENTION.TIME fibonacci instead of dense; DATA.SAMPLING_RATE 1 instead of 4; " in accuracy
+    assert json.loads((run_folder / "run/test/results.json").read_text())["departures"] == [
+        {"key": "ATTENTION.TIME", "checkpoint": "dense", "here": "fibonacci"},
+        {"key": "DATA.SAMPLING_RATE", "checkpoint": "4", "here": "1"},
+        {"key": "channel order (DATA.REVERSE_INPUT_CHANNEL)", "checkpoint": "RGB", "here": "BGR"},
+    ]
+
+
+def test_layers_with_random_initial_values_are_not_evaluated_unless_asked(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lisa = ["--weights", str(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth"), "ATTENTION.TIME.NAME", "lisa"]
+    assert run_tool(main, lisa) == 2
+    error = capsys.readouterr().err
+    assert "blocks.*.mixers.time.operator.r1" in error and "TEST.ALLOW_NEW_LAYERS" in error and error.count("\n") == 1
+    assert not (run_folder / "run/test/results.json").exists()
+    assert run_tool(main, [*lisa, "TEST.ALLOW_NEW_LAYERS", "True"]) == 0
+    assert "tensors have random initial values" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_settings_is_said_not_to_be_compared(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = run_folder / "bare.pyth"
+    state = torch.load(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth")["model_state"]
+    torch.save({"model_state": state}, weights)
+    settings = [*SMALL, "DATA.PATH_TO_DATA_DIR", str(run_folder), "OUTPUT_DIR", str(run_folder / "run")]
+    assert run_tool(main, [*settings, "TEST.CHECKPOINT_FILE_PATH", str(weights)]) == 0
+    assert "(the checkpoint does not say its settings, so they were not compared)" in capsys.readouterr().out
+    assert json.loads((run_folder / "run/test/results.json").read_text())["departures"] is None
+
+
+def test_wrong_lists_and_missing_weights_are_found_before_the_model_is_built(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    monkeypatch.setattr("tools.test_net.build_model", built.append)
+    run = [*SMALL, "DATA.PATH_TO_DATA_DIR", str(run_folder), "OUTPUT_DIR", str(run_folder / "run")]
+    for changes, message in (
+        (["DATA.PATH_TO_DATA_DIR", str(run_folder / "nowhere")], "nowhere/test.csv does not exist"),
+        (["TEST.CHECKPOINT_FILE_PATH", str(run_folder / "none.pyth")], "none.pyth: no such file"),
+        (["MODEL.NUM_CLASSES", "2"], "test.csv:3: label '2'"),
+    ):
+        assert run_tool(main, [*run, *changes]) == 2
+        assert message in capsys.readouterr().err and not built
+
+
+def test_clips_longer_than_their_video_are_said() -> None:
+    lines = run(FakeLoader([batch(TWO_VIEWS, num_short=2)], [1])).lines()
+    assert "2 of the clips are longer than their video, so that frames repeat" in lines

@@ -96,15 +96,18 @@ class Results:
             "speed": dict(self.speed),
         }
 
-    def lines(self) -> list[str]:
-        """The result in a few lines for people."""
+    def lines(self, remark: str = "") -> list[str]:
+        """Return the result in a few lines for people; `remark` stands beside the accuracy."""
         failed = f" ({len(self.failures)} failed: see results.json)" if self.failures else ""
         lines = [f"evaluated {len(self.videos)} of {len(self.paths)} videos{failed}"]
         ks: tuple[Literal[1, 5], ...] = (1, 5) if self.scores.shape[1] > 5 else (1,)
         for failed_as_wrong in (False, True) if failed else (False,):
             shares = [(k, self.top_k(k, failed_as_wrong)) for k in ks]
             text = ", ".join(f"top-{k} {100 * share:.2f} %" for k, share in shares if share is not None)
-            lines += [text + (" with failed videos counted as wrong" if failed_as_wrong else "")] if text else []
+            text += " with failed videos counted as wrong" if failed_as_wrong else ""
+            lines += [text + (f" ({remark})" if remark else "")] if shares[0][1] is not None else []
+        if self.num_short:
+            lines.append(f"{self.num_short} of the clips are longer than their video, so that frames repeat")
         how = "{views} views a video, {method} of {aggregate}".format(**self.protocol)
         speed = "{clips_per_second} views/s, {data_wait:.0%} of the time waiting for data".format(**self.speed)
         return [*lines, f"{how}; {speed}"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from videoattn.compat import import_timm
 from videoattn.models.baselines import Baseline
 from videoattn.models.build import parse_description
-from videoattn.models.load_report import LoadReport, complete
+from videoattn.models.departures import Description, find_departures, format_departures
+from videoattn.models.load_report import LoadReport, complete, refuse_new_layers
 from videoattn.models.mvit import MViT
 from videoattn.models.mvit_names import mvit_from_ours, mvit_to_ours
 from videoattn.models.mvit_weights import fit_mvit, mvit_arguments
@@ -41,6 +42,7 @@ Head = Literal["keep", "may_differ", "new"]
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, allow_new_head: bool = False, allow_resize: bool = False,
     file_grid: tuple[int, int] | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto",
+    allow_new_layers: bool = True, data: Description | None = None,
 ) -> LoadReport:  # fmt: skip
     """Fill a model from a file of ours, or one that was made elsewhere.
 
@@ -50,13 +52,18 @@ def load_weights(
     for fine-tuning: a head for other classes is left as it is, and a file without time starts a video model, as
     published: temporal attention copied from the spatial one, temporal_fc and time embedding zero; a joint MViT starts
     a divided one, whose attention along time begins mute. A dense file also fills a model with other attention
-    operators or skipped blocks: what dense attention does not have keeps its initial value, and the report names it.
-    `trust` loads pickles that run code. `ema` takes averaged weights: "auto" if there are any.
+    operators or skipped blocks: what dense attention does not have keeps its initial value, and the report names it;
+    with `allow_new_layers=False`, as for an evaluation, that is an error.
+
+    The settings that a file says of its training are compared with the model, and with `data`, the settings in use as
+    `videoattn.models.departures.describe_data` returns them. Differences are one logged warning, and the report's
+    `departures`. `trust` loads pickles that run code. `ema` takes averaged weights: "auto" if there are any.
 
     Raises CheckpointError, before anything is changed, that names the tensors or sizes which do not fit.
     """
     file = read_weight_file(path, trust=trust, ema=ema)
-    return _fill(model, file, "may_differ" if allow_new_head else "keep", file_grid, allow_resize)
+    head: Head = "may_differ" if allow_new_head else "keep"
+    return _fill(model, file, head, file_grid, allow_resize, allow_new_layers, data)
 
 
 def load_imagenet_vit(
@@ -154,10 +161,11 @@ def save_weights(
 
 
 def _fill(
-    model: nn.Module, file: WeightFile, head: Head, file_grid: tuple[int, int] | None, allow_resize: bool
-) -> LoadReport:
+    model: nn.Module, file: WeightFile, head: Head, file_grid: tuple[int, int] | None, allow_resize: bool,
+    allow_new_layers: bool = True, data: Description | None = None,
+) -> LoadReport:  # fmt: skip
     if isinstance(model, Baseline):
-        return _fill_baseline(model, file, head)
+        return _fill_baseline(model, file, head, data)
     if not isinstance(model, (TimeSformer, MViT)):
         raise ValueError(f"weights are loaded into models of this package, got {type(model).__name__}")
     with naming_file(file.source):
@@ -169,13 +177,23 @@ def _fill(
             state = fit_mvit(model, file, report, head, allow_resize)
         else:
             state = fit_timesformer(model, file, report, head, file_grid, allow_resize)
+        if not allow_new_layers:
+            refuse_new_layers(report)
     model.load_state_dict(state)
     special = {*report.resized, *report.initialised}
     report.loaded = [name for name in state if name not in special]
+    _compare_settings(report, file, model, data)
     return report
 
 
-def _fill_baseline(model: Baseline, file: WeightFile, head: Head) -> LoadReport:
+def _compare_settings(report: LoadReport, file: WeightFile, model: nn.Module, data: Description | None) -> None:
+    """Note in the report, and warn, where the file's own settings differ from those in use."""
+    report.departures = find_departures(file, model, data)
+    if report.departures:
+        logger.warning("%s: %s", file.source, format_departures(report.departures))
+
+
+def _fill_baseline(model: Baseline, file: WeightFile, head: Head, data: Description | None) -> LoadReport:
     """Fill one of pytorchvideo's networks from a file of ours or of theirs, by the names that it has there."""
     report = LoadReport(file.source, "pytorchvideo", file.ema, class_names=file.class_names)
     target = model.network.state_dict()
@@ -188,4 +206,5 @@ def _fill_baseline(model: Baseline, file: WeightFile, head: Head) -> LoadReport:
     with naming_file(file.source):
         model.network.load_state_dict(complete(state, target))
     report.loaded = [name for name in target if name not in report.initialised]
+    _compare_settings(report, file, model, data)
     return report

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from videoattn.models.departures import Departure
 from videoattn.models.weight_files import CheckpointError, some_names
 from videoattn.models.weight_names import Family
 
@@ -16,7 +17,8 @@ class LoadReport:
     """What became of each tensor, by our names, except `dropped`, which the model has no use for.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
-    `class_names` are those of the videos that the weights were trained on, where the file says them.
+    `class_names` are those of the videos that the weights were trained on, where the file says them. `departures` are
+    settings that the file says of itself and that differ from those in use; None where it says none.
     """
 
     source: str
@@ -28,16 +30,31 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     class_names: tuple[str, ...] | None = None
+    departures: list[Departure] | None = None
 
     def __str__(self) -> str:
         kind = f"{self.family}, averaged weights" if self.ema else self.family
         parts = [f"{self.source} ({kind}): {len(self.loaded)} tensors loaded"]
         for what in ("resized", "initialised", "dropped"):
             names = getattr(self, what)
-            counts = Counter(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names)
-            listed = ", ".join(name + (f" ({n})" if n > 1 else "") for name, n in counts.items())
-            parts.append(f"{len(names)} {what}" + (f": {listed}" if names else ""))
+            parts.append(f"{len(names)} {what}" + (f": {count_names(names)}" if names else ""))
         return "; ".join(parts + self.notes)
+
+
+def count_names(names: Sequence[str]) -> str:
+    """Return names of tensors in short, those of different blocks as one with their number."""
+    counts = Counter(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names)
+    return ", ".join(name + (f" ({n})" if n > 1 else "") for name, n in counts.items())
+
+
+def refuse_new_layers(report: LoadReport) -> None:
+    """Raise CheckpointError naming the tensors that the file does not fill, if there are any."""
+    if report.initialised:
+        raise CheckpointError(
+            f"the model has {len(report.initialised)} tensors that the file does not fill, so they would keep random "
+            f"initial values: {count_names(report.initialised)}; choose the settings that the weights were trained "
+            "with, train first, or set TEST.ALLOW_NEW_LAYERS True (allow_new_layers=True) to evaluate all the same"
+        )
 
 
 def keep_head(

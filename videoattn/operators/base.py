@@ -1,5 +1,6 @@
 """The contract of every attention operator: q, k, v in, mixed v out, no projections and no norms."""
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class AttentionOperator(nn.Module):
 
     forms_weights = False
     takes_packed = False
+    # Arguments that choose how a result is computed, and do not change it.
+    HOW = ("implementation", "method")
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
@@ -60,6 +63,13 @@ class AttentionOperator(nn.Module):
     def macs(self) -> int:
         """Multiply-accumulates of one attention call, all heads, counting only pairs that attend."""
         raise NotImplementedError
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Arguments of the constructor that change the result and are not the default, by their attributes."""
+        parameters = inspect.signature(type(self)).parameters
+        values = {name: getattr(self, name, p.default) for name, p in parameters.items() if name not in self.HOW}
+        return {name: value for name, value in values.items() if name != "site" and value != parameters[name].default}
 
     def extra_repr(self) -> str:
         q, kv = self.site.q_grid, self.site.kv_grid

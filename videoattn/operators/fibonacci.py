@@ -76,7 +76,8 @@ class FibonacciAttention(AttentionOperator):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} expects one of {', '.join(allowed)}, got {value!r}")
-        self.semantics = semantics
+        self.variant, self.semantics, self.keep_self = variant, semantics, keep_self
+        self.heads_permutation, self.order, self.geometry = heads_permutation, order, geometry
         self.implementation = implementation
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
