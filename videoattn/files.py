@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, what a file looks like, and the folder for what can be had again."""
 
+import errno
 import os
 import re
 import secrets
@@ -60,7 +61,9 @@ def check_archive(path: str | os.PathLike[str]) -> None:
             if twice:  # a program that reads the other of the two would read what is not checked here
                 raise zipfile.BadZipFile(f"it holds {twice[0]} twice")
             damaged = archive.testzip()
-    except _ZIP_ERRORS as error:
+    except (*_ZIP_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset before the start of the file
+            raise
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: the checksum (CRC-32) of {damaged} in it is wrong")

@@ -137,7 +137,8 @@ def _read_pickle(path: Path, trust: bool, mapped: bool) -> Any:
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
     except _READ_ERRORS as error:
         needed = sorted(set(re.findall(r"GLOBAL ([\w.]*\w)", str(error))))
-        needed += re.findall(r"Unsupported operand (\d+)", str(error))
+        if "Unsupported operand 149" in str(error):  # how a pickle of protocol 4 or 5 begins
+            needed.append("pickle protocol 4 or 5")
         if trust or not needed:
             raise CheckpointError(f"{path} can't be read: {type(error).__name__}: {_without_advice(error)}") from error
         raise CheckpointError(
@@ -149,12 +150,10 @@ def _read_pickle(path: Path, trust: bool, mapped: bool) -> Any:
 
 def _check_zip(path: Path) -> bool:
     """Raise CheckpointError unless an archive is undamaged and of torch.save; return whether it can be mapped."""
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is cut short ({path.stat().st_size} bytes): fetch or write it again")
     try:
         check_archive(path)
     except ValueError as error:
-        raise CheckpointError(f"{error}: fetch or write it again") from error
+        raise CheckpointError(f"{error} ({path.stat().st_size} bytes): fetch or write it again") from error
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     last_names = {member.filename.rpartition("/")[2] for member in members}
