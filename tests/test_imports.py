@@ -40,9 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "profile_table": {"profile"},
     "data": {"config"} | SINGLE_FILES,
     "engine": {"config", "data"} | SINGLE_FILES,
-    "download": {"files"},
-    "zoo": {"config", "config_file", "download"} | SINGLE_FILES,
-    "zoo_rows": {"zoo"},
+    "transfer": {"files"},
+    "download": {"files", "transfer"},
+    "zoo": {"config", "config_file", "download", "models"} | SINGLE_FILES,
+    "zoo_rows": {"zoo", "models"},
     "command_line": {"config", "config_file", "data", "engine"} | SINGLE_FILES,
     "": {"config_file", "models", "conversion"},
 }
