@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "transfer": {"files"},
     "download": {"files", "transfer"},
     "zoo": {"config", "config_file", "download", "models"} | SINGLE_FILES,
-    "zoo_rows": {"zoo", "models"},
+    "zoo_rows": {"zoo"},
     "command_line": {"config", "config_file", "data", "engine"} | SINGLE_FILES,
     "": {"config_file", "models", "conversion"},
 }

@@ -7,15 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from videoattn.config import Config
 from videoattn.config_file import load_config
 from videoattn.download import DownloadError, checksum, fetch
 from videoattn.files import cache_folder
-from videoattn.models import build_model
-from videoattn.models.checkpoints import load_weights
-from videoattn.models.weight_names import Family
 
 Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
 NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
@@ -75,10 +70,11 @@ class Protocol:
 class ZooRow:
     """One published checkpoint.
 
-    `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `family` that of
-    its tensors' names, `urls` are places to fetch it from, best first, and `sha256` its checksum where that is known.
-    Accuracies in percent as published, parameters and multiply-accumulates of one view counted here. `clips_from` are
-    the arguments of datasets/make_motion.py that render the clips of a row of this project.
+    `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `urls` are places
+    to fetch it from, best first, and `sha256` its checksum where that is known. `family` says whose names the tensors
+    have, as in `videoattn.models.weight_names`. Accuracies in percent as published, parameters and
+    multiply-accumulates of one view counted here. `clips_from` are the arguments of datasets/make_motion.py that render
+    the clips of a row of this project.
     """
 
     name: str
@@ -87,7 +83,7 @@ class ZooRow:
     model: str
     protocol: Protocol
     file: str
-    family: Family
+    family: str
     top1: float
     top5: float | None
     parameters: float
@@ -167,6 +163,11 @@ def check_weights(row: ZooRow, path: Path) -> None:
 
     Code that may be in the file does not run.
     """
+    import torch  # here, so that rows can be listed without it
+
+    from videoattn.models import build_model
+    from videoattn.models.checkpoints import load_weights
+
     with torch.device("meta"):
         model = build_model(row.config())
     with warnings.catch_warnings():

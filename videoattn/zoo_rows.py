@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videoattn.models.weight_names import Family
 from videoattn.zoo import Dataset, Protocol, ZooRow, locate_weights
 
 _TIMESFORMER = "https://github.com/facebookresearch/TimeSformer"
@@ -15,7 +14,7 @@ _TORCHVISION = "https://docs.pytorch.org/vision/stable/models/video_mvit.html"
 _FAIR = "https://dl.fbaipublicfiles.com/pyslowfast"
 _TITLES: dict[Dataset, str] = {"kinetics400": "K400", "kinetics600": "K600", "ssv2": "SSv2", "motion": "Motion"}
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_FAMILIES: dict[str, Family] = {_SLOWFAST: "slowfast", _PYTORCHVIDEO: "pytorchvideo", _TORCHVISION: "torchvision"}
+_FAMILIES = {_SLOWFAST: "slowfast", _PYTORCHVIDEO: "pytorchvideo", _TORCHVISION: "torchvision"}
 _BGR = "frames are fed as BGR, as the weights saw them"
 _FIRST_CLIP = "the single clip is the video's first, as the released code samples, not the middle one of the paper"
 

@@ -134,7 +134,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path, trust: bool, mapped: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+        if path.suffix != ".safetensors":
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+        with path.open("rb") as file:  # by this name, torch would not take it for its own
+            return torch.load(file, map_location="cpu", weights_only=not trust)
     except _READ_ERRORS as error:
         needed = sorted(set(re.findall(r"GLOBAL ([\w.]*\w)", str(error))))
         if "Unsupported operand 149" in str(error):  # how a pickle of protocol 4 or 5 begins
