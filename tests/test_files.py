@@ -109,7 +109,7 @@ def test_writers_of_one_file_do_not_share_a_temporary_file(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("content", "look"),
-    [
+    [  # the look is a regular expression, but for question marks
         (b"", "empty"),
         (b"<!DOCTYPE html>\n<html>", "an HTML page"),
         (b"\xef\xbb\xbf \r\n<HTML lang=en>", "an HTML page"),

@@ -247,6 +247,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple
     with loopback() as server:
         ours = find_row("motion_timesformer_dense")
         row = dataclasses.replace(ours, clips_from=(), sha256=None, urls=(f"{server.url}/weights",))
+        monkeypatch.setitem(ZOO, row.name, row)
         yield row, server, tmp_path / row.file
 
 
@@ -271,8 +272,9 @@ def test_a_download_that_is_not_the_checkpoint_of_its_row_is_refused_and_pins_no
 ) -> None:
     row, server, path = published
     server.answers["/weights"] = lambda request: send(request, WRONG[message], length=None)
-    with pytest.raises(ValueError, match=f"(?s)^{row.name} needs {row.file}.*({message}).*put it at {path}"):
-        locate_weights(row)
+    for locate in (lambda: locate_weights(row), lambda: weights_file(f"zoo:{row.name}")):
+        with pytest.raises(ValueError, match=f"(?s)^{row.name} needs {row.file}.*({message}).*put it at {path}"):
+            locate()
     assert not path.exists() and not path.with_name(f"{path.name}.sha256").exists()
     server.answers["/weights"] = lambda request: send(request, RIGHT)
     assert locate_weights(row) == path and path.read_bytes() == RIGHT
