@@ -24,10 +24,16 @@ HEAD = """# Model zoo
     python tools/test_net.py --zoo NAME DATA.PATH_TO_DATA_DIR FOLDER
 
 evaluates a row by exactly the protocol that its published accuracy is of, and prints published against measured. The
-weights are fetched, checked and kept (in `$VIDEOATTN_CACHE`, by default `~/.cache/videoattn`); where there is no
-network, the command says which file to put where, and `--weights FILE` takes one from anywhere. Checksums are noted at
-the first download, since the publishers give none. Files are read without running code that may be in them.
+weights are fetched once and kept (in `$VIDEOATTN_CACHE`, by default `~/.cache/videoattn`); where there is no network,
+the command says which file to put where, and `--weights FILE` takes one from anywhere.
 `videoattn.from_checkpoint(FILE)` builds any of these models in Python.
+
+A download is accepted only if it opens as the checkpoint of its row: its tensors are read without running code that may
+be in the file, and they have the names that the publisher gives them and the shapes of the row's model. The publishers
+give no checksums, so the SHA-256 of the accepted file is noted beside it (`FILE.sha256`) and compared at every use;
+where they differ, the message says which of the two to remove. A transfer that breaks is continued if the server's file
+is still the same version, by its ETag or date. A redirect from https to http is not followed. Of several processes that
+need a file, one fetches it. Weights in this repository are compared with the checksum of their row.
 
 Accuracies are the publishers', on the validation set; **nobody has evaluated the published rows with this project
 yet**, for want of the videos and weights where it is made. Parameters and multiply-accumulates (MACs: one multiply-add

@@ -1,18 +1,24 @@
 """The model zoo: its rows' numbers, protocols, page, and what is said where something is missing."""
 
+import dataclasses
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.loopback import Loopback, loopback, send
 from videoattn.config_file import load_config
 from videoattn.models import build_model
-from videoattn.models.checkpoints import from_checkpoint, load_weights
+from videoattn.models.checkpoints import from_checkpoint, from_ours, load_weights, mvit_from_ours
+from videoattn.models.timesformer_weights import count_heads
+from videoattn.models.weight_containers import read_container
 from videoattn.profile import profile
-from videoattn.zoo import check_class_order, compare, locate_weights
+from videoattn.zoo import check_class_order, check_weights, compare, locate_weights
 from videoattn.zoo_rows import ZOO, find_row, weights_file
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +87,7 @@ def test_our_files_are_small_and_hold_the_model_of_their_row(row: Any) -> None:
     model = build_model(row.config())
     report = load_weights(model, path)
     assert not report.resized and not report.initialised and not report.dropped
+    assert "videoattn.sha256" in read_container(path, trust=False)[1]
     built = from_checkpoint(path)
     assert built.state_dict().keys() == model.state_dict().keys()
 
@@ -199,6 +206,109 @@ def test_classes_in_another_order_are_refused() -> None:
     check_class_order(row, ["abseiling", "air drumming", "Answering_questions"])
     with pytest.raises(ValueError, match="classes 0 and 1 of the videos are 'zumba' and 'abseiling'"):
         check_class_order(row, ["zumba", "abseiling"])
+
+
+def test_every_address_is_encrypted() -> None:
+    assert all(url.startswith("https://") for row in ROWS for url in row.urls)
+
+
+FETCHED = [row for row in ROWS if not row.is_ours]
+
+
+def save_like(row: Any, path: Path) -> Path:
+    """Write a file with the names and shapes of a row's model in its publisher's form; a few bytes for each tensor."""
+    with torch.device("meta"):
+        model: Any = build_model(row.config())
+    state = model.state_dict()
+    if row.family == "timesformer":
+        named = from_ours(state, "timesformer", count_heads(model))
+    else:
+        named = mvit_from_ours(state, row.family)
+    torch.save({"model_state": {name: torch.zeros(1).expand(value.shape) for name, value in named.items()}}, path)
+    return path
+
+
+# one of each family is quick
+QUICK = {f"{name}_k400{by}" for name, by in (("timesformer_base", ""), ("mvit_v2_s_16x4", ""),
+         ("mvit_v1_b_16x4", "_pytorchvideo"), ("mvit_v1_b_16x4", "_torchvision"))}  # fmt: skip
+MARKED = [pytest.param(row, marks=() if row.name in QUICK else pytest.mark.slow, id=row.name) for row in FETCHED]
+
+
+@pytest.mark.parametrize("row", MARKED)
+def test_a_file_in_the_form_of_its_row_is_accepted_and_that_of_another_row_is_not(row: Any, tmp_path: Path) -> None:
+    path = save_like(row, tmp_path / row.file)
+    check_weights(row, path)
+    forms = {(other.model, other.dataset, other.protocol.num_frames, other.family): other for other in FETCHED}
+    forms.pop((row.model, row.dataset, row.protocol.num_frames, row.family))
+    near = [other for other in forms.values() if other.family == row.family or other.model == row.model]
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        check_weights(near[0], path)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Any, Loopback, Path]]:
+    """A row that is fetched from a server in this process, that server, and the path of the file in the cache."""
+    monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path))
+    with loopback() as server:
+        ours = find_row("motion_timesformer_dense")
+        row = dataclasses.replace(ours, clips_from=(), sha256=None, urls=(f"{server.url}/weights",))
+        monkeypatch.setitem(ZOO, row.name, row)
+        yield row, server, tmp_path / row.file
+
+
+RIGHT = (ROOT / "model_zoo/motion_timesformer_dense.safetensors").read_bytes()
+WRONG = {
+    "an HTML page": b"<!DOCTYPE html><html><body>quota exceeded</body></html>",
+    "an XML document that begins with": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+    "JSON that begins with": b'{"error": "not found"}',
+    "an empty file came": b"",
+    "not a whole safetensors file": RIGHT[: len(RIGHT) // 2],
+    "is damaged": RIGHT[:-1] + bytes([RIGHT[-1] ^ 1]),
+    "are not in both|of another model|missing|unexpected": (
+        ROOT / "model_zoo/motion_timesformer_lisa.safetensors"
+    ).read_bytes(),
+    "holds an MViT": (ROOT / "model_zoo/motion_mvit_fibonacci.safetensors").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_download_that_is_not_the_checkpoint_of_its_row_is_refused_and_pins_nothing(
+    published: tuple[Any, Loopback, Path], message: str
+) -> None:
+    row, server, path = published
+    server.answers["/weights"] = lambda request: send(request, WRONG[message], length=None)
+    for locate in (lambda: locate_weights(row), lambda: weights_file(f"zoo:{row.name}")):
+        with pytest.raises(ValueError, match=f"(?s)^{row.name} needs {row.file}.*({message}).*put it at {path}"):
+            locate()
+    assert not path.exists() and not path.with_name(f"{path.name}.sha256").exists()
+    server.answers["/weights"] = lambda request: send(request, RIGHT)
+    assert locate_weights(row) == path and path.read_bytes() == RIGHT
+
+
+def test_a_file_in_the_cache_is_checked_and_the_message_says_which_files_to_remove(
+    published: tuple[Any, Loopback, Path],
+) -> None:
+    row, server, path = published
+    path.write_bytes(WRONG["an HTML page"])
+    with pytest.raises(ValueError, match=f"^{row.name} needs {row.file}: {path} is not .* HTML page.*remove it$"):
+        locate_weights(row)
+    path.write_bytes(RIGHT)
+    locate_weights(row)
+    path.write_bytes(RIGHT[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"^{row.name} needs .* but {path}.sha256 noted .* remove both .* or the note"):
+        locate_weights(row)
+    assert not server.asked
+
+
+def test_our_files_are_verified_by_the_checksum_of_their_row(tmp_path: Path) -> None:
+    row = find_row("motion_timesformer_dense")
+    (tmp_path / "model_zoo").mkdir()
+    damaged = tmp_path / "model_zoo" / row.file
+    damaged.write_bytes(RIGHT)
+    assert locate_weights(row, root=tmp_path) == damaged
+    damaged.write_bytes(RIGHT[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"{damaged} has sha256 .*, expected {row.sha256}: check it out again"):
+        locate_weights(row, root=tmp_path)
 
 
 def test_names_are_unique_and_files_have_one_row_each() -> None:

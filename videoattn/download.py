@@ -1,110 +1,137 @@
-"""Fetching files: from several places, continuing what was broken off, checked, and never half there."""
+"""Fetching files: from several places, continuing what was broken off, checked, and never half there.
 
+A file takes its name only after it was accepted: by its known SHA-256, or by a check that the caller gives.
+"""
+
+import contextlib
 import hashlib
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from videoattn.files import atomic_write
-
-_CHUNK = 1 << 20
-_TIMEOUT_SECONDS = 30.0
+from videoattn.transfer import RefusedError, drop_part, transfer
 
 
 class DownloadError(Exception):
-    """A file that could not be fetched; the message says what each place answered."""
+    """A file that could not be fetched, or is not the one expected; the message says what to do."""
 
 
-def fetch(urls: Sequence[str], path: Path, sha256: str | None = None, progress: bool = True) -> Path:
-    """The file at `path`, fetched from the first of `urls` that gives it unless it is there already.
+def fetch(
+    urls: Sequence[str],
+    path: Path,
+    sha256: str | None = None,
+    accept: Callable[[Path], None] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Return `path`, fetched from the first of `urls` that gives the file unless it is there already.
 
-    Where several processes ask at once, one fetches and the others wait (an empty `path`.lock stays). A transfer that
-    breaks off leaves `path`.part, which the next call continues where the server can. The checksum is compared with
-    `sha256`, or where that is not known with what the first download noted in `path`.sha256. Raises DownloadError.
+    Where `sha256` is known, the file must have it. Otherwise `accept(file)` raises ValueError where it is not what is
+    expected, and the checksum of the first accepted file is noted in `path`.sha256 and compared later. A transfer that
+    breaks off is continued, also by the next call, if the server says that its file is still the same one (`path`.part
+    and `path`.part.json hold it). Where several processes ask at once, one fetches and the others wait (an empty
+    `path`.lock stays). Raises DownloadError, and OSError where the disk is at fault.
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
-                _fetch_first(urls, path, sha256, progress)
+                _fetch_first(urls, path, sha256, accept, progress)
                 return path
-    sha256 = sha256 or _noted(path)
-    if sha256 is not None and (found := checksum(path)) != sha256:
-        raise DownloadError(f"{path} has sha256 {found}, expected {sha256}: remove it to fetch it again")
+    _check_kept(path, sha256, accept)
     return path
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_kept(path: Path, sha256: str | None, accept: Callable[[Path], None] | None) -> None:
+    note = _note(path)
+    expected = sha256 or _noted(note)
+    if expected is None:
+        if accept is not None:
+            try:
+                accept(path)
+            except ValueError as error:
+                raise DownloadError(f"{path} is not the file that is wanted ({error}): remove it") from error
+            with contextlib.suppress(OSError):  # a folder that others keep may be read-only
+                _write_note(note, checksum(path))
+        return
+    found = checksum(path)
+    if found != expected and sha256 is not None:
+        raise DownloadError(f"{path} has sha256 {found}, expected {sha256}: remove it to fetch it again")
+    if found != expected:
+        raise DownloadError(
+            f"{path} has sha256 {found}, but {note} noted {expected} when the file was first accepted: remove both to "
+            "fetch it again, or the note alone if you replaced the file"
+        )
+
+
+def _fetch_first(
+    urls: Sequence[str], path: Path, sha256: str | None, accept: Callable[[Path], None] | None, progress: bool
+) -> None:
+    partial, note = path.with_name(f"{path.name}.part"), _note(path)
+    noted = _noted(note) if sha256 is None else None
+    answers = []
+    for url in urls:
+        try:
+            transfer(url, partial, progress)
+            found = checksum(partial)
+            try:
+                _check_fetched(partial, found, sha256, accept)
+                if noted is not None and found != noted:
+                    raise RefusedError(
+                        f"what came has sha256 {found}, but {note} noted {noted} of an earlier file: "
+                        f"remove {note} to accept the new one"
+                    )
+            except RefusedError:
+                drop_part(partial)
+                raise
+        except RefusedError as reason:
+            answers.append(f"{urlsplit(url).netloc or url}: {reason}")
+            continue
+        if sha256 is None:
+            _write_note(note, found)
+        os.replace(partial, path)
+        drop_part(partial)
+        return
+    raise DownloadError("; ".join(answers) or "no address is known")
+
+
+def _check_fetched(partial: Path, found: str, sha256: str | None, accept: Callable[[Path], None] | None) -> None:
+    """Raise RefusedError unless what was fetched is the file that is wanted."""
+    if partial.stat().st_size == 0:
+        raise RefusedError("an empty file came")
+    if sha256 is not None:
+        if found != sha256:
+            raise RefusedError(f"what came has sha256 {found}, expected {sha256}")
+    elif accept is not None:
+        try:
+            accept(partial)
+        except ValueError as error:
+            raise RefusedError(f"what came is refused: {error}".replace(str(partial), partial.stem)) from error
 
 
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _noted(path: Path) -> str | None:
-    note = _note(path)
-    return note.read_text(encoding="utf-8").split()[0] if note.is_file() else None
+def _noted(note: Path) -> str | None:
+    if not note.is_file():
+        return None
+    found = re.match(rb"[0-9a-f]{64}\b", note.read_bytes())
+    if found is None:
+        raise DownloadError(f"{note} does not begin with a SHA-256: remove it")
+    return found[0].decode()
 
 
-def _fetch_first(urls: Sequence[str], path: Path, sha256: str | None, progress: bool) -> None:
-    sha256 = sha256 or _noted(path)
-    partial = path.with_name(f"{path.name}.part")
-    answers = []
-    for url in urls:
-        try:
-            _transfer(url, partial, progress)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            answers.append(f"{url.split('/')[2] if '//' in url else url}: {reason}")
-            continue
-        found = checksum(partial)
-        if sha256 is not None and found != sha256:
-            partial.unlink()
-            answers.append(f"{url.split('/')[2]}: what came has sha256 {found}, expected {sha256}")
-            continue
-        os.replace(partial, path)
-        if sha256 is None:
-            with atomic_write(_note(path)) as temporary:
-                temporary.write_text(f"{found}  {path.name}\n", encoding="utf-8")
-        return
-    raise DownloadError("; ".join(answers) or "no address is known")
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _transfer(url: str, partial: Path, progress: bool) -> None:
-    """Fetch `url` into `partial`, continuing what is there if the server can. Raises OSError or ValueError."""
-    from tqdm import tqdm
-
-    start = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to fetch, or the part is of something else
-            partial.unlink()
-            return _transfer(url, partial, progress)
-        raise
-    with answer:
-        kind = answer.headers.get("Content-Type", "")
-        if kind.startswith("text/html"):
-            raise ValueError("a web page came instead of the file")
-        continued = answer.status == 206
-        length = answer.headers.get("Content-Length")
-        total = int(length) + (start if continued else 0) if length else None
-        with (
-            partial.open("ab" if continued else "wb") as file,
-            tqdm(total=total, initial=start if continued else 0, unit="B", unit_scale=True, unit_divisor=1024,
-                 desc=partial.stem, disable=not progress) as bar,
-        ):  # fmt: skip
-            while chunk := answer.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total is not None and partial.stat().st_size != total:
-        raise ValueError(f"{partial.stat().st_size} of {total} bytes came; the same command continues")
-    return None
+def _write_note(note: Path, found: str) -> None:
+    with atomic_write(note) as temporary:
+        temporary.write_text(f"{found}  {note.name.removesuffix('.sha256')}\n", encoding="utf-8")

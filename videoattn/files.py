@@ -1,9 +1,13 @@
-"""Files that are written whole or not at all, and where those are kept that can be had again."""
+"""Files that are written whole or not at all, what a file looks like, and the folder for what can be had again."""
 
+import errno
 import os
+import re
+import secrets
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +17,22 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFEr
 
 
 def cache_folder() -> Path:
-    """Where fetched weights and compiled kernels are kept: VIDEOATTN_CACHE, else ~/.cache/videoattn."""
+    """Return the folder of fetched weights and compiled kernels: VIDEOATTN_CACHE, else ~/.cache/videoattn."""
     return Path(os.environ.get("VIDEOATTN_CACHE") or Path.home() / ".cache/videoattn")
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], unfinished: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on leaving, it is flushed to the disk and takes the name `path`.
+    """Give a temporary path beside `path` to write to; on leaving, flush it to the disk and rename it to `path`.
 
     On any error, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. Raises OSError
-    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.PID.tmp` behind, in the
-    folder `unfinished` where one (of the same disk) is given.
+    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.PID.*.tmp` behind, in
+    the folder `unfinished` where one (of the same disk) is given.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}")
-    temporary = (unfinished or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    temporary = (unfinished or path.parent) / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
         _flush(temporary)
@@ -53,11 +57,51 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
+            if twice:  # a program that reads the other of the two would read what is not checked here
+                raise zipfile.BadZipFile(f"it holds {twice[0]} twice")
             damaged = archive.testzip()
-    except _ZIP_ERRORS as error:
+    except (*_ZIP_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset before the start of the file
+            raise
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: the checksum (CRC-32) of {damaged} in it is wrong")
+
+
+# How files begin that are often found in the place of another.
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (rb"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file itself"),
+    (rb"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (rb"BZh[1-9]", "compressed with bzip2; unpack it first"),
+    (rb"\xfd7zXZ\x00", "compressed with xz; unpack it first"),
+    (rb"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it first"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (rb".{257}ustar", "a tar archive; unpack it first"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive"),
+    (rb"\x89HDF\r\n", "an HDF5 file"),
+    (rb"\x93NUMPY", "a NumPy file"),
+    (rb"\x80[\x02-\x05]", "a pickle"),
+    (rb"\x00{64}", "empty space, all zeros at its start"),
+    (rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml.*<(!doctype\s+)?html|head|body)\b", "an HTML page"),
+    (rb"(\xef\xbb\xbf)?\s*<[?!a-z]", "an XML document"),
+    (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\]}\[{\"\w-]", "JSON"),
+)
+_TEXTS = ("an XML document", "JSON")  # their first words tell what went wrong
+
+
+def describe_content(path: str | os.PathLike[str]) -> str | None:
+    """Return what the first bytes of a file look like, such as "an HTML page"; None if they tell nothing."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if not start:
+        return "empty"
+    line = re.sub(rb"^\xef\xbb\xbf", b"", start).strip()[:60].split(b"\n")[0]
+    quoted = f"{line.decode()!r}" if re.fullmatch(rb"[\x20-\x7e]{4,}", line) else None
+    for pattern, name in _STARTS:
+        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
+            return f"{name} that begins with {quoted}" if quoted and name in _TEXTS else name
+    return quoted and f"text that begins with {quoted}"
 
 
 def _flush(path: Path) -> None:

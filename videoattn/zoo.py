@@ -1,13 +1,15 @@
 """Published checkpoints: where they are, what they score, and the protocol that produced the score."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from videoattn.config import Config
 from videoattn.config_file import load_config
-from videoattn.download import DownloadError, fetch
+from videoattn.download import DownloadError, checksum, fetch
 from videoattn.files import cache_folder
 from videoattn.models.departures import Departure
 
@@ -72,9 +74,10 @@ class ZooRow:
     """One published checkpoint.
 
     `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `urls` are places
-    to fetch it from, best first, and `sha256` its checksum where that is known. Accuracies in percent as published,
-    parameters and multiply-accumulates of one view counted here. `clips_from` are the arguments of
-    datasets/make_motion.py that render the clips of a row of this project.
+    to fetch it from, best first, and `sha256` its checksum where that is known. `family` says whose names the tensors
+    have, as in `videoattn.models.weight_names`. Accuracies in percent as published, parameters and
+    multiply-accumulates of one view counted here. `clips_from` are the arguments of datasets/make_motion.py that render
+    the clips of a row of this project.
     """
 
     name: str
@@ -83,6 +86,7 @@ class ZooRow:
     model: str
     protocol: Protocol
     file: str
+    family: str
     top1: float
     top5: float | None
     parameters: float
@@ -130,9 +134,10 @@ class ZooRow:
 
 
 def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = None) -> Path:
-    """The file with the row's weights: `given`, in the repository at `root`, or in the cache, fetched if need be.
+    """Return the file with the row's weights: `given`, in the repository at `root`, or in the cache, fetched if absent.
 
-    Raises ValueError that says which file to put where when it can't be had.
+    A file of the cache is taken only if `check_weights` accepts it; one of the repository has a known checksum. Raises
+    ValueError that says which file to put where, or which to remove.
     """
     if given is not None:
         return Path(given)
@@ -140,17 +145,43 @@ def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = No
         path = (root or Path(__file__).parents[1]) / "model_zoo" / row.file
         if not path.is_file():
             raise ValueError(f"{path} is missing: it comes with a checkout of this project")
+        if (found := checksum(path)) != row.sha256:
+            raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: check it out again")
         return path
     path = cache_folder() / row.file
     try:
-        return fetch(row.urls, path, row.sha256)
+        return fetch(row.urls, path, row.sha256, partial(check_weights, row))
     except DownloadError as error:
+        if path.exists():
+            raise ValueError(f"{row.name} needs {row.file}: {error}") from error
         places = "\n  ".join(row.urls)
         raise ValueError(
             f"{row.name} needs {row.file}, which is not at {path}, and fetching it failed: {error}\n"
             f"Fetch it where there is a network, from\n  {places}\n"
             f"and put it at {path}, or name the file instead of the row (evaluation: --weights FILE)"
         ) from error
+
+
+def check_weights(row: ZooRow, path: Path) -> None:
+    """Raise ValueError unless a file holds weights of the row's model under its publisher's names.
+
+    Code that may be in the file does not run.
+    """
+    import torch  # here, so that rows can be listed without it
+
+    from videoattn.models import build_model
+    from videoattn.models.checkpoints import load_weights
+
+    with torch.device("meta"):
+        model = build_model(row.config())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is a no-op")  # nothing is copied: names and shapes are checked
+        report = load_weights(model, path)
+    if report.family != row.family:
+        raise ValueError(f"{path} names its tensors as {report.family} does, expected the names of {row.family}")
+    if report.initialised or report.dropped:
+        others = ", ".join([*report.initialised, *report.dropped][:8])
+        raise ValueError(f"{path} is of another model than {row.model}: {others} are not in both")
 
 
 def check_class_order(row: ZooRow, names: Sequence[str] | None) -> None:

@@ -14,6 +14,7 @@ _TORCHVISION = "https://docs.pytorch.org/vision/stable/models/video_mvit.html"
 _FAIR = "https://dl.fbaipublicfiles.com/pyslowfast"
 _TITLES: dict[Dataset, str] = {"kinetics400": "K400", "kinetics600": "K600", "ssv2": "SSv2", "motion": "Motion"}
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_FAMILIES = {_SLOWFAST: "slowfast", _PYTORCHVIDEO: "pytorchvideo", _TORCHVISION: "torchvision"}
 _BGR = "frames are fed as BGR, as the weights saw them"
 _FIRST_CLIP = "the single clip is the video's first, as the released code samples, not the middle one of the paper"
 
@@ -53,6 +54,7 @@ def _timesformers() -> Iterator[ZooRow]:
                 short_side=(448, 512) if crop == 448 else (256, 320), channel_order="BGR" if ssv2 else "RGB",
             ),
             file=file,
+            family="timesformer",
             top1=top1,
             top5=top5,
             parameters=parameters,
@@ -115,8 +117,9 @@ def _mvits() -> Iterator[ZooRow]:
             )
         url = url + file if url.endswith("/") else url
         yield ZooRow(
-            name=name, title=title, dataset=dataset, model=model, protocol=protocol, file=file, top1=top1, top5=top5,
-            parameters=parameters, gmacs=gmacs, source=source, urls=(url,), note=note,
+            name=name, title=title, dataset=dataset, model=model, protocol=protocol, file=file,
+            family=_FAMILIES[source], top1=top1, top5=top5, parameters=parameters, gmacs=gmacs, source=source,
+            urls=(url,), note=note,
         )  # fmt: skip
 
 
@@ -150,6 +153,15 @@ _SMALL_MVIT: dict[str, object] = {
     "MVIT.POOL_KVQ_KERNEL": (3, 3, 3), "MVIT.SEP_POS_EMBED": True, "ATTENTION.TIME.NAME": "fibonacci",
     "ATTENTION.SPACE.NAME": "fibonacci", "DATA.TARGET_FPS": 10.0,
 }  # fmt: skip
+# by file in model_zoo/
+_CHECKSUMS = {
+    "motion_mvit_fibonacci.safetensors": "696630013e2fd1ca333c82173fc5afb20027f30a9fbc44e6a5fbdb23d2215f8a",
+    "motion_timesformer_dense.safetensors": "0a64794bfd298dd8959cb0f96c1a84ea267985b6fa1ad221cbc0ab0c561030ed",
+    "motion_timesformer_fibonacci.safetensors": "edcb78c77fb600c46967035f2c38a1a9c8ff7c2fdf2cf2acb0edf714aac3ddcc",
+    "motion_timesformer_focused_linear.safetensors": "9223f7296a145471175a33dd286554f82c0126e88913f4774d700267e99a4b1d",
+    "motion_timesformer_lisa.safetensors": "7ed028b8163bab0c2daa4b24db6de3b2528c066b0983bfd95d664af65db7cdae",
+    "motion_timesformer_skipat.safetensors": "03c7a578e4d1340e50e5d1adf59cbc865e465630dc0f8062c32802239e7dc0f4",
+}
 _MOTION_PROTOCOL = Protocol(
     num_frames=8, sampling_rate=2, crop=32, clips=3, crops=1, aggregate="logits", spread=True, short_side=(32, 32)
 )
@@ -163,6 +175,8 @@ def _ours() -> Iterator[ZooRow]:
         model="mvit",
         protocol=_MOTION_PROTOCOL,
         file="motion_mvit_fibonacci.safetensors",
+        sha256=_CHECKSUMS["motion_mvit_fibonacci.safetensors"],
+        family="videoattn",
         top1=98.5,
         top5=None,
         parameters=0.111768,
@@ -180,6 +194,8 @@ def _ours() -> Iterator[ZooRow]:
             model="timesformer_tiny",
             protocol=_MOTION_PROTOCOL,
             file=f"motion_timesformer_{method}.safetensors",
+            sha256=_CHECKSUMS[f"motion_timesformer_{method}.safetensors"],
+            family="videoattn",
             top1=top1,
             top5=None,
             parameters=parameters,
@@ -196,7 +212,7 @@ ZOO: dict[str, ZooRow] = {row.name: row for row in (*_timesformers(), *_mvits(),
 
 
 def find_row(name: str) -> ZooRow:
-    """The row of that name. Raises ValueError with the nearest names."""
+    """Return the row of that name. Raises ValueError with the nearest names."""
     if name in ZOO:
         return ZOO[name]
     near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.3)
@@ -205,7 +221,7 @@ def find_row(name: str) -> ZooRow:
 
 
 def weights_file(given: str) -> Path:
-    """The file that `given` names: a path, or zoo:NAME for the weights of a row, fetched if need be.
+    """Return the file that `given` names: a path, or zoo:NAME for the weights of a row, fetched if need be.
 
     Raises ValueError for a name that is no row, or with what to put where when its weights can't be had.
     """
