@@ -83,11 +83,11 @@ def test_nobody_writes_to_a_config(tmp_path: Path) -> None:
 def test_a_file_lies_over_its_bases_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     write(tmp_path, "DATA: {NUM_FRAMES: 4, SAMPLING_RATE: 2, MEAN: [0.1, 0.2, 0.3]}\nRNG_SEED: 1", "first.yaml")
-    write(tmp_path, "DATA: {NUM_FRAMES: 8, STD: [1, 2, 3]}", "second.yaml")
+    write(tmp_path, "DATA: {NUM_FRAMES: 8, STD: [1, 0.2, 0.3]}", "second.yaml")
     path = write(tmp_path, "_BASE_: [../first.yaml, ../second.yaml]\nDATA:\n  SAMPLING_RATE: 5", "deep/cfg.yaml")
     cfg = load_config(path)
     assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.rng_seed) == (8, 5, 1)
-    assert (cfg.data.mean, cfg.data.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert (cfg.data.mean, cfg.data.std) == ((0.1, 0.2, 0.3), (1.0, 0.2, 0.3))
 
 
 def test_a_base_of_a_base_is_read_relative_to_its_own_file(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_blocks_are_written_as_ranges_or_lists(tmp_path: Path, text: str, layers
 @pytest.mark.parametrize("text", ["5-3", "a", "-1", "1.5", "[1, x]", "True"])
 def test_other_block_numbers_are_refused(tmp_path: Path, text: str) -> None:
     (problem,) = problems_of(write(tmp_path, f"ATTENTION: {{TIME: {{LAYERS: {text}}}}}"))
-    assert ":1: ATTENTION.TIME.LAYERS expects block numbers from 0, such as 4-11 or [0, 3], got" in problem
+    assert ":1: ATTENTION.TIME.LAYERS expects block numbers from 0 to 255, such as 4-11 or [0, 3], got" in problem
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def test_an_option_after_the_pairs_is_named() -> None:
 
 def test_overrides_lie_over_the_file_and_the_last_one_holds(tmp_path: Path) -> None:
     path = write(tmp_path, "DATA: {NUM_FRAMES: 4, SAMPLING_RATE: 3}")
-    cfg = load_config(path, ["DATA.NUM_FRAMES", "16", "DATA.NUM_FRAMES", "32", "DATA.MEAN", "[1, 2, 3]"])
-    assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.data.mean) == (32, 3, (1, 2, 3))
+    cfg = load_config(path, ["DATA.NUM_FRAMES", "16", "DATA.NUM_FRAMES", "32", "DATA.MEAN", "[1, 0, 3e-1]"])
+    assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.data.mean) == (32, 3, (1, 0, 0.3))
 
 
 def test_overrides_may_be_python_values() -> None:
@@ -349,7 +349,7 @@ def test_one_problem_is_one_line() -> None:
 def test_rules_about_several_settings_name_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, "SOLVER:\n  LR_POLICY: steps_with_relative_lrs\n  STEPS: [0, 2]\n  LRS: [1]\n")
     (problem,) = problems_of(path)
-    assert problem.startswith(f"{path}:3, {path}:4: SOLVER: ") and "STEPS [0.0, 2.0]" in problem
+    assert problem.startswith(f"{path}:2, {path}:3, {path}:4: SOLVER.LR_POLICY steps") and "got [0.0, 2.0]" in problem
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_rules_about_several_settings_name_their_lines(tmp_path: Path) -> None:
         ("DATA: {}\nRNG_SEED: [1,", 2, "not valid YAML"),
         ("DATA:\n\tMEAN: 3", 2, "not valid YAML"),
         ("RNG_SEED: &a 1\nLOG_PERIOD: *a", 2, "aliases"),
-        ("DATA: !!python/object:os.system {}", 1, "not valid YAML: could not determine a constructor"),
+        ("DATA: !!python/object:os.system {}", 1, "not valid YAML: tags (tag:yaml.org,2002:python/object:os.system) are not supported"),
         ("- 1\n- 2", 1, "KEY: value lines, got [1, 2]"),
         ("just text", 1, "KEY: value lines, got 'just text'"),
         ("1: 2", 1, "a key is a word in capitals, got 1"),
@@ -391,7 +391,7 @@ def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> 
         [],
         ["ATTENTION.SPACE", "{NAME: focused_linear, POWER: 2.5}", "ATTENTION.SKIP.SPACE", "[1, 2]"],
         ["ATTENTION.SPACE", "[{NAME: lisa, LAYERS: 0-1}, {NAME: dense, LAYERS: 2}]"],
-        ["SOLVER.BASE_LR", "1e-16", "SOLVER.CLIP_GRAD_VAL", "3", "TIMESFORMER.DEPTH", "2", "DATA.MEAN", "(0, 1e3, 2)"],
+        ["SOLVER.BASE_LR", "1e-16", "SOLVER.CLIP_GRAD_VAL", "3", "TIMESFORMER.DEPTH", "2", "DATA.MEAN", "(0, 1e-3, 1)"],
         *(["OUTPUT_DIR", text] for text in ("", " ", "None", "1e-6", "(1, 2)", "yes", "010", "~", "ü: #", "a\nb", "=")),
     ],
 )

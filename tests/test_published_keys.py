@@ -99,7 +99,7 @@ def test_an_official_file_loads_as_it_is_and_means_what_ours_means(tmp_path: Pat
     assert (cfg.model.model_name, cfg.global_batch_size) == ("timesformer_base", 64)
     assert cfg.timesformer.pretrained_model == IMAGENET_VIT
 
-    inert = {note.key: note.value for note in report.inert}
+    inert = {note.key: note.value for note in report.ignored}
     gpus = original["NUM_GPUS"]
     assert inert == {
         "DATA.INPUT_CHANNEL_NUM": (3,), "MODEL.ARCH": "vit",
@@ -199,7 +199,7 @@ def test_official_files_decode_at_full_size_whatever_they_say(tmp_path: Path, na
 )
 def test_a_published_key_is_refused_at_values_that_would_matter(key: str, harmless: str, harmful: str) -> None:
     _, report = load_config_with_report(None, [key, harmless])
-    assert [note.key for note in report.inert] == [key]
+    assert [note.key for note in report.ignored] == [key]
     (problem,) = problems_of(None, key, harmful)
     assert problem.startswith(f"command line: {key} expects ") and problem.endswith("which is not supported")
 
@@ -209,7 +209,7 @@ def test_a_published_key_is_refused_at_values_that_would_matter(key: str, harmle
 )
 def test_sections_of_other_models_change_nothing(key: str) -> None:
     cfg, report = load_config_with_report(None, [key, "7"])
-    assert cfg == Config() and [note.key for note in report.inert] == [key]
+    assert cfg == Config() and [note.key for note in report.ignored] == [key]
 
 
 def test_models_that_cannot_be_built_are_refused_before_their_keys(tmp_path: Path) -> None:

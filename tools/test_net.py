@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if process.is_main:
             set_up_logging(folder)
-        for line in format_report(config_report).splitlines():
+        for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
         model = build_model(cfg)
         load_report = load_weights(model, weights, allow_resize=cfg.test.allow_resize)

@@ -1,10 +1,9 @@
 """A model from a config: the one place where models meet settings."""
 
-import tempfile
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -29,6 +28,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(MViT, **size) for name, size in _MVITS.items()},
     **{f"{PREFIX}{name}": partial(Baseline, name, clip_size=size) for name, (_, size) in BASELINES.items()},
 }
+# Sections that say nothing of a model; those of a finished run may hold what would be refused now.
+_OF_TRAINING = ("SOLVER.", "TRAIN.", "MIXUP.", "GLOBAL_BATCH_SIZE")
+_MOST_TOKENS = 2**18  # of one clip; 96 frames of 224 x 224 pixels have 18,816
 
 
 def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
@@ -37,16 +39,23 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
     Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
     """
     if len(sections) == 1 and not sections[0].layers:
-        return partial(OPERATORS[sections[0].name], **sections[0].options)
+        return partial(_build_operator, sections[0], key)
     chosen: dict[int, BuildOperator] = {}
     for section in sections:
         _check_layers(section.layers, depth, f"{key}: LAYERS of {section.name}")
-        chosen |= dict.fromkeys(section.layers, partial(OPERATORS[section.name], **section.options))
+        chosen |= dict.fromkeys(section.layers, partial(_build_operator, section, key))
 
     def build(site: AttentionSite) -> AttentionOperator:
         return chosen.get(site.layer, DenseAttention)(site)
 
     return build
+
+
+def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> AttentionOperator:
+    try:
+        return OPERATORS[section.name](site, **section.options)
+    except ValueError as error:
+        raise ValueError(f"{key} (NAME {section.name}, block {site.layer}): {error}") from None
 
 
 def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
@@ -77,8 +86,11 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
 
 def model_arguments(cfg: Config) -> dict[str, Any]:
     """Keyword arguments for `MODELS[cfg.model.model_name]`. Raises ValueError naming the key at fault."""
-    if cfg.model.model_name not in MODELS:
-        raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {cfg.model.model_name!r}")
+    name = cfg.model.model_name
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1) or [other for other in MODELS if other.endswith(f"/{name}")]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {name!r}{hint}")
     if cfg.data.train_crop_size != cfg.data.test_crop_size:
         raise ValueError(
             f"DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE must agree, since the model's positions are learned for one "
@@ -106,9 +118,19 @@ def _baseline_arguments(cfg: Config) -> dict[str, Any]:
 
 
 def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
-    settings = cfg.timesformer
+    settings, crop = cfg.timesformer, cfg.data.train_crop_size
     sizes = _given(settings, ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
-    depth = settings.depth or TIMESFORMER_SIZES[cfg.model.model_name]["depth"]
+    size = {"patch_size": 16, **TIMESFORMER_SIZES[cfg.model.model_name], **sizes}
+    patch, width, heads, depth = (size[name] for name in ("patch_size", "embed_dim", "num_heads", "depth"))
+    if crop % patch:
+        raise ValueError(
+            f"DATA.TRAIN_CROP_SIZE expects a multiple of TIMESFORMER.PATCH_SIZE, got {crop} and patches of {patch}"
+        )
+    if width % heads:
+        raise ValueError(
+            f"TIMESFORMER.EMBED_DIM expects a multiple of TIMESFORMER.NUM_HEADS, got {width} and {heads} heads"
+        )
+    _check_tokens(cfg.data.num_frames * (crop // patch) ** 2, "TIMESFORMER.PATCH_SIZE")
     return {
         **sizes,
         "attention_type": settings.attention_type,
@@ -117,6 +139,14 @@ def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
         "drop_path_unit": settings.drop_path_unit,
         "init": settings.init,
     }
+
+
+def _check_tokens(num_tokens: int, key: str) -> None:
+    if num_tokens > _MOST_TOKENS:
+        raise ValueError(
+            f"DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and {key} make {num_tokens} tokens of a clip, expected at most "
+            f"{_MOST_TOKENS}"
+        )
 
 
 def _given(settings: Section, names: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +207,14 @@ def build_model(cfg: Config) -> nn.Module:
     Raises ValueError naming the key at fault. Weights are loaded by `videoattn.load_weights`.
     """
     arguments = model_arguments(cfg)
-    return MODELS[cfg.model.model_name](**arguments)
+    try:
+        return MODELS[cfg.model.model_name](**arguments)
+    except ValueError as error:
+        frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
+        raise ValueError(
+            f"MODEL.MODEL_NAME {cfg.model.model_name} can't be built for clips of DATA.NUM_FRAMES {frames} and "
+            f"DATA.TRAIN_CROP_SIZE {crop}: {error}"
+        ) from None
 
 
 def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
@@ -185,14 +222,8 @@ def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, An
 
     Raises ValueError with all problems of the text.
     """
-    from videoattn.config_file import load_config
+    from videoattn.config_file import parse_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cfg.yaml"
-        path.write_text(text, encoding="utf-8")
-        try:
-            cfg = load_config(path)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the embedded cfg")) from None
+    cfg = parse_config(text, "the embedded cfg", without=_OF_TRAINING)
     arguments = model_arguments(cfg)
     return MODELS[cfg.model.model_name], arguments
