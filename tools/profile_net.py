@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read_config(
     path: Path | None, model_name: str | None, overrides: Sequence[str]
 ) -> tuple[Config, ConfigReport]:
-    """Return the config of the file, or of a named model alone for clips of its own size, and the report on its keys."""
+    """Return the config of the file, or of a named model alone for clips of its own size, and its report."""
     if model_name is None:
         return load_config_with_report(path, overrides)
     if model_name not in MODELS:

@@ -79,7 +79,7 @@ class Model(Section):
     """Which model, and how its loss is formed."""
 
     model_name: str = Field("timesformer_base", description="a name in videoattn.models.MODELS")
-    num_classes: Positive = Field(400, le=10**6)
+    num_classes: Annotated[int, Field(ge=1, le=10**6)] = 400
     loss_func: Literal["cross_entropy", "soft_cross_entropy"] = Field(
         "cross_entropy", description="the same here: targets are soft where MIXUP makes them so"
     )
@@ -180,8 +180,8 @@ class Config(Section):
     ema: Ema = Ema()
     data_loader: DataLoader = DataLoader()
     tensorboard: TensorBoard = TensorBoard()
-    global_batch_size: NotNegative = Field(
-        0, le=2**20, description="clips per optimizer step, accumulated; 0: one forward pass"
+    global_batch_size: Annotated[int, Field(ge=0, le=2**20)] = Field(
+        0, description="clips per optimizer step, accumulated; 0: one forward pass"
     )
     output_dir: str = "runs"
     rng_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from videoattn.config_types import MOST_BLOCKS, Block, Positive, Section
+from videoattn.config_types import MOST_BLOCKS, Block, Section
 
 
 def parse_layers(value: object) -> object:
@@ -72,7 +72,7 @@ class Lisa(OperatorSection):
     """Structure-aware mixing by relative positions and FFT; this project's realisation of LiSA."""
 
     name: Literal["lisa"] = "lisa"
-    num_patterns: Positive = Field(4, le=256, description="structural patterns per head")
+    num_patterns: Annotated[int, Field(ge=1, le=64)] = Field(4, description="structural patterns per head")
     wrap: bool = Field(False, description="positions wrap around: a smaller FFT, another function")
     method: Literal["auto", "direct", "axes", "fft"] = Field("auto", description="auto: the fastest by grid and device")
 
@@ -152,7 +152,7 @@ class Skip(Section):
     phi: Literal["leff", "identity", "weights"] = Field(
         "leff", description="a small convolutional network, the same update again, or the same weights on new values"
     )
-    expansion: Positive = Field(2, le=64, description="hidden width of leff in widths of the model")
+    expansion: Annotated[int, Field(ge=1, le=64)] = Field(2, description="hidden width of leff in widths of the model")
 
 
 class Attention(Section):

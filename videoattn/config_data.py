@@ -14,7 +14,6 @@ from videoattn.config_types import (
     NotNegative,
     PixelLevel,
     Pixels,
-    Positive,
     Section,
 )
 
@@ -58,8 +57,8 @@ class Data(Section):
     decoding_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
         "auto", description="auto: PyAV, seeking where exact"
     )
-    decoding_short_size: NotNegative = Field(
-        0, le=8192, description="scale larger frames to this short side while decoding; 0: off"
+    decoding_short_size: Annotated[int, Field(ge=0, le=8192)] = Field(
+        0, description="scale larger frames to this short side while decoding; 0: off"
     )
     max_bad_fraction: Fraction = Field(0.05, description="share of undecodable training clips above which a run stops")
     class_names: str = Field("", description="file with one class name a line, in the order of the labels")
@@ -101,23 +100,23 @@ class Aug(Section):
     device: Literal["cpu", "model"] = Field(
         "cpu", description="where: in the loader's workers, before the crop, or on the model's device, after it"
     )
-    num_sample: Positive = Field(
-        1, le=256, description="augmented copies of a clip in one batch (repeated augmentation)"
+    num_sample: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="augmented copies of a clip in one batch (repeated augmentation)"
     )
-    color_jitter: NonNegativeFloat = Field(0.4, le=10)
+    color_jitter: Annotated[float, Field(ge=0, le=10)] = 0.4
     aa_type: str = Field("rand-m9-mstd0.5-inc1", description="RandAugment in timm's notation; '' is off")
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     re_prob: Fraction = Field(0.25, description="probability of random erasing")
     re_mode: Literal["pixel", "const"] = "pixel"
-    re_count: Positive = Field(1, le=1000)
+    re_count: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 class Mixup(Section):
     """Mixup and cutmix of pairs of clips, with smoothed labels."""
 
     enable: bool = False
-    alpha: NonNegativeFloat = Field(0.8, le=1000)
-    cutmix_alpha: NonNegativeFloat = Field(1.0, le=1000)
+    alpha: Annotated[float, Field(ge=0, le=1000)] = 0.8
+    cutmix_alpha: Annotated[float, Field(ge=0, le=1000)] = 1.0
     prob: Fraction = 1.0
     switch_prob: Fraction = Field(0.5, description="probability of cutmix where both are on")
     label_smooth_value: FractionBelowOne = 0.1
@@ -130,9 +129,11 @@ class Mixup(Section):
 
 
 class DataLoader(Section):
-    num_workers: NotNegative = Field(4, le=1024)
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     pin_memory: bool = True
-    prefetch_factor: Positive = Field(2, le=1024, description="batches decoded ahead of the one in use")
+    prefetch_factor: Annotated[int, Field(ge=1, le=1024)] = Field(
+        2, description="batches decoded ahead of the one in use"
+    )
     limit_seconds: NonNegativeFloat = Field(
         120.0, description="a video that takes a worker longer can't be decoded; 0: no limit"
     )

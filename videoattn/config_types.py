@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MOST_BLOCKS = 256  # the deepest published vision transformers have 48
+MOST_BLOCKS = 128  # the deepest published vision transformers have 48
 
 
 def _check_pixel_scale(value: float) -> float:

@@ -1,6 +1,7 @@
 """A model from a config: the one place where models meet settings."""
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 # Sections that say nothing of a model; those of a finished run may hold what would be refused now.
 _OF_TRAINING = ("SOLVER.", "TRAIN.", "MIXUP.", "GLOBAL_BATCH_SIZE")
-_MOST_TOKENS = 2**18  # of one clip; 96 frames of 224 x 224 pixels have 18,816
+# Tokens of one clip, and those that attend to each other; 96 frames of 224 x 224 pixels have 18,816.
+_MOST_TOKENS, _LONGEST_SEQUENCE = 2**20, 2**17
 
 
 def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
@@ -130,7 +132,7 @@ def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
         raise ValueError(
             f"TIMESFORMER.EMBED_DIM expects a multiple of TIMESFORMER.NUM_HEADS, got {width} and {heads} heads"
         )
-    _check_tokens(cfg.data.num_frames * (crop // patch) ** 2, "TIMESFORMER.PATCH_SIZE")
+    _check_tokens(cfg, (1, patch, patch), settings.attention_type == "joint_space_time", "TIMESFORMER.PATCH_SIZE")
     return {
         **sizes,
         "attention_type": settings.attention_type,
@@ -141,11 +143,14 @@ def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
     }
 
 
-def _check_tokens(num_tokens: int, key: str) -> None:
-    if num_tokens > _MOST_TOKENS:
+def _check_tokens(cfg: Config, stride: Sequence[int], joint: bool, key: str) -> None:
+    """Raise ValueError where clips have more tokens than any machine attends over; `key` names the `stride`."""
+    frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
+    num_tokens, most = frames * crop**2 // math.prod(stride), _LONGEST_SEQUENCE if joint else _MOST_TOKENS
+    if num_tokens > most:
         raise ValueError(
-            f"DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and {key} make {num_tokens} tokens of a clip, expected at most "
-            f"{_MOST_TOKENS}"
+            f"DATA.NUM_FRAMES {frames}, DATA.TRAIN_CROP_SIZE {crop} and {key} {list(stride)} make {num_tokens} tokens "
+            f"of a clip; ATTENTION_TYPE {'joint' if joint else 'divided'} expects at most {most}"
         )
 
 
@@ -156,6 +161,7 @@ def _given(settings: Section, names: Sequence[str]) -> dict[str, Any]:
 
 def _mvit_arguments(cfg: Config) -> dict[str, Any]:
     settings, size = cfg.mvit, _MVITS[cfg.model.model_name]
+    _check_tokens(cfg, settings.patch_stride or (2, 4, 4), settings.attention_type == "joint", "MVIT.PATCH_STRIDE")
     shape = mvit_shape(settings, size.get("shape", MViTShape()))
     plain = ("mlp_ratio", "qkv_bias", "patch_kernel", "patch_stride", "patch_padding", "rel_pos_spatial",
              "rel_pos_temporal", "rel_pos_zero_init", "residual_pooling")  # fmt: skip
