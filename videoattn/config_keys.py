@@ -160,7 +160,7 @@ def _describe_rule(section: str, message: str, settings: Mapping[str, Setting]) 
     """One line for a rule about several settings of a section, or of several: where they stand, then the message."""
     words = set(re.findall(r"[A-Z_0-9]+(?:\.[A-Z_0-9]+)*", message))
     named = [
-        key for key in settings if key in words or (key.startswith(f"{section}.") and key[len(section) + 1 :] in words)
+        key for key in settings if key in words or (key.startswith(f"{section}.") and key.rpartition(".")[2] in words)
     ]
     at = dict.fromkeys(settings[key].source for key in named)
     if section and not message.startswith(f"{section}."):

@@ -16,6 +16,8 @@ import yaml
 COMMAND_LINE = "command line"
 MOST_DIGITS = 40
 MOST_SHOWN = 200
+MOST_LEVELS = 20
+MOST_PROBLEMS = 20
 
 _MAPPING = "tag:yaml.org,2002:map"
 _TUPLE = "tag:videoattn,2026:tuple"
@@ -33,12 +35,14 @@ _PLAIN_VALUES = (  # tag, what a plain scalar looks like, its possible first cha
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line per problem."""
+    """Everything that is wrong with a configuration, one line per problem; the message shows the first of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         head = f"{len(self.problems)} problems in the configuration:\n  " if len(self.problems) > 1 else ""
-        super().__init__(head + "\n  ".join(self.problems))
+        more = len(self.problems) - MOST_PROBLEMS
+        shown = [*self.problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+        super().__init__(head + "\n  ".join(shown))
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,6 @@ def read_settings(
         place = _place(source, mark.line) if mark else source
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise ConfigError([f"{place}: {f'{prefix}: ' if prefix else ''}not valid YAML: {what}"]) from None
-    except RecursionError:
-        raise ConfigError([f"{source}: {f'{prefix}: ' if prefix else ''}nested too deeply"]) from None
     if repeated is None:
         problems += map(str, repeats)
     else:
@@ -128,6 +130,7 @@ def show(value: object) -> str:
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -137,7 +140,12 @@ class _Loader(yaml.SafeLoader):
         if getattr(event, "tag", None) not in (None, "!"):
             problem = f"tags ({event.tag}) are not supported"
             raise yaml.composer.ComposerError(None, None, problem, cast(Any, event.start_mark))
-        return super().compose_node(parent, index)
+        if self.depth > MOST_LEVELS:
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", cast(Any, event.start_mark))
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
