@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tests.published_defaults import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, dump_of, fill_kv_strides, flatten, nest
 from tests.test_published_keys import published as published_timesformer
@@ -27,7 +26,7 @@ from videoattn.engine.optim import build_schedule
 from videoattn.ignored_keys import IGNORED
 from videoattn.models import build_model
 from videoattn.published_keys import TRANSLATED
-from videoattn.strict_yaml import freeze
+from videoattn.strict_yaml import freeze, read_settings
 
 pytestmark = pytest.mark.slow
 
@@ -73,14 +72,15 @@ def sources() -> list[dict[str, Any]]:
     small = published_mvit("Kinetics/MVIT_B_16x4_CONV")
     trees = [mvit, timesformer, fill_kv_strides(dump_of(mvit, SLOWFAST_DEFAULTS)), dump_of(small, SLOWFAST_DEFAULTS),
              dump_of(timesformer, TIMESFORMER_DEFAULTS)]  # fmt: skip
+    found = [dict(flatten(tree)) for tree in trees]
     for name in ("Motion/divided.yaml", "Motion/mvit_divided.yaml", "Clips/TimeSformer_from_K400.yaml",
                  "Kinetics/MVIT_B_16x4_CONV.yaml", "SSv2/TimeSformer_divST_8_224.yaml"):  # fmt: skip
-        tree = yaml.safe_load((CONFIGS / name).read_text())
-        if "_BASE_" in tree:
-            bases = tree["_BASE_"] if isinstance(tree["_BASE_"], list) else [tree["_BASE_"]]
-            tree["_BASE_"] = [str((CONFIGS / name).parent / base) for base in bases]
-        trees.append(tree)
-    return [dict(flatten(tree)) for tree in trees]
+        path = CONFIGS / name
+        settings: dict[str, Any] = {key: given.value for key, given in read_settings(path.read_text(), name).items()}
+        if "_BASE_" in settings:
+            settings["_BASE_"] = str(path.parent / settings["_BASE_"])
+        found.append(settings)
+    return found
 
 
 def as_text(settings: dict[str, Any]) -> str:
