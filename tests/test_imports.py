@@ -22,9 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "strict_yaml": set(),
     "config_types": set(),
     "config_attention": {"config_types"},
-    "config": {"config_types", "config_attention"},
-    "published_keys": {"strict_yaml", "config"},
-    "config_keys": {"strict_yaml", "config", "config_types", "config_attention", "published_keys"},
+    "config_data": {"config_types"},
+    "config_solver": {"config_types"},
+    "config": {"config_types", "config_attention", "config_data", "config_solver"},
+    "ignored_keys": set(),
+    "published_keys": {"strict_yaml", "ignored_keys"},
+    "config_keys": {"strict_yaml", "config", "config_types", "config_attention", "ignored_keys", "published_keys"},
     "config_file": {"strict_yaml", "config", "config_keys", "published_keys"},
     "grid": set(),
     "kernels": {"grid", "files"},
@@ -49,8 +52,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.data.loader", "videoattn.engine.optim", "videoattn.zoo",
-    "videoattn.config", "videoattn.config_file", "videoattn.config_keys", "videoattn.published_keys",
-    "videoattn.command_line",
+    "videoattn.config", "videoattn.config_file", "videoattn.config_keys", "videoattn.command_line",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,30 @@ def test_figures_of_a_config_with_fibonacci_attention_are_printed_and_written(tm
     assert costs["macs_executed_per_video"] == 12 * costs["macs_executed"] > 12 * costs["macs_needed"]
     assert figures["measurement"]["batch_size"] == 2 and figures["measurement"]["repeats"] == 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
+    """What the program prints and what it says besides, run in this process."""
+    runpy.run_path(str(ROOT / "tools" / "profile_net.py"))["main"](arguments)
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_without_arguments_the_default_model_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    printed, said = run_main(capsys)
+    assert printed.startswith("timesformer_base: ") and "8 x 224 x 224" in printed and said == ""
+
+
+def test_ignored_keys_are_named_in_one_line_and_explained_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text("NUM_GPUS: 8\nBN: {NORM_TYPE: batchnorm, NUM_SPLITS: 1}\n")
+    short = run_main(capsys, "--cfg", str(config), "--depth", "1", *TINY)
+    long = run_main(capsys, "--cfg", str(config), "--depth", "1", "--verbose", *TINY)
+    assert short[1].splitlines() == ["Ignored keys: NUM_GPUS, BN.* (2) (--verbose says why)"]
+    assert f"  BN.NUM_SPLITS 1 ({config}:2): no model here has batch normalisation" in long[1].splitlines()
+    assert short[0] == long[0]
 
 
 def test_a_model_named_alone_has_the_size_it_is_published_with(tmp_path: Path) -> None:

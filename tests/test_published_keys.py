@@ -15,7 +15,9 @@ from videoattn.config_file import (
     load_config,
     load_config_with_report,
 )
-from videoattn.published_keys import INERT, TIMESFORMER_DEFAULTS, TRANSLATED
+from videoattn.ignored_keys import IGNORED, MODELS_OF_ARCH, UNSUPPORTED_MODELS
+from videoattn.models.baselines import BASELINES, PREFIX
+from videoattn.published_keys import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, TRANSLATED
 
 IMAGENET_VIT = "timm:vit_base_patch16_224.orig_in21k_ft_in1k"
 
@@ -99,9 +101,9 @@ def test_an_official_file_loads_as_it_is_and_means_what_ours_means(tmp_path: Pat
     assert (cfg.model.model_name, cfg.global_batch_size) == ("timesformer_base", 64)
     assert cfg.timesformer.pretrained_model == IMAGENET_VIT
 
-    inert = {note.key: note.value for note in report.inert}
+    ignored = {note.key: note.value for note in report.ignored}
     gpus = original["NUM_GPUS"]
-    assert inert == {
+    assert ignored == {
         "DATA.INPUT_CHANNEL_NUM": (3,), "MODEL.ARCH": "vit",
         "NUM_GPUS": gpus, "NUM_SHARDS": 1, "TEST.ENABLE": original["TEST"]["ENABLE"],
     }  # fmt: skip
@@ -119,11 +121,16 @@ def test_the_report_names_key_value_line_and_reason(tmp_path: Path) -> None:
     cfg, report = load_config_with_report(path)
     assert cfg.mixup.enable is True
     assert format_report(report).splitlines() == [
-        "Keys that mean nothing here:",
+        "Ignored keys: NUM_GPUS, MODEL.HEAD_ACT (--verbose says why)",
+        "Published settings, as they are read here:",
+        "  MIXUP.ENABLED True: read as MIXUP.ENABLE True: TimeSformer's name",
+    ]
+    assert format_report(report, verbose=True).splitlines() == [
+        "Ignored keys, which change nothing here:",
         f"  NUM_GPUS 8 ({path}:1): the launcher decides how many processes and machines there are",
         f"  MODEL.HEAD_ACT 'softmax' ({path}:4): models return logits here; "
         "TEST.AGGREGATE says what evaluation adds up",
-        "Published settings:",
+        "Published settings, as they are read here:",
         f"  MIXUP.ENABLED True ({path}:5): read as MIXUP.ENABLE True: TimeSformer's name",
     ]
     assert format_report(load_config_with_report(None)[1]) == ""
@@ -199,17 +206,89 @@ def test_official_files_decode_at_full_size_whatever_they_say(tmp_path: Path, na
 )
 def test_a_published_key_is_refused_at_values_that_would_matter(key: str, harmless: str, harmful: str) -> None:
     _, report = load_config_with_report(None, [key, harmless])
-    assert [note.key for note in report.inert] == [key]
+    assert [note.key for note in report.ignored] == [key]
     (problem,) = problems_of(None, key, harmful)
     assert problem.startswith(f"command line: {key} expects ") and problem.endswith("which is not supported")
 
 
 @pytest.mark.parametrize(
-    "key", ["BN.NUM_SPLITS", "MVIT.REV.RESPATH_FUSE", "AVA.BGR", "TENSORBOARD.MODEL_VIS.TOPK", "PREFETCH.A"]
+    "key", ["BN.NUM_SPLITS", "MVIT.REV.RESPATH_FUSE", "AVA.BGR", "TENSORBOARD.MODEL_VIS.TOPK_PREDS", "PREFETCH"]
 )
 def test_sections_of_other_models_change_nothing(key: str) -> None:
     cfg, report = load_config_with_report(None, [key, "7"])
-    assert cfg == Config() and [note.key for note in report.inert] == [key]
+    assert cfg == Config() and [note.key for note in report.ignored] == [key]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("DETECTION.ENABEL", "DETECTION.ENABLE"),
+        ("MVIT.REV.ENABLED", "MVIT.REV.ENABLE"),
+        ("MASK.ENABLE_", "MASK.ENABLE"),
+        ("TENSORBOARD.LOG_DRI", "TENSORBOARD.LOG_DIR"),
+        ("BN.NORM_TYP", "BN.NORM_TYPE"),
+        ("MULTIGRID.SHORT_CYCEL", "MULTIGRID.SHORT_CYCLE"),
+    ],
+)
+def test_a_misspelt_key_of_an_ignored_section_is_an_error(key: str, meant: str) -> None:
+    assert problems_of(None, key, "True") == [f"command line: {key} is not a setting; did you mean {meant}?"]
+
+
+def test_an_ignored_section_without_keys_changes_nothing_and_takes_no_value(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "BN:\nTENSORBOARD: {MODEL_VIS: {}}\nMVIT: {REV: }")) == Config()
+    assert problems_of(None, "BN", "3") == ["command line: BN is a section and expects KEY: value lines, got 3"]
+
+
+BUILT_INSTEAD = {
+    "X3D": ("x3d_xs", "x3d_s", "x3d_m", "x3d_l"), "PTVX3D": ("x3d_xs", "x3d_s", "x3d_m", "x3d_l"),
+    "SlowFast": ("slowfast_r50",), "PTVSlowFast": ("slowfast_r50",), "PTVR2plus1D": ("r2plus1d_r50",),
+    "PTVCSN": ("csn_r101",), "ResNet": ("slow_r50",), "PTVResNet": ("slow_r50",), "PTVMViT": ("mvit_base_16x4",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT_INSTEAD)
+def test_a_published_convolutional_network_is_told_the_model_that_is_built_here(tmp_path: Path, name: str) -> None:
+    (problem,) = problems_of(write(tmp_path, f"MODEL: {{MODEL_NAME: {name}}}\nTRAIN: {{NO_SUCH_KEY: 1}}"))
+    assert problem.startswith(f"{tmp_path}/cfg.yaml:1: MODEL.MODEL_NAME: ")
+    assert set(BUILT_INSTEAD[name]) <= set(BASELINES)
+    assert all(f"{PREFIX}{built}" in problem for built in BUILT_INSTEAD[name])
+
+
+@pytest.mark.parametrize(("arch", "name"), [*MODELS_OF_ARCH.items(), ("[csn]", "PTVCSN")])
+def test_a_file_without_a_model_name_is_refused_by_its_arch(tmp_path: Path, arch: str, name: str) -> None:
+    (problem,) = problems_of(write(tmp_path, f"DATA: {{NUM_FRAMES: 8}}\nMODEL:\n  ARCH: {arch}\n"))
+    assert problem.startswith(f"{tmp_path}/cfg.yaml:3: MODEL.ARCH ") and problem.endswith(UNSUPPORTED_MODELS[name])
+
+
+@pytest.mark.parametrize(("arch", "meant"), [("vit", "vit_base_patch16_224"), ("mvit", "MViT"), ("2.5", "missing")])
+def test_an_arch_alone_chooses_no_model(tmp_path: Path, arch: str, meant: str) -> None:
+    (problem,) = problems_of(write(tmp_path, f"MODEL: {{ARCH: {arch}}}"))
+    assert "MODEL.ARCH" in problem and "MODEL.MODEL_NAME" in problem and meant in problem
+
+
+def test_settings_of_convolutional_networks_without_a_model_name_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "SLOWFAST: {ALPHA: 8}")
+    assert problems_of(path)[0].startswith(f"{path}:1: SLOWFAST.ALPHA without MODEL.MODEL_NAME")
+    assert load_config(path, ["MODEL.MODEL_NAME", "timesformer_base"]) == Config()
+
+
+def test_a_repeated_key_does_not_hide_the_name_of_the_model(tmp_path: Path) -> None:
+    path = write(tmp_path, "MODEL: {MODEL_NAME: PTVX3D}\nRNG_SEED: 1\nRNG_SEED: 2")
+    first, second = problems_of(path)
+    assert "pytorchvideo/x3d_m" in first and second.startswith(f"{path}:3: RNG_SEED is repeated")
+    path = write(tmp_path, "MODEL: {MODEL_NAME: X3D}\nMODEL: {NUM_CLASSES: 5}")
+    first, second = problems_of(path)
+    assert "pytorchvideo/x3d_m" in first and second.startswith(f"{path}:2: MODEL is repeated")
+    path = write(tmp_path, "MODEL:\n  ARCH: slowfast\n  ARCH: slow\n")
+    first, second = problems_of(path)
+    assert "pytorchvideo/slow_r50" in first and second.startswith(f"{path}:3: MODEL.ARCH is repeated")
+
+
+@pytest.mark.parametrize("name", ["MViT", "vit_base_patch16_224"])
+def test_a_published_file_that_leaves_the_test_crop_out_means_256(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"MODEL: {{MODEL_NAME: {name}}}")
+    assert load_config(path).data.test_crop_size == 256
+    assert load_config(None).data.test_crop_size == 224
 
 
 def test_models_that_cannot_be_built_are_refused_before_their_keys(tmp_path: Path) -> None:
@@ -230,6 +309,6 @@ def test_two_names_of_one_setting_in_one_file_are_refused(tmp_path: Path) -> Non
 def test_the_tables_agree_with_the_settings() -> None:
     ours = {f"{section}.{key}" for section, keys in Config().model_dump(by_alias=True).items() if isinstance(keys, dict)
             for key in keys} | set(Config().model_dump(by_alias=True))  # fmt: skip
-    assert not ours & set(INERT)
-    assert set(TIMESFORMER_DEFAULTS) <= ours
+    assert not ours & set(IGNORED)
+    assert set(TIMESFORMER_DEFAULTS) | set(SLOWFAST_DEFAULTS) <= ours
     assert {ours_key for _, _, ours_key, _, _ in TRANSLATED} <= ours

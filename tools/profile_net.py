@@ -3,6 +3,7 @@
 
 Examples:
     python tools/profile_net.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml
+    python tools/profile_net.py                                          # the default model, clips of 8 x 224 x 224
     python tools/profile_net.py --model timesformer_base_l
     python tools/profile_net.py --model timesformer_base --depth 3 DATA.NUM_FRAMES 32 ATTENTION.SPACE.NAME fibonacci
     python tools/profile_net.py --cfg FILE --measure --device cuda --batch-size 8 --precision bf16 --json cost.json
@@ -23,7 +24,13 @@ import torch
 
 from videoattn.command_line import run_tool
 from videoattn.config import Config
-from videoattn.config_file import add_config_arguments, load_config, parse_overrides
+from videoattn.config_file import (
+    ConfigReport,
+    add_config_arguments,
+    format_report,
+    load_config_with_report,
+    parse_overrides,
+)
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.models import MODELS, build_model
@@ -51,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--depth expects at least 1, got {args.depth}")
     if args.json and not args.json.resolve().parent.is_dir():
         raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}")
-    cfg = read_config(args.cfg, args.model, parse_overrides(args))
+    cfg, report = read_config(args.cfg, args.model, parse_overrides(args))
+    if said := format_report(report, args.verbose):
+        print(said, file=sys.stderr)
 
     clip_size = (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size)
     with torch.device("meta"):
@@ -75,10 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nwritten to {args.json}")
 
 
-def read_config(path: Path | None, model_name: str | None, overrides: Sequence[str]) -> Config:
-    """The config of the file, or of a named model alone for clips of its own size."""
+def read_config(
+    path: Path | None, model_name: str | None, overrides: Sequence[str]
+) -> tuple[Config, ConfigReport]:
+    """Return the config of the file, or of a named model alone for clips of its own size, and its report."""
     if model_name is None:
-        return load_config(path, overrides)
+        return load_config_with_report(path, overrides)
     if model_name not in MODELS:
         raise ValueError(f"--model expects one of {', '.join(MODELS)}, got {model_name!r}")
     settings = ["MODEL.MODEL_NAME", model_name]
@@ -86,7 +97,7 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
         num_frames, size, _ = inspect.signature(MODELS[model_name]).parameters["clip_size"].default
         for key, value in (("NUM_FRAMES", num_frames), ("TRAIN_CROP_SIZE", size), ("TEST_CROP_SIZE", size)):
             settings += [f"DATA.{key}", str(value)]
-    return load_config(path, [*settings, *overrides])
+    return load_config_with_report(path, [*settings, *overrides])
 
 
 def measure_model(cfg: Config, clip_size: tuple[int, int, int], args: argparse.Namespace) -> Measurement:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if process.is_main:
             set_up_logging(folder)
-        for line in format_report(config_report).splitlines():
+        for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
         if not weights.is_file():
             raise ValueError(f"{weights}: no such file; expected a checkpoint to evaluate")

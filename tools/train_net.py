@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(cfg.output_dir)
     set_up_logging(folder if process.is_main else None)
     if process.is_main:
-        for line in format_report(report).splitlines():
+        for line in format_report(report, args.verbose).splitlines():
             logger.info("%s", line)
     checkpoint = find_checkpoint(cfg, folder / "checkpoints")
     if process.is_main:

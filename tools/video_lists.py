@@ -1,11 +1,12 @@
 """Which lists of videos a tool works on: one csv by itself, or those that a configuration trains and evaluates with."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from videoattn.config import Config
-from videoattn.config_file import add_config_arguments, load_config, parse_overrides
+from videoattn.config_file import add_config_arguments, format_report, load_config_with_report, parse_overrides
 from videoattn.data.annotations import read_annotations, read_kinetics_csv
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.loader import class_names
@@ -36,7 +37,9 @@ def read_lists(args: argparse.Namespace) -> list[CheckedList]:
     """The lists that the arguments name."""
     if args.list:
         return [listed_alone(args)]
-    cfg = load_config(args.cfg, parse_overrides(args))
+    cfg, report = load_config_with_report(args.cfg, parse_overrides(args))
+    if said := format_report(report, args.verbose):
+        print(said, file=sys.stderr)
     return [configured_list(cfg, split) for split in chosen_splits(cfg, args)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from videoattn.config_types import NotNegative, Positive, Section
+from videoattn.config_types import MOST_BLOCKS, Block, Section
 
 
 def parse_layers(value: object) -> object:
@@ -15,15 +15,15 @@ def parse_layers(value: object) -> object:
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     numbers: set[int] = set()
     for item in items:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(item).strip())
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", str(item).strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if isinstance(item, bool) or first > last:
-            raise ValueError("block numbers from 0, such as 4-11 or [0, 3]")
+        if isinstance(item, bool) or not first <= last < MOST_BLOCKS:
+            raise ValueError(f"block numbers from 0 to {MOST_BLOCKS - 1}, such as 4-11 or [0, 3]")
         numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
-Layers = Annotated[tuple[NotNegative, ...], BeforeValidator(parse_layers)]
+Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_layers)]
 
 
 class OperatorSection(Section):
@@ -72,17 +72,25 @@ class Lisa(OperatorSection):
     """Structure-aware mixing by relative positions and FFT; this project's realisation of LiSA."""
 
     name: Literal["lisa"] = "lisa"
-    num_patterns: Positive = Field(4, description="structural patterns per head")
+    num_patterns: Annotated[int, Field(ge=1, le=64)] = Field(4, description="structural patterns per head")
     wrap: bool = Field(False, description="positions wrap around: a smaller FFT, another function")
     method: Literal["auto", "direct", "axes", "fft"] = Field("auto", description="auto: the fastest by grid and device")
+
+
+def _check_kernel_size(size: int) -> int:
+    if size and (size % 2 == 0 or not 0 < size < 100):
+        raise ValueError("0, or an odd number below 100")
+    return size
 
 
 class FocusedLinear(OperatorSection):
     """Focused linear attention (FLatten)."""
 
     name: Literal["focused_linear"] = "focused_linear"
-    power: Annotated[float, Field(ge=1)] = Field(3, description="how strongly q and k are focused")
-    kernel_size: NotNegative = Field(5, description="of the depthwise convolution along each axis: odd, or 0 for none")
+    power: Annotated[float, Field(ge=1, le=100)] = Field(3, description="how strongly q and k are focused")
+    kernel_size: Annotated[int, AfterValidator(_check_kernel_size)] = Field(
+        5, description="of the depthwise convolution along each axis: odd, or 0 for none"
+    )
     implementation: Literal["auto", "plain", "compiled"] = Field(
         "auto",
         description="plain: by torch; compiled: by a kernel in C++, on a CPU; auto: by the kernel where it works",
@@ -126,16 +134,25 @@ Operators = Annotated[
 ]
 
 
+def _check_first_block(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    if 0 in blocks:
+        raise ValueError("blocks from 1 on, since block 0 has no block before it whose update it could use")
+    return blocks
+
+
+SkippedLayers = Annotated[Layers, AfterValidator(_check_first_block)]
+
+
 class Skip(Section):
     """SkipAt: blocks that make an update from the previous block's attention instead of attending."""
 
-    space: Layers = Field((), description="blocks without attention along space, such as 3-8; not block 0")
-    time: Layers = Field((), description="the same along time")
-    joint: Layers = Field((), description="the same over all tokens")
+    space: SkippedLayers = Field((), description="blocks without attention along space, such as 3-8; not block 0")
+    time: SkippedLayers = Field((), description="the same along time")
+    joint: SkippedLayers = Field((), description="the same over all tokens")
     phi: Literal["leff", "identity", "weights"] = Field(
         "leff", description="a small convolutional network, the same update again, or the same weights on new values"
     )
-    expansion: Positive = Field(2, description="hidden width of leff in widths of the model")
+    expansion: Annotated[int, Field(ge=1, le=64)] = Field(2, description="hidden width of leff in widths of the model")
 
 
 class Attention(Section):

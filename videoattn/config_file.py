@@ -5,6 +5,7 @@ the file. Keys of published SlowFast and TimeSformer files are read as `videoatt
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,17 @@ from videoattn.config_keys import describe_problems, merge_settings, nest_settin
 from videoattn.published_keys import (
     PUBLISHED_MVIT,
     PUBLISHED_TIMESFORMER,
-    UNSUPPORTED_MODELS,
     Note,
     fill_slowfast_defaults,
     fill_timesformer_defaults,
     published_name,
     read_layer,
+    refuse_model,
 )
 from videoattn.strict_yaml import (
     COMMAND_LINE,
     ConfigError,
+    Repeated,
     Setting,
     freeze,
     read_settings,
@@ -53,9 +55,9 @@ _BASE = "_BASE_"
 
 @dataclass(frozen=True)
 class ConfigReport:
-    """What became of published keys: `inert` ones mean nothing here, `translated` ones were read as something else."""
+    """What became of published keys: `ignored` ones change nothing here, `translated` ones were read as another."""
 
-    inert: tuple[Note, ...] = ()
+    ignored: tuple[Note, ...] = ()
     translated: tuple[Note, ...] = ()
 
 
@@ -75,19 +77,44 @@ def load_config_with_report(path: str | Path | None, overrides: Sequence[object]
     return cfg, replace(report, translated=(*notes, *report.translated))
 
 
-def parse_config(text: str, source: str) -> Config:
-    """The config that YAML text says, e.g. a checkpoint's; `source` names the text in errors."""
-    return _build([read_settings(text, source)])[0]
+def parse_config(text: str, source: str, without: tuple[str, ...] = ()) -> Config:
+    """Return the config that YAML text says, e.g. a checkpoint's; `source` names the text in errors.
+
+    Keys that begin with one of `without` are left out, as if the text did not have them.
+    """
+    settings = read_settings(text, source)
+    return _build([{key: setting for key, setting in settings.items() if not key.startswith(without)}])[0]
 
 
-def format_report(report: ConfigReport) -> str:
-    """The report as lines for people; empty where there is nothing to say."""
-    lines: list[str] = []
-    for title, notes in (("Keys that mean nothing here", report.inert), ("Published settings", report.translated)):
-        if notes:
-            lines.append(f"{title}:")
-            lines += [f"  {note.key} {show(note.value)} ({note.source}): {note.reason}" for note in notes]
+def format_report(report: ConfigReport, verbose: bool = False) -> str:
+    """Return the report as lines for people, with `verbose` the place and reason of every key; empty without notes."""
+    ignored, translated = report.ignored, report.translated
+    lines = []
+    if ignored and verbose:
+        lines += ["Ignored keys, which change nothing here:", *map(_detail, ignored)]
+    elif ignored:
+        lines += [f"Ignored keys: {_group_keys(ignored)} (--verbose says why)"]
+    if translated:
+        lines += ["Published settings, as they are read here:"]
+        lines += [
+            _detail(note) if verbose else f"  {note.key} {show(note.value)}: {note.reason}" for note in translated
+        ]
     return "\n".join(lines)
+
+
+def _detail(note: Note) -> str:
+    return f"  {note.key} {show(note.value)} ({note.source}): {note.reason}"
+
+
+def _group_keys(notes: Sequence[Note]) -> str:
+    """The keys in one line: those of a section that has several as `SECTION (how many)`."""
+    sections = [note.key.partition(".")[0] if "." in note.key else "" for note in notes]
+    counts = Counter(sections)
+    names = [
+        f"{section}.* ({counts[section]})" if section and counts[section] > 1 else note.key
+        for note, section in zip(notes, sections, strict=True)
+    ]
+    return ", ".join(dict.fromkeys(names))
 
 
 def dump_config(cfg: Config) -> str:
@@ -105,9 +132,10 @@ def changed_keys(old: str, new: str) -> list[str]:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--cfg FILE [--opts] KEY VALUE ...`; the pairs come last. `parse_overrides` collects them."""
+    """Add `--cfg FILE [--verbose] [--opts] KEY VALUE ...`; the pairs come last. `parse_overrides` collects them."""
     rest = argparse.REMAINDER
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="configuration file (YAML); default: all defaults")
+    parser.add_argument("--verbose", action="store_true", help="say of each ignored key where it stands, and why")
     parser.add_argument("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="may stand before the pairs")
     parser.add_argument("overrides", nargs=rest, metavar="KEY VALUE", help="settings, e.g. TRAIN.BATCH_SIZE 4")
 
@@ -136,10 +164,10 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
     elif PUBLISHED_MVIT in names:
         settings, notes = fill_slowfast_defaults(settings)
         translated += notes
-    model = settings.get("MODEL.MODEL_NAME")
-    if model and isinstance(model.value, str) and model.value in UNSUPPORTED_MODELS:
-        raise ConfigError([f"{model.source}: MODEL.MODEL_NAME: {UNSUPPORTED_MODELS[model.value]}"])
-    known, inert, unknown = sort_keys(settings)
+    refusal = refuse_model(settings)
+    if refusal:
+        raise ConfigError([refusal])
+    known, ignored, unknown = sort_keys(settings)
     problems += unknown
     try:
         cfg = Config.model_validate(nest_settings(known), strict=True)
@@ -147,7 +175,7 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
         raise ConfigError(problems + describe_problems(error, known)) from None
     if problems:
         raise ConfigError(problems)
-    return cfg, ConfigReport(tuple(inert), tuple(translated))
+    return cfg, ConfigReport(tuple(ignored), tuple(translated))
 
 
 def _pair(items: Sequence[object]) -> list[tuple[str, object]]:
@@ -168,7 +196,10 @@ def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
         elif value.startswith(("[", "{", '"', "'")):
             settings |= read_settings(value, COMMAND_LINE, key)
         else:
-            settings[key] = Setting(read_value(value), COMMAND_LINE)
+            try:
+                settings[key] = Setting(read_value(value), COMMAND_LINE)
+            except ValueError as error:
+                raise ConfigError([f"{COMMAND_LINE}: {key}: {error}"]) from None
     return settings
 
 
@@ -184,15 +215,15 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
-    repeated: list[str] = []
+    repeated: list[Repeated] = []
     settings = read_settings(text, str(path), repeated=repeated)
     if repeated and published_name(settings) is None:
-        raise ConfigError(repeated)
-    for problem in repeated:
-        place, _, rest = problem.partition(": ")
-        key, _, where = rest.partition(" is repeated; ")
-        value = settings[key].value if key in settings else None
-        notes.append(Note(key, value, f"the last of several; {where}", place))
+        replaced = {key: setting for repeat in repeated for key, setting in repeat.replaced.items()}
+        refusal = refuse_model(replaced | settings)
+        raise ConfigError([*([refusal] if refusal else []), *(str(repeat) for repeat in repeated)])
+    for repeat in repeated:
+        value = settings[repeat.key].value if repeat.key in settings else None
+        notes.append(Note(repeat.key, value, f"the last of several; it first stands at {repeat.first}", repeat.place))
     base = settings.pop(_BASE, Setting((), ""))
     layers = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):

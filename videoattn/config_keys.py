@@ -14,13 +14,15 @@ from pydantic.fields import FieldInfo
 from videoattn.config import Config
 from videoattn.config_attention import OPERATOR_SECTIONS
 from videoattn.config_types import Section
-from videoattn.published_keys import Note, find_inert, is_harmless
+from videoattn.ignored_keys import IGNORED, IGNORED_SECTIONS
+from videoattn.published_keys import Note
 from videoattn.strict_yaml import Setting, show
 
 _EXPECTED = {
     "bool_type": "True or False",
     "int_type": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "string_type": "text",
     "tuple_type": "a list",
 }
@@ -66,13 +68,13 @@ def merge_settings(below: Mapping[str, Setting], above: Mapping[str, Setting]) -
 def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
     """Settings that this project has, published ones without effect, and what is wrong with the rest."""
     known: dict[str, Setting] = {}
-    inert: list[Note] = []
+    ignored: list[Note] = []
     problems: list[str] = []
     for key, setting in settings.items():
         section, _, name = key.rpartition(".")
-        published = find_inert(key)
+        published = IGNORED.get(key)
         value, at = setting.value, setting.source
-        if key in _SECTIONS or _OPERATOR.fullmatch(key):
+        if key in _SECTIONS or (key in IGNORED_SECTIONS and not published) or _OPERATOR.fullmatch(key):
             if value is not None:
                 problems.append(f"{at}: {key} is a section and expects KEY: value lines, got {show(value)}")
         elif key in _KEYS or (_OPERATOR.fullmatch(section) and name == name.upper()):
@@ -80,11 +82,11 @@ def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
         elif published is None:
             nearest = _nearest(key)
             problems.append(f"{at}: {key} is not a setting" + (f"; did you mean {nearest}?" if nearest else ""))
-        elif is_harmless(published, value):
-            inert.append(Note(key, value, published.reason, at))
+        elif published.allows(value):
+            ignored.append(Note(key, value, published.reason, at))
         else:
-            harmless = " or ".join(map(show, published.values or ()))
-            problems.append(f"{at}: {key} expects {harmless}, got {show(value)}: {published.reason}")
+            allowed = " or ".join(map(show, published.values or ()))
+            problems.append(f"{at}: {key} expects {allowed}, got {show(value)}: {published.reason}")
     for axis in _AXES:
         listed = [key for key in known if re.match(rf"{re.escape(axis)}\.\d", key)]
         beside = [key for key in known if key.startswith(f"{axis}.") and key not in listed]
@@ -92,7 +94,7 @@ def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
             at = known[beside[0]].source
             problems.append(f"{at}: {beside[0]} can't stand beside a list of operators ({listed[0]})")
             known = {key: setting for key, setting in known.items() if key not in (*listed, *beside)}
-    return known, inert, problems
+    return known, ignored, problems
 
 
 def _nearest(key: str) -> str | None:
@@ -102,6 +104,7 @@ def _nearest(key: str) -> str | None:
         return f"{section}.{name}"
     namesakes = [other for other in _SPELT if other.rpartition(".")[2] == name]
     close = difflib.get_close_matches(key.upper(), _SPELT, n=1, cutoff=0.85)
+    close += difflib.get_close_matches(key.upper(), IGNORED, n=1, cutoff=0.85)
     close += difflib.get_close_matches(key.upper(), namesakes, n=1, cutoff=0.0)
     close += difflib.get_close_matches(key.upper(), _SPELT, n=1)
     close += difflib.get_close_matches(section or name, _SECTIONS, n=1)
@@ -135,9 +138,8 @@ def describe_problems(error: ValidationError, settings: Mapping[str, Setting]) -
         if problem["type"] == "union_tag_invalid":  # an operator that does not exist
             key, value = f"{key}.NAME", value["NAME"]
             expected = f"one of {', '.join(OPERATOR_SECTIONS)}"
-        if key not in settings:  # a rule about several settings of one section
-            at = [s.source for k, s in settings.items() if k.startswith(f"{key}.") and k.rpartition(".")[2] in message]
-            lines[f"{', '.join(dict.fromkeys(at))}: {key}: {message}"] = None
+        if key not in settings:  # a rule about several settings, which its message names
+            lines[_describe_rule(key, message, settings)] = None
             continue
         if operator and problem["type"] == "extra_forbidden":
             name = key.rpartition(".")[2]
@@ -152,6 +154,18 @@ def describe_problems(error: ValidationError, settings: Mapping[str, Setting]) -
             value, where, expected = settings[key].value, key, f"{len(get_args(_FIELDS[key].annotation))} values"
         lines[f"{settings[key].source}: {where} expects {expected}, got {show(value)}"] = None
     return list(lines)
+
+
+def _describe_rule(section: str, message: str, settings: Mapping[str, Setting]) -> str:
+    """One line for a rule about several settings of a section, or of several: where they stand, then the message."""
+    words = set(re.findall(r"[A-Z_0-9]+(?:\.[A-Z_0-9]+)*", message))
+    named = [
+        key for key in settings if key in words or (key.startswith(f"{section}.") and key.rpartition(".")[2] in words)
+    ]
+    at = dict.fromkeys(settings[key].source for key in named)
+    if section and not message.startswith(f"{section}."):
+        message = f"{section}: {message}"
+    return ": ".join(filter(None, (", ".join(at), message)))
 
 
 def _locate(place: tuple[int | str, ...], settings: Mapping[str, Setting]) -> tuple[str, str | None]:

@@ -1,14 +1,14 @@
-"""Keys of published SlowFast and TimeSformer files: which mean nothing here and why, and how the others are read.
+"""Keys and values of published SlowFast and TimeSformer files that are read under this project's names.
 
-`INERT` is the one table of keys that cannot change a result here. A key that is harmless only at some values names
-them; at any other value it is refused. `read_layer` and the functions that fill defaults in turn published names,
-values and defaults into this project's. Source: both projects' default settings and the code that reads them.
+`read_layer` and the functions that fill defaults in turn published names, values and defaults into this project's.
+Source: both projects' default settings and the code that reads them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from videoattn.strict_yaml import COMMAND_LINE, Setting
+from videoattn.ignored_keys import CONVOLUTIONAL_SECTIONS, MODELS_OF_ARCH, UNSUPPORTED_MODELS, is_same
+from videoattn.strict_yaml import COMMAND_LINE, Setting, show
 
 PUBLISHED_TIMESFORMER = "vit_base_patch16_224"
 PUBLISHED_MVIT = "MViT"
@@ -24,132 +24,6 @@ class Note:
     reason: str
     source: str
 
-
-@dataclass(frozen=True)
-class Inert:
-    """Why a key changes nothing here; `values` are those for which this holds, None means all."""
-
-    reason: str
-    values: tuple[object, ...] | None = None
-
-
-def _unsupported(what: str, *values: object) -> Inert:
-    return Inert(f"other values ask for {what}, which is not supported", values)
-
-
-_LAUNCHER = "the launcher decides how many processes and machines there are"
-_OTHER_FAMILY = "no model built here reads it"
-_IMAGES = "read for still images only"
-
-INERT: dict[str, Inert] = {
-    "NUM_GPUS": Inert(_LAUNCHER),
-    "NUM_SHARDS": Inert(_LAUNCHER),
-    "SHARD_ID": Inert(_LAUNCHER),
-    "TASK": _unsupported("another task than classification", ""),
-    "LOG_MODEL_INFO": Inert("tools/profile_net.py counts parameters and multiply-accumulates"),
-    "TEST.ENABLE": Inert("tools/test_net.py evaluates, tools/train_net.py does not"),
-    "BN.*": Inert("no model here has batch normalisation"),
-    "RESNET.*": Inert(_OTHER_FAMILY),
-    "NONLOCAL.*": Inert(_OTHER_FAMILY),
-    "SLOWFAST.*": Inert(_OTHER_FAMILY),
-    "X3D.*": Inert(_OTHER_FAMILY),
-    "MVIT.MODE": _unsupported("pooling other than by convolution", "conv"),
-    "MVIT.POOL_FIRST": _unsupported("pooling before the projections", False),
-    "MVIT.PATCH_2D": _unsupported("patches of single frames", False),
-    "MVIT.NORM": _unsupported("other norms", "layernorm"),
-    "MVIT.NORM_STEM": _unsupported("a norm behind the patch embedding", False),
-    "MVIT.DROPOUT_RATE": _unsupported("dropout within blocks", 0.0, 0),
-    "MVIT.LAYER_SCALE_INIT_VALUE": _unsupported("layer scale", 0.0, 0),
-    "MVIT.SEPARATE_QKV": Inert("one packed projection computes the same; checkpoints of both kinds load"),
-    "MVIT.HEAD_INIT_SCALE": _unsupported("another start of the head", 1.0, 1),
-    "MVIT.USE_MEAN_POOLING": _unsupported("a mean of patch tokens before the norm", False),
-    "MVIT.USE_FIXED_SINCOS_POS": _unsupported("fixed positions", False),
-    "MVIT.REV.ENABLE": _unsupported("reversible blocks", False),
-    "MVIT.REV.*": Inert("read with MVIT.REV.ENABLE only"),
-    "MASK.ENABLE": _unsupported("masked pre-training", False),
-    "MASK.*": Inert("read for masked pre-training only"),
-    "CONTRASTIVE.*": Inert("read for contrastive pre-training only"),
-    "DETECTION.ENABLE": _unsupported("detection", False),
-    "DETECTION.*": Inert("read for detection only"),
-    "AVA.*": Inert("read for TRAIN.DATASET ava only"),
-    "MULTIGRID.SHORT_CYCLE": _unsupported("multigrid training", False),
-    "MULTIGRID.LONG_CYCLE": _unsupported("multigrid training", False),
-    "MULTIGRID.*": Inert("read for multigrid training only"),
-    "DEMO.ENABLE": _unsupported("demo mode", False),
-    "DEMO.*": Inert("read in demo mode only"),
-    "BENCHMARK.*": Inert("read by a loading benchmark only"),
-    "TENSORBOARD.*": Inert("chooses plots and their place only"),
-    "PREFETCH": Inert("no published code reads it"),
-    "PREFETCH.*": Inert("no published code reads it"),
-    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": _unsupported("a stop when the loss grows", 0.0),
-    "TRAIN.CHECKPOINT_TYPE": _unsupported("a Caffe2 checkpoint", "pytorch"),
-    "TRAIN.CHECKPOINT_INFLATE": _unsupported("inflated 2-D convolutions", False),
-    "TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN": _unsupported("renamed tensors", (), None),
-    "TRAIN.CHECKPOINT_IN_INIT": Inert("weights are always loaded before the model is distributed"),
-    "TEST.CHECKPOINT_TYPE": _unsupported("a Caffe2 checkpoint", "pytorch"),
-    "TEST.NUM_TEMPORAL_CLIPS": _unsupported("evaluation with several numbers of clips", (), None),
-    "AUG.RE_SPLIT": _unsupported("no erasing in the first augmented copy", False),
-    "AUG.GEN_MASK_LOADER": _unsupported("masked pre-training", False),
-    "AUG.MASK_TUBE": Inert("read for masked pre-training only"),
-    "AUG.MASK_FRAMES": Inert("read for masked pre-training only"),
-    "AUG.MASK_RATIO": Inert("read for masked pre-training only"),
-    "AUG.MASK_WINDOW_SIZE": Inert("read for masked pre-training only"),
-    "AUG.MAX_MASK_PATCHES_PER_BLOCK": Inert("read for masked pre-training only"),
-    "MIXUP.MODE": _unsupported("mixing other than by batch", "batch"),
-    "MIXUP.CUTMIX_MINMAX": _unsupported("bounds on the cut-out's size", (), None),
-    "MODEL.ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
-    "MODEL.SINGLE_PATHWAY_ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
-    "MODEL.MULTI_PATHWAY_ARCH": Inert("MODEL.MODEL_NAME chooses the model"),
-    "MODEL.DROPCONNECT_RATE": Inert("neither TimeSformer nor MViT reads it"),
-    "MODEL.FC_INIT_STD": Inert("neither TimeSformer nor MViT reads it"),
-    "MODEL.HEAD_ACT": Inert("models return logits here; TEST.AGGREGATE says what evaluation adds up"),
-    "MODEL.FROZEN_BN": Inert("no model here has batch normalisation"),
-    "MODEL.DETACH_FINAL_FC": _unsupported("training of the head alone", False),
-    "MODEL.FP16_ALLREDUCE": _unsupported("gradients exchanged in half precision", False),
-    "DATA.CROP_SIZE": Inert("TRAIN_CROP_SIZE and TEST_CROP_SIZE rule"),
-    "DATA.INPUT_CHANNEL_NUM": _unsupported("input other than three channels", (3,), (3, 3)),
-    "DATA.MULTI_LABEL": _unsupported("several labels per video", False),
-    "DATA.TRAIN_JITTER_MOTION_SHIFT": _unsupported("motion shift", False),
-    "DATA.TRAIN_JITTER_FPS": _unsupported("a random frame rate", 0.0),
-    "DATA.SKIP_ROWS": _unsupported("an annotation file without its first rows", 0),
-    "DATA.DUMMY_LOAD": _unsupported("one clip read again and again", False),
-    "DATA.LOADER_CHUNK_SIZE": _unsupported("an annotation file read in pieces", 0),
-    "DATA.LOADER_CHUNK_OVERALL_SIZE": Inert("read where LOADER_CHUNK_SIZE is set only"),
-    "DATA.TIME_DIFF_PROB": _unsupported("frame differences as input", 0.0),
-    "DATA.COLOR_RND_GRAYSCALE": _unsupported("random greyscale", 0.0),
-    "DATA.SSL_COLOR_JITTER": _unsupported("contrastive colour jitter", False),
-    "DATA.SSL_COLOR_BRI_CON_SAT": Inert("read for contrastive pre-training only"),
-    "DATA.SSL_COLOR_HUE": Inert("read for contrastive pre-training only"),
-    "DATA.SSL_BLUR_SIGMA_MIN": Inert("read for contrastive pre-training only"),
-    "DATA.SSL_BLUR_SIGMA_MAX": Inert("read for contrastive pre-training only"),
-    "DATA.SSL_MOCOV2_AUG": _unsupported("contrastive augmentation", False),
-    "DATA.PATH_TO_PRELOAD_IMDB": Inert(_IMAGES),
-    "DATA.TRAIN_PCA_EIGVAL": Inert(_IMAGES),
-    "DATA.TRAIN_PCA_EIGVEC": Inert(_IMAGES),
-    "DATA.IN22K_TRAINVAL": Inert(_IMAGES),
-    "DATA.IN22k_VAL_IN1K": Inert(_IMAGES),
-    "DATA.IN_VAL_CROP_RATIO": Inert(_IMAGES),
-    "DATA.TEMPORAL_EXTENT": _unsupported("another temporal extent", 8),
-    "DATA.DEIT_TRANSFORMS": _unsupported("the DeiT transforms (see AUG.*)", False),
-    "DATA.COLOR_JITTER": Inert("read with DEIT_TRANSFORMS only"),
-    "DATA.AUTO_AUGMENT": Inert("read with DEIT_TRANSFORMS only"),
-    "DATA.RE_PROB": Inert("read with DEIT_TRANSFORMS only"),
-    "DATA_LOADER.ENABLE_MULTI_THREAD_DECODE": Inert("changes decoding's speed only"),
-    "SOLVER.GAMMA": Inert("no supported LR_POLICY reads it"),
-    "SOLVER.STEP_SIZE": Inert("no supported LR_POLICY reads it"),
-    "SOLVER.WARMUP_FACTOR": Inert("WARMUP_START_LR rules"),
-    "SOLVER.LARS_ON": _unsupported("LARS", False),
-}
-
-# Published names of models that no builder here knows; a config that names one is refused before anything else.
-UNSUPPORTED_MODELS: dict[str, str] = {
-    "PTVMViT": "PTVMViT is pytorchvideo's name for it; use MViT or mvit_v1_b",
-    **{
-        name: f"{name} is not supported; this project builds video transformers"
-        for name in ("SlowFast", "ResNet", "X3D", "PTVSlowFast", "PTVResNet", "PTVX3D", "PTVCSN", "PTVR2plus1D")
-    },
-    **{name: f"{name} is not supported; this project trains classifiers" for name in ("MaskMViT", "ContrastiveModel")},
-}
 
 # (published key, value) -> (our key, value, why)
 TRANSLATED: list[tuple[str, object, str, object, str]] = [
@@ -171,6 +45,7 @@ SLOWFAST_DEFAULTS: dict[str, object] = {
     "TRAIN.EVAL_PERIOD": 10,
     "TRAIN.CHECKPOINT_PERIOD": 10,
     "TRAIN.CHECKPOINT_EPOCH_RESET": False,
+    "DATA.TEST_CROP_SIZE": 256,
     "DATA_LOADER.NUM_WORKERS": 8,
 }
 TIMESFORMER_DEFAULTS: dict[str, object] = {
@@ -180,20 +55,9 @@ TIMESFORMER_DEFAULTS: dict[str, object] = {
     "TRAIN.EVAL_PERIOD": 10,
     "TRAIN.CHECKPOINT_PERIOD": 10,
     "TIMESFORMER.PRETRAINED_MODEL": IMAGENET_VIT,
+    "DATA.TEST_CROP_SIZE": 256,
     "DATA_LOADER.NUM_WORKERS": 8,
 }
-
-
-def find_inert(key: str) -> Inert | None:
-    """The table's entry for a key: its own, or that of the innermost section which has one."""
-    parts = key.split(".")
-    entries = (INERT.get(".".join([*parts[:n], "*"])) for n in range(len(parts), 0, -1))
-    return INERT.get(key) or next(filter(None, entries), None)
-
-
-def is_harmless(entry: Inert, value: object) -> bool:
-    """Whether a key at this value changes nothing here."""
-    return entry.values is None or any(_same(value, harmless) for harmless in entry.values)
 
 
 def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
@@ -201,7 +65,7 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
     settings, notes, problems = dict(layer), [], []
     for key, value, our_key, our_value, reason in TRANSLATED:
         given = layer.get(key)
-        if given is None or not _same(given.value, value):
+        if given is None or not is_same(given.value, value):
             continue
         del settings[key]
         if our_key in settings:
@@ -213,6 +77,10 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
         del settings["DATA.DECODING_SHORT_SIZE"]  # the published loaders never read it
         reason = "without effect there: videos were decoded at their own size"
         notes.append(Note("DATA.DECODING_SHORT_SIZE", size.value, reason, size.source))
+    backend = settings.get("DIST_BACKEND")
+    if backend and backend.value == "nccl" and published_name(layer) and backend.source != COMMAND_LINE:
+        del settings["DIST_BACKEND"]  # their default, which all dumps contain, whatever machine they were made on
+        notes.append(Note("DIST_BACKEND", "nccl", "read as auto: nccl on GPUs, gloo elsewhere", backend.source))
     folder = settings.get("DATA.PATH_TO_DATA_DIR")
     if folder and isinstance(folder.value, str) and folder.value != folder.value.strip():
         settings["DATA.PATH_TO_DATA_DIR"] = replace(folder, value=folder.value.strip())
@@ -233,6 +101,31 @@ def published_name(layer: Mapping[str, Setting]) -> str | None:
 def names_published_timesformer(layer: Mapping[str, Setting]) -> bool:
     """Whether a file or command line asks for the model by the name that TimeSformer's own files use."""
     return published_name(layer) == PUBLISHED_TIMESFORMER
+
+
+def refuse_model(settings: Mapping[str, Setting]) -> str | None:
+    """Return the reason why no model can be built from published settings, None where one can.
+
+    A file that leaves MODEL.MODEL_NAME out means SlowFast's own networks, whatever this project's default is.
+    """
+    name, arch = settings.get("MODEL.MODEL_NAME"), settings.get("MODEL.ARCH")
+    if name is not None:
+        instead = UNSUPPORTED_MODELS.get(name.value) if isinstance(name.value, str) else None
+        return instead and f"{name.source}: MODEL.MODEL_NAME: {instead}"
+    if arch is not None:
+        asked = arch.value[0] if isinstance(arch.value, tuple) and arch.value else arch.value
+        model = MODELS_OF_ARCH.get(asked) if isinstance(asked, str) else None
+        names = {"vit": PUBLISHED_TIMESFORMER, "mvit": PUBLISHED_MVIT}
+        wanted = f"such as {names[asked]}" if asked in names else "which is missing"
+        reason = UNSUPPORTED_MODELS[model] if model else f"a model is chosen by MODEL.MODEL_NAME, {wanted}"
+        return f"{arch.source}: MODEL.ARCH {show(arch.value)} without MODEL.MODEL_NAME: {reason}"
+    for key, setting in settings.items():
+        if key.startswith(CONVOLUTIONAL_SECTIONS):
+            return (
+                f"{setting.source}: {key} without MODEL.MODEL_NAME: only SlowFast's convolutional networks read it, "
+                "and nothing chooses the model"
+            )
+    return None
 
 
 class _Filling:
@@ -303,8 +196,3 @@ def fill_timesformer_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str
         elif given is not None and given.value is True:
             put("DATA.REVERSE_INPUT_CHANNEL", False, "the original ignores the key, and its weights saw RGB frames")
     return filled, filling.notes
-
-
-def _same(given: object, expected: object) -> bool:
-    """Equality in which True is not 1."""
-    return isinstance(given, bool) == isinstance(expected, bool) and given == expected

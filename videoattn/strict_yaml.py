@@ -7,13 +7,17 @@ a list of mappings becomes settings with its items' numbers in their keys, as `A
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 COMMAND_LINE = "command line"
+MOST_DIGITS = 40
+MOST_SHOWN = 200
+MOST_LEVELS = 20
+MOST_PROBLEMS = 20
 
 _MAPPING = "tag:yaml.org,2002:map"
 _TUPLE = "tag:videoattn,2026:tuple"
@@ -31,12 +35,14 @@ _PLAIN_VALUES = (  # tag, what a plain scalar looks like, its possible first cha
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line per problem."""
+    """Everything that is wrong with a configuration, one line per problem; the message shows the first of them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         head = f"{len(self.problems)} problems in the configuration:\n  " if len(self.problems) > 1 else ""
-        super().__init__(head + "\n  ".join(self.problems))
+        more = len(self.problems) - MOST_PROBLEMS
+        shown = [*self.problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+        super().__init__(head + "\n  ".join(shown))
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,31 @@ class Setting:
     source: str
 
 
-def read_settings(text: str, source: str, prefix: str = "", repeated: list[str] | None = None) -> dict[str, Setting]:
+@dataclass(frozen=True)
+class Repeated:
+    """A key that stands more than once in one mapping: the place of the repeat, the first one, and what it replaced."""
+
+    key: str
+    place: str
+    first: str
+    replaced: Mapping[str, Setting]
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.key} is repeated; it first stands at {self.first}"
+
+
+def read_settings(
+    text: str, source: str, prefix: str = "", repeated: list[Repeated] | None = None
+) -> dict[str, Setting]:
     """The settings in YAML text by dotted key, e.g. `DATA.NUM_FRAMES`.
 
     `source` is the file's name or COMMAND_LINE. With a `prefix`, the text is that key's value.
-    Raises ConfigError on text that is no YAML and on repeated keys; given a list `repeated`, what there is to say of
-    those goes there instead, and their last value holds.
+    Raises ConfigError on text that is no YAML and on repeated keys; given a list `repeated`, these go there instead,
+    and their last value holds.
     """
     settings: dict[str, Setting] = {}
     problems: list[str] = []
-    repeats: list[str] = []
+    repeats: list[Repeated] = []
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -68,7 +89,7 @@ def read_settings(text: str, source: str, prefix: str = "", repeated: list[str] 
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise ConfigError([f"{place}: {f'{prefix}: ' if prefix else ''}not valid YAML: {what}"]) from None
     if repeated is None:
-        problems += repeats
+        problems += map(str, repeats)
     else:
         repeated += repeats
     if problems:
@@ -77,12 +98,18 @@ def read_settings(text: str, source: str, prefix: str = "", repeated: list[str] 
 
 
 def read_value(text: str) -> object:
-    """A plain value from the command line, where no character but its own literals has a meaning."""
+    """A plain value from the command line, where no character but its own literals has a meaning.
+
+    Raises ValueError on a number of too many digits.
+    """
     if not text:
         return ""
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    return freeze(loader.construct_object(yaml.ScalarNode(tag, text)))
+    try:
+        return freeze(loader.construct_object(yaml.ScalarNode(tag, text)))
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(error.problem) from None
 
 
 def write_yaml(values: dict[str, Any]) -> str:
@@ -96,18 +123,29 @@ def freeze(value: Any) -> Any:
 
 
 def show(value: object) -> str:
-    """A value as messages print it, tuples as lists."""
-    return repr(list(value)) if isinstance(value, tuple) else repr(value)
+    """A value as messages print it, tuples as lists, what is long cut short."""
+    text = repr(list(value)) if isinstance(value, tuple) else repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; use _BASE_", mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not supported; use _BASE_"
+            raise yaml.composer.ComposerError(None, None, problem, cast(Any, event.start_mark))
+        if getattr(event, "tag", None) not in (None, "!"):
+            problem = f"tags ({event.tag}) are not supported"
+            raise yaml.composer.ComposerError(None, None, problem, cast(Any, event.start_mark))
+        if self.depth > MOST_LEVELS:
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", cast(Any, event.start_mark))
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -117,15 +155,22 @@ class _Dumper(yaml.SafeDumper):
 def _read_tuple(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:
     try:
         value = ast.literal_eval(node.value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return node.value
     return value if isinstance(value, tuple) else node.value
+
+
+def _read_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, f"a number of {len(node.value)} digits", node.start_mark)
+    return int(node.value)
 
 
 for _tag, _pattern, _first in _PLAIN_VALUES:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor(_TUPLE, _read_tuple)
+_Loader.add_constructor("tag:yaml.org,2002:int", _read_int)
 
 
 def _place(source: str, line: int) -> str:
@@ -134,7 +179,7 @@ def _place(source: str, line: int) -> str:
 
 def _collect(
     loader: _Loader, node: yaml.Node, key: str, source: str, settings: dict[str, Setting], problems: list[str],
-    repeats: list[str],
+    repeats: list[Repeated],
 ) -> None:  # fmt: skip
     place = _place(source, node.start_mark.line)
     if key and isinstance(node, yaml.SequenceNode) and any(isinstance(item, yaml.MappingNode) for item in node.value):
@@ -159,9 +204,10 @@ def _collect(
             problems.append(f"{place}: a key is a word in capitals, got {show(name)}")
         else:
             if name in places:
-                repeats.append(f"{place}: {dotted} is repeated; it first stands at {places[name]}")
-                for earlier in [other for other in settings if other == dotted or other.startswith(f"{dotted}.")]:
-                    del settings[earlier]
+                earlier = [other for other in settings if other == dotted or other.startswith(f"{dotted}.")]
+                repeats.append(
+                    Repeated(dotted, place, places[name], {other: settings.pop(other) for other in earlier})
+                )
             places.setdefault(name, place)
             _collect(loader, value_node, dotted, source, settings, problems, repeats)
 

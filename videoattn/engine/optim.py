@@ -41,7 +41,10 @@ def with_warmup(schedule: Schedule, start: float, epochs: float) -> Schedule:
 
 
 def build_schedule(cfg: Config, num_machines: int = 1) -> Schedule:
-    """Learning rate as a function of the epoch, fractions included: it changes with every optimizer step."""
+    """Learning rate as a function of the epoch, fractions included: it changes with every optimizer step.
+
+    The settings have been checked when they were read: the rate is finite, and warm-up ends before the run does.
+    """
     solver = cfg.solver
     factor = num_machines if solver.base_lr_scale_num_shards else 1
     base, end = solver.base_lr * factor, solver.cosine_end_lr * factor
@@ -50,10 +53,6 @@ def build_schedule(cfg: Config, num_machines: int = 1) -> Schedule:
     elif solver.lr_policy == "steps_with_relative_lrs":
         schedule = step_schedule(base, solver.steps, solver.lrs)
     else:
-        if solver.cosine_after_warmup and solver.warmup_epochs >= solver.max_epoch:
-            raise ValueError(
-                f"SOLVER.WARMUP_EPOCHS must end before MAX_EPOCH {solver.max_epoch}, got {solver.warmup_epochs}"
-            )
         offset = solver.warmup_epochs if solver.cosine_after_warmup else 0.0
         schedule = cosine_schedule(base, end, solver.max_epoch, offset)
     return with_warmup(schedule, solver.warmup_start_lr * factor, solver.warmup_epochs)

@@ -32,8 +32,8 @@ class TubeletEmbed(nn.Module):
         self.grid = TokenGrid(*(max(1, n // s) for n, _, s, _ in sizes))
         if min(clip_size) < 1 or any(n % s or (n + 2 * p - k) // s + 1 != n // s for n, k, s, p in sizes):
             raise ValueError(
-                f"patches of kernel {kernel}, stride {stride} and padding {padding} need clips whose T, H and W the "
-                f"stride divides, got T x H x W = {' x '.join(map(str, clip_size))}"
+                f"PATCH_KERNEL {kernel}, PATCH_STRIDE {stride} and PATCH_PADDING {padding} need clips whose T, H and W "
+                f"the stride divides, got T x H x W = {' x '.join(map(str, clip_size))}"
             )
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel, stride, padding)
 

@@ -94,6 +94,8 @@ class Baseline(nn.Module):
             self.network = build(self.clip_size, num_classes, dropout)
         except ImportError as error:
             raise ImportError(f"{PREFIX}{name} needs pytorchvideo 0.1.5, which can't be imported: {error}") from error
+        except AssertionError as error:  # how pytorchvideo refuses sizes
+            raise ValueError(f"{PREFIX}{name} can't take clips of {self.clip_size}: {error}") from error
         for module in list(self.network.modules()):
             for child_name, child in list(module.named_children()):
                 if isinstance(child, nn.AvgPool3d):

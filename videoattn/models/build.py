@@ -1,10 +1,10 @@
 """A model from a config: the one place where models meet settings."""
 
-import tempfile
+import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(MViT, **size) for name, size in _MVITS.items()},
     **{f"{PREFIX}{name}": partial(Baseline, name, clip_size=size) for name, (_, size) in BASELINES.items()},
 }
+# Sections that say nothing of a model; those of a finished run may hold what would be refused now.
+_OF_TRAINING = ("SOLVER.", "TRAIN.", "MIXUP.", "GLOBAL_BATCH_SIZE")
+# Tokens of one clip, and those that attend to each other; 96 frames of 224 x 224 pixels have 18,816.
+_MOST_TOKENS, _LONGEST_SEQUENCE = 2**20, 2**17
 
 
 def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
@@ -37,16 +41,23 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
     Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
     """
     if len(sections) == 1 and not sections[0].layers:
-        return partial(OPERATORS[sections[0].name], **sections[0].options)
+        return partial(_build_operator, sections[0], key)
     chosen: dict[int, BuildOperator] = {}
     for section in sections:
         _check_layers(section.layers, depth, f"{key}: LAYERS of {section.name}")
-        chosen |= dict.fromkeys(section.layers, partial(OPERATORS[section.name], **section.options))
+        chosen |= dict.fromkeys(section.layers, partial(_build_operator, section, key))
 
     def build(site: AttentionSite) -> AttentionOperator:
         return chosen.get(site.layer, DenseAttention)(site)
 
     return build
+
+
+def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> AttentionOperator:
+    try:
+        return OPERATORS[section.name](site, **section.options)
+    except ValueError as error:
+        raise ValueError(f"{key} (NAME {section.name}, block {site.layer}): {error}") from None
 
 
 def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
@@ -77,8 +88,11 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
 
 def model_arguments(cfg: Config) -> dict[str, Any]:
     """Keyword arguments for `MODELS[cfg.model.model_name]`. Raises ValueError naming the key at fault."""
-    if cfg.model.model_name not in MODELS:
-        raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {cfg.model.model_name!r}")
+    name = cfg.model.model_name
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1) or [other for other in MODELS if other.endswith(f"/{name}")]
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {name!r}{hint}")
     if cfg.data.train_crop_size != cfg.data.test_crop_size:
         raise ValueError(
             f"DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE must agree, since the model's positions are learned for one "
@@ -106,9 +120,19 @@ def _baseline_arguments(cfg: Config) -> dict[str, Any]:
 
 
 def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
-    settings = cfg.timesformer
+    settings, crop = cfg.timesformer, cfg.data.train_crop_size
     sizes = _given(settings, ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
-    depth = settings.depth or TIMESFORMER_SIZES[cfg.model.model_name]["depth"]
+    size = {"patch_size": 16, **TIMESFORMER_SIZES[cfg.model.model_name], **sizes}
+    patch, width, heads, depth = (size[name] for name in ("patch_size", "embed_dim", "num_heads", "depth"))
+    if crop % patch:
+        raise ValueError(
+            f"DATA.TRAIN_CROP_SIZE expects a multiple of TIMESFORMER.PATCH_SIZE, got {crop} and patches of {patch}"
+        )
+    if width % heads:
+        raise ValueError(
+            f"TIMESFORMER.EMBED_DIM expects a multiple of TIMESFORMER.NUM_HEADS, got {width} and {heads} heads"
+        )
+    _check_tokens(cfg, (1, patch, patch), settings.attention_type == "joint_space_time", "TIMESFORMER.PATCH_SIZE")
     return {
         **sizes,
         "attention_type": settings.attention_type,
@@ -119,6 +143,17 @@ def _timesformer_arguments(cfg: Config) -> dict[str, Any]:
     }
 
 
+def _check_tokens(cfg: Config, stride: Sequence[int], joint: bool, key: str) -> None:
+    """Raise ValueError where clips have more tokens than any machine attends over; `key` names the `stride`."""
+    frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
+    num_tokens, most = frames * crop**2 // math.prod(stride), _LONGEST_SEQUENCE if joint else _MOST_TOKENS
+    if num_tokens > most:
+        raise ValueError(
+            f"DATA.NUM_FRAMES {frames}, DATA.TRAIN_CROP_SIZE {crop} and {key} {list(stride)} make {num_tokens} tokens "
+            f"of a clip; ATTENTION_TYPE {'joint' if joint else 'divided'} expects at most {most}"
+        )
+
+
 def _given(settings: Section, names: Sequence[str]) -> dict[str, Any]:
     """The settings of these names that are given, by name."""
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
@@ -126,6 +161,7 @@ def _given(settings: Section, names: Sequence[str]) -> dict[str, Any]:
 
 def _mvit_arguments(cfg: Config) -> dict[str, Any]:
     settings, size = cfg.mvit, _MVITS[cfg.model.model_name]
+    _check_tokens(cfg, settings.patch_stride or (2, 4, 4), settings.attention_type == "joint", "MVIT.PATCH_STRIDE")
     shape = mvit_shape(settings, size.get("shape", MViTShape()))
     plain = ("mlp_ratio", "qkv_bias", "patch_kernel", "patch_stride", "patch_padding", "rel_pos_spatial",
              "rel_pos_temporal", "rel_pos_zero_init", "residual_pooling")  # fmt: skip
@@ -177,7 +213,14 @@ def build_model(cfg: Config) -> nn.Module:
     Raises ValueError naming the key at fault. Weights are loaded by `videoattn.load_weights`.
     """
     arguments = model_arguments(cfg)
-    return MODELS[cfg.model.model_name](**arguments)
+    try:
+        return MODELS[cfg.model.model_name](**arguments)
+    except ValueError as error:
+        frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
+        raise ValueError(
+            f"MODEL.MODEL_NAME {cfg.model.model_name} can't be built for clips of DATA.NUM_FRAMES {frames} and "
+            f"DATA.TRAIN_CROP_SIZE {crop}: {error}"
+        ) from None
 
 
 def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
@@ -185,14 +228,8 @@ def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, An
 
     Raises ValueError with all problems of the text.
     """
-    from videoattn.config_file import load_config
+    from videoattn.config_file import parse_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cfg.yaml"
-        path.write_text(text, encoding="utf-8")
-        try:
-            cfg = load_config(path)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), "the embedded cfg")) from None
+    cfg = parse_config(text, "the embedded cfg", without=_OF_TRAINING)
     arguments = model_arguments(cfg)
     return MODELS[cfg.model.model_name], arguments

@@ -42,8 +42,8 @@ class MViTShape:
 
     Width and heads grow by `dim_mul` and `head_mul`: in that block's attention if `dim_mul_in_attention` (MViTv2), else
     in the MLP of the block before (MViTv1). Queries of the blocks in `pool_q_stride` are pooled. Keys and values are
-    pooled by `pool_kv_stride_adaptive` in block 0, which shrinks as queries are pooled, or by `pool_kv_stride`. Without
-    `pool_kernel`, a pooling's kernel is one more than its stride.
+    pooled by `pool_kv_stride_adaptive` in block 0, which shrinks as queries are pooled, or by `pool_kv_stride`; both
+    may be given where they mean the same. Without `pool_kernel`, a pooling's kernel is one more than its stride.
     """
 
     embed_dim: int = 96
@@ -58,15 +58,33 @@ class MViTShape:
     pool_kernel: Size3 | None = None
 
     def __post_init__(self) -> None:
-        if self.pool_kv_stride and self.pool_kv_stride_adaptive:
-            raise ValueError("give POOL_KV_STRIDE or POOL_KV_STRIDE_ADAPTIVE, not both")
         for name in ("dim_mul", "head_mul", "pool_q_stride", "pool_kv_stride"):
             beyond = [layer for layer in getattr(self, name) if not 0 <= layer < self.depth]
             if beyond:
                 raise ValueError(
-                    f"{name.upper()} expects blocks 0 to {self.depth - 1} of a model of depth {self.depth}, "
+                    f"{name.upper()} expects blocks 0 to {self.depth - 1} of a model of DEPTH {self.depth}, "
                     f"got {beyond}"
                 )
+        meant = self.kv_strides()
+        if self.pool_kv_stride and meant != dict(self.pool_kv_stride):
+            block = min(b for b in range(self.depth) if meant.get(b) != self.pool_kv_stride.get(b))
+            listed = self.pool_kv_stride.get(block)
+            raise ValueError(
+                f"POOL_KV_STRIDE and POOL_KV_STRIDE_ADAPTIVE contradict each other at block {block}: the list says "
+                f"{list(listed) if listed else 'nothing'}, {list(self.pool_kv_stride_adaptive or ())} of block 0 means "
+                f"{list(meant[block])} there; leave one of the two out"
+            )
+
+    def kv_strides(self) -> dict[int, Size3]:
+        """Return the strides of keys and values by block; blocks that are left out do not pool them."""
+        if self.pool_kv_stride_adaptive is None:
+            return dict(self.pool_kv_stride)
+        strides, stride = {}, self.pool_kv_stride_adaptive
+        for block in range(self.depth):
+            q_stride = self.pool_q_stride.get(block, (1, 1, 1))
+            stride = _triple(max(k // q, 1) for k, q in zip(stride, q_stride, strict=True))
+            strides[block] = stride
+        return strides
 
 
 def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType = "joint") -> list[MViTBlockPlan]:
@@ -76,7 +94,7 @@ def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType
     """
     plans = []
     dim, num_heads = shape.embed_dim, shape.num_heads
-    kv_stride = shape.pool_kv_stride_adaptive
+    kv_strides = shape.kv_strides()
     nominal = (grid.t, grid.h, grid.w)  # sizes rounded down, which published tables of relative positions have
     for layer in range(shape.depth):
         num_heads = _grow(num_heads, shape.head_mul.get(layer, 1), "HEAD_MUL", layer)
@@ -84,12 +102,13 @@ def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType
         dim_out = _grow(dim, shape.dim_mul.get(widening, 1), "DIM_MUL", widening)
         attention_dim = dim_out if shape.dim_mul_in_attention else dim
         if attention_dim % num_heads:
-            raise ValueError(f"block {layer} has a width of {attention_dim}, which {num_heads} heads do not divide")
+            raise ValueError(
+                f"block {layer} has a width of {attention_dim}, which {num_heads} heads do not divide: see EMBED_DIM, "
+                "DIM_MUL, NUM_HEADS and HEAD_MUL"
+            )
         q_stride = shape.pool_q_stride.get(layer)
-        if kv_stride is not None and q_stride is not None:
-            kv_stride = _triple(max(k // q, 1) for k, q in zip(kv_stride, q_stride, strict=True))
         pool_q = _pooling(q_stride, shape.pool_kernel, attention_type, layer)
-        pool_kv = _pooling(kv_stride or shape.pool_kv_stride.get(layer), shape.pool_kernel, attention_type, layer)
+        pool_kv = _pooling(kv_strides.get(layer), shape.pool_kernel, attention_type, layer)
         _, *sides = (
             max(n // s_q, n // s_kv) for n, s_q, s_kv in zip(nominal, pool_q.stride, pool_kv.stride, strict=True)
         )

@@ -111,14 +111,14 @@ def _embedded_arguments(cfg: str) -> dict[str, Any] | None:
     said = yaml.safe_load(cfg)
     if not isinstance(said, dict) or not isinstance(said.get("MVIT"), dict):
         return None
-    model, data = said.get("MODEL") or {}, said.get("DATA") or {}
+    model, data = (section if isinstance(section := said.get(name), dict) else {} for name in ("MODEL", "DATA"))
     crop = data.get("TRAIN_CROP_SIZE", 224)
     kept = {
         "MVIT": said["MVIT"],
         "MODEL": {"MODEL_NAME": "MViT", **{k: model[k] for k in ("DROPOUT_RATE", "NUM_CLASSES") if k in model}},
         "DATA": {"NUM_FRAMES": data.get("NUM_FRAMES", 8), "TRAIN_CROP_SIZE": crop, "TEST_CROP_SIZE": crop},
     }
-    return parse_description(json.dumps(kept))[1]  # JSON is YAML, and never has its aliases
+    return parse_description(json.dumps(kept, default=str))[1]  # JSON is YAML, and never has its aliases
 
 
 def _arguments_of_tensors(shape: MViTGeometry, tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Any]:
