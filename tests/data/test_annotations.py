@@ -62,9 +62,11 @@ def test_prefix_stands_before_relative_paths(csv: Any) -> None:
     assert listed(read_kinetics_csv(csv("a.mp4 3\n"), prefix="data")) == [("data/a.mp4", 3)]
 
 
-def test_number_between_path_and_label_is_ignored(csv: Any) -> None:
-    assert listed(read_kinetics_csv(csv("/a.mp4 300 3\n/b.mp4 4\n"))) == [("/a.mp4", 3), ("/b.mp4", 4)]
-    assert listed(read_kinetics_csv(csv("/a.mp4,some text,3\n"), separator=",")) == [("/a.mp4", 3)]
+def test_number_between_path_and_label_is_that_of_the_frames_in_a_folder(csv: Any) -> None:
+    assert listed(read_kinetics_csv(csv("/a 300 3\n/b.mp4 4\n"))) == [("/a", 3), ("/b.mp4", 4)]
+    assert listed(read_kinetics_csv(csv("/a,300,3\n"), separator=",")) == [("/a", 3)]
+    of_videos = read_kinetics_csv(csv("/a.mp4,2.5,3\n"), separator=",", with_lengths=True)
+    assert listed(of_videos) == [("/a.mp4", 3)]
 
 
 def test_lines_without_label_are_unlabelled(csv: Any) -> None:

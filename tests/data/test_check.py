@@ -144,7 +144,8 @@ def test_lengths_other_than_stated_are_found_where_they_are_stated(
         maker.write(tmp_path / name)
     (tmp_path / "train.csv").write_text("\n".join(rows))
     tolerance = 0.25 if lengths == "names" else 0.05
-    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv", separator=separator), separator)
+    read = read_kinetics_csv(tmp_path / "train.csv", separator=separator, with_lengths=lengths != "names")
+    videos = CheckedList("train", read, separator)
     check_lists([videos], tmp_path / "out", CheckOptions(lengths=lengths, tolerance=tolerance))
     assert problems(tmp_path / "out") == [(name, "wrong_length") for name in expected]
 
@@ -427,7 +428,8 @@ def test_exactly_fifty_faults_of_ten_kinds_are_found_among_five_thousand_clips(
         length = {"too_short": SHORT_FRAMES, "wrong_length": 2 * NUM_FRAMES}.get(fault, NUM_FRAMES)
         rows.append(f"{name} {length} {10 if fault == 'label_out_of_range' else label}\n")
     (tmp_path / "train.csv").write_text("".join(rows))
-    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv"), num_classes=10, is_short=is_short)
+    read = read_kinetics_csv(tmp_path / "train.csv", with_lengths=True)
+    videos = CheckedList("train", read, num_classes=10, is_short=is_short)
     started = time.perf_counter()
     check_lists([videos], tmp_path / "out", CheckOptions(lengths="frames"))
     print(f"{time.perf_counter() - started:.1f} s")

@@ -245,7 +245,8 @@ def listed(maker: ClipMaker, tmp_path: Path) -> Build:
             maker.write(folder / name, fault)
         rows = "".join(f"{name}{separator}{number}\n" for number, name in enumerate(faults))
         (folder / "train.csv").write_text(text or rows)
-        return CheckedList("train", read_kinetics_csv(folder / "train.csv", separator=separator), separator)
+        videos = read_kinetics_csv(folder / "train.csv", separator=separator, with_lengths=True)
+        return CheckedList("train", videos, separator)
 
     return build
 
