@@ -46,7 +46,7 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield f"<p>{_escape(counts['source'])}, sha256 {counts['sha256'][:16]}</p>"
     if counts["left_out"]:
         left_out = format_counts(list(counts["left_out"].items()))
-        yield f"<p>No videos by their names, so neither listed nor looked at: {_escape(left_out)}.</p>"
+        yield f"<p>Left out by their names or places, so not looked at: {_escape(left_out)}.</p>"
     problems = [
         {"kind": kind, "videos": n, "severity": "error" if kind in errors else "warning", "meaning": KINDS[kind]}
         for kind, n in counts["problems"].items()

@@ -112,11 +112,11 @@ def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
         _write_paths(checked.videos, {next_bad, *dropped}, path)
         return path
     with atomic_write(path) as temporary, open(temporary, "wb") as clean:
-        for index, line in enumerate(read_lines(source, checked.separator)):
+        for index, (_, content, _) in enumerate(read_lines(source, checked.separator)):
             if index == next_bad:
                 next_bad = next(dropped, None)
             else:
-                clean.write(line.content)
+                clean.write(content)
     return path
 
 

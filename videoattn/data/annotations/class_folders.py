@@ -19,7 +19,7 @@ _PICTURES = (".jpg", ".jpeg", ".png")
 _NUMBERED = re.compile(r"[0-9]\.[A-Za-z]+$")
 # What systems put into folders by themselves, besides hidden files such as .DS_Store and ._x.mp4 (macOS).
 _SYSTEM_NAMES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "lost+found", "$recycle.bin"}
-_UNREAD_FOLDERS = "folders beside frames"
+_UNREAD_FOLDERS, _BESIDE_CLASSES = "folders beside frames", "videos beside the class folders"
 
 
 def find_split_folder(folder: str, split: str) -> str | None:
@@ -50,7 +50,7 @@ def read_class_folders(
     numbers = number_classes(names, named)
     paths: list[str] = []
     labels: list[int] = []
-    left_out: Counter[str] = Counter()
+    left_out = Counter[str]([_BESIDE_CLASSES] * len(_Inside(place).videos))
     for name in found:
         videos = _videos_of_class(os.path.join(place, name), left_out)
         paths += [os.path.join(name, video) for video in videos]
@@ -58,8 +58,8 @@ def read_class_folders(
     if not paths:
         raise AnnotationError(f"{place}: its class folders are all empty")
     if left_out:
-        logger.warning("%s: %d videos; left out as no videos by their names: %s (a list, %s.csv, may name files of any "
-                       "ending)", place, len(paths), format_counts(left_out.most_common()), split)  # fmt: skip
+        logger.warning("%s: %d videos; left out, by their names or places: %s (a list, %s.csv, may name any file)",
+                       place, len(paths), format_counts(left_out.most_common()), split)  # fmt: skip
     return pack(paths, labels, os.path.abspath(place), place, names, tuple(left_out.most_common()))
 
 
@@ -69,8 +69,7 @@ def format_counts(left_out: "list[tuple[str, int]] | tuple[tuple[str, int], ...]
 
 
 def _class_folders(folder: str) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name))
+    names = sorted(_Inside(folder).folders)
     if not names:
         raise AnnotationError(f"{folder}: has no folders, expected one a class")
     check_names(names, f"{folder}: a class folder")

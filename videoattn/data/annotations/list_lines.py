@@ -3,20 +3,14 @@
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import BinaryIO
 
 from videoattn.data.annotations.video_list import AnnotationError
 
+Line = tuple[int, bytes, list[bytes]]  # the number of its first line in the file, from 1, its bytes, and its fields
 _MARK, _UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_BLOCK_BYTES = 2**18
 _LONGEST = 8192  # bytes of a line with a quoted line break: twice what Linux takes for a path
-
-
-class Line(NamedTuple):
-    """A line of a list: the number of its first line in the file (from 1), its bytes, and its fields."""
-
-    number: int
-    content: bytes
-    fields: list[bytes]
 
 
 def parse_separator(text: str, setting: str = "DATA.PATH_LABEL_SEPARATOR") -> str:
@@ -36,25 +30,42 @@ def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
     source, delimiter, empty = os.fspath(file), separator.encode(), 0
     try:
         with open(source, "rb") as stream:
-            numbered = enumerate(stream, start=1)
-            for number, line in numbered:
-                if number == 1:
-                    line = _without_mark(line, source)
+            lines = enumerate(_lines(stream, source), start=1)
+            for number, (line, is_plain) in lines:
                 body = line.rstrip(b"\r\n")
-                if not body or body.isspace():
-                    empty = empty or number
-                    continue
+                fields = body.split(delimiter)
+                if not fields[0] or len(fields) < 2:
+                    if not body or body.isspace():
+                        empty = empty or number
+                        continue
                 if empty:
                     raise AnnotationError(
                         f"{source}:{empty}: is an empty line, expected path{separator}label; only at the end of a list "
                         "may lines be empty"
                     )
-                if body.isascii() and b'"' not in body and b"\r" not in body and b"\0" not in body:
-                    yield Line(number, line, body.split(delimiter))
+                if is_plain or _is_plain(body):
+                    yield number, line, fields
                 else:
-                    yield _special_line(number, line, (more for _, more in numbered), separator, source)
+                    yield _special_line(number, line, (more for _, (more, _) in lines), separator, source)
     except OSError as error:
         raise AnnotationError(f"{source}: cannot be read: {error.strerror}") from error
+
+
+def _lines(stream: BinaryIO, source: str) -> Iterator[tuple[bytes, bool]]:
+    """Lines without the byte order mark, and whether they are plain for certain; it is asked of many at a time."""
+    is_first = True
+    while block := stream.readlines(_BLOCK_BYTES):
+        if is_first:
+            block[0] = _without_mark(block[0], source)
+            is_first = False
+        is_plain = _is_plain(b"".join(block))
+        for line in block:
+            yield line, is_plain
+
+
+def _is_plain(text: bytes) -> bool:
+    """Return whether fields can be split without looking at the characters."""
+    return text.isascii() and b'"' not in text and b"\r" not in text and b"\0" not in text
 
 
 def format_line(fields: Sequence[str], separator: str, end: str = "\n") -> str:
@@ -88,7 +99,7 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
                 f"{place}: {text[:60]!r} holds a carriage return, expected lines that end in a newline, and quotes "
                 "around a path with such a character"
             )
-        return Line(number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)])
+        return number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)]
     taken = [line]
     try:
         fields = next(csv.reader(_texts(text, more, taken, place), delimiter=separator, strict=True))
@@ -97,7 +108,7 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
             f"{place}: {text.rstrip()[:200]!r}: {error}; expected quoted fields to end on their line, and a name that "
             'begins with a quote as """x"".mp4"'
         ) from error
-    return Line(number, b"".join(taken), [field.encode() for field in fields])
+    return number, b"".join(taken), [field.encode() for field in fields]
 
 
 def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> Iterator[str]:

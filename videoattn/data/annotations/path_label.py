@@ -57,7 +57,8 @@ def read_kinetics_csv(
                 check.refuse(number, fields, f"{'lacks' if labelled else 'has'} a label, unlike the lines before it; "
                              f"expected labels (after {separator!r}) in all lines or in none")  # fmt: skip
             labelled = count > 1
-        if count != 2 or value > limit or not path or b"\n" in path or len(path) > 255 or _has_far_place(path):
+        is_usual = count == 2 and value <= limit and path and len(path) < 256 and b"\n" not in path
+        if not is_usual or (b"@" in path and _is_far(path)):
             check(number, fields, in_range=value <= limit)
         blob += path
         ends.append(len(blob))
@@ -151,9 +152,9 @@ class _LineCheck:
         return f", or a number of frames between the two{_WITH_SPACES if self.separator == ' ' else ''}"
 
 
-def _has_far_place(path: bytes) -> bool:
+def _is_far(path: bytes) -> bool:
     """Return whether what follows the last @, in a tar's member `@OFFSET+SIZE`, is unusually long."""
-    return b"@" in path and len(path) - path.rindex(b"@") > 20
+    return len(path) - path.rindex(b"@") > 20
 
 
 _ONE_LABEL = "; a video has one label, several are not supported"

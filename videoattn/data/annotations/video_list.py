@@ -28,9 +28,9 @@ class VideoList:
 
     `paths` holds all paths as UTF-8, the i-th from `offsets[i]` to `offsets[i + 1]`, relative ones below `root`.
     Either may be a URL. A path is whatever `open_video` opens. A label of -1 means that the video has none. `source` is
-    the file, or the folder of class folders, that the list was read from; `left_out` counts the files there that are no
-    videos by their names, by ending. Raises AnnotationError on names that can't be written into results: that are not
-    UTF-8, or of classes with a line break.
+    the file, or the folder of class folders, that the list was read from; `left_out` counts, by ending, the files there
+    that are not listed because of their names or places. Raises AnnotationError on names that can't be written into
+    results: names that are not UTF-8, names of classes with a line break.
     """
 
     paths: bytes
