@@ -54,7 +54,7 @@ class KineticsRows:
 
     def set_split(self, split: str, line: int) -> None:
         """What the column of splits says, which is the same in all rows."""
-        if self.split:
+        if len(self):
             raise AnnotationError(
                 f"{self.source}:{line}: is of split {split!r}, unlike the lines before it, of {self.split!r}; expected "
                 "one split a file"
@@ -110,13 +110,13 @@ def _fill(rows: KineticsRows, lines: Any) -> None:
                 f"{rows.source}:{lines.line_num}: {len(fields)} fields, expected {len(header)}: {','.join(header)}"
             )
         times = f"_{fields[start]:0>6}_{fields[end]:0>6}"
-        are_times = len(times) == TIMES and times.isascii() and times.replace("_", "").isdecimal()
+        are_times = len(times) == TIMES and times.isascii() and fields[start].isdigit() and fields[end].isdigit()
         if not are_times or not fields[video] or _ZERO in fields[video]:
             raise AnnotationError(
                 f"{rows.source}:{lines.line_num}: id {fields[video]!r} from {fields[start]!r} to {fields[end]!r}, "
                 "expected an id and two whole numbers of seconds"
             )
-        if split is not None and fields[split] != rows.split:
+        if split is not None and (fields[split] != rows.split or not len(rows)):
             rows.set_split(fields[split], lines.line_num)
         rows.add(fields[video] + times, None if label is None else fields[label], lines.line_num)
 

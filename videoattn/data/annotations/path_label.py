@@ -133,7 +133,7 @@ class _LineCheck:
         path, middle, _ = texts
         if self.with_lengths and is_number(middle):
             return
-        if not is_whole_number(middle):
+        if not is_whole_number(middle) or len(middle) > _MOST_DIGITS:
             spaces = _WITH_SPACES if self.separator == " " else ""
             self.refuse(number, fields, f"has 3 fields, {expected}, or a number of frames between the two{spaces}")
         place = os.path.join(self.root, path)
@@ -142,7 +142,7 @@ class _LineCheck:
             self.refuse(number, fields, f"{reason}, and a number of frames stands only after a folder of frames")
         self.num_with_frames += 1
         is_looked_for = self.num_with_frames & (self.num_with_frames - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
-        reason = contradiction(place, int(middle[:_MOST_DIGITS]), look=is_looked_for)
+        reason = contradiction(place, int(middle), look=is_looked_for)
         if reason:
             self.refuse(number, fields, f"{reason}, expected a number of frames before the label{_ONE_LABEL}")
 

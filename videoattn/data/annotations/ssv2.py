@@ -4,7 +4,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from videoattn.data.annotations.class_names import unknown_name
@@ -108,6 +107,8 @@ def _read_videos(
         raise AnnotationError(f"{source}: expected a list of videos, got {_kind(items)}")
     names, labels = [], []
     for index, item in enumerate(items):
+        if isinstance(item, _Repeating):
+            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} is there twice, expected once")
         name = item.get("id") if isinstance(item, dict) else None
         if not isinstance(name, str | int) or isinstance(name, bool) or not str(name):
             raise AnnotationError(f"{source}: item {index}: expected an object with an id, got {_kind(item)}")
@@ -130,6 +131,8 @@ def _read_classes(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
     content = _read_json(file)
     if not isinstance(content, dict) or not content:
         raise AnnotationError(f"{file}: expected an object of template: class number, got {_kind(content)}")
+    if isinstance(content, _Repeating):
+        raise AnnotationError(f"{file}: template {content.repeated!r} is there twice, expected once")
     names: dict[int, str] = {}
     for template, value in content.items():
         text = str(value)
@@ -148,27 +151,35 @@ def _read_json(file: str) -> Any:
         raise MissingListError(f"{file} does not exist; {files_in(os.path.dirname(file), '.json')}")
     try:
         with open(file, encoding="utf-8-sig") as stream:
-            return json.load(stream, object_pairs_hook=partial(_without_repeats, file))
+            return json.load(stream, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{file}: is not UTF-8 text: {undecodable_place(file)}") from error
-    except AnnotationError:
-        raise
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
-        raise AnnotationError(f"{file}: can't be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise AnnotationError(f"{file}: can't be read as JSON: it has thousands of brackets in each other") from error
     except OSError as error:
         raise AnnotationError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _without_repeats(file: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which each key stands once."""
+class _Repeating(dict[str, Any]):
+    """An object of JSON that has the key `repeated` more than once."""
+
+    repeated = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise AnnotationError(f"{file}: key {twice!r} is there twice in one object, expected once: {str(pairs)[:200]}")
-    return content
+    if len(content) == len(pairs):
+        return content
+    repeating, names = _Repeating(content), [name for name, _ in pairs]
+    repeating.repeated = next(name for name in names if names.count(name) > 1)
+    return repeating
+
+
+def _integer(text: str) -> int | str:
+    """A whole number, or its text where Python might refuse to convert so many digits."""
+    return int(text) if len(text) < 20 else text
 
 
 def _kind(value: object) -> str:
