@@ -21,6 +21,7 @@ from tests.shared_files import CLIPS, needs_clips
 from videoattn.command_line import run_tool
 from videoattn.data import prepare_encode
 from videoattn.data.annotations import read_class_folders, read_kinetics_csv, read_ssv2
+from videoattn.data.annotations.list_lines import format_line
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.decode import DecodeError, open_video
 from videoattn.data.prepare_encode import LOG_NAME, encode_lists
@@ -476,3 +477,36 @@ def test_the_tool_encodes_and_its_status_says_whether_all_went_well(
     for wrong in (("--crf", 99), ("--workers", 0), ("--limit", 0), ("--split", "train")):
         status, printed = run("--list", folder / "train.csv", "--out", out, *wrong)
         assert status == 2 and printed.startswith("error: --")
+
+
+def test_lists_of_results_read_back_whatever_names_hold(maker: ClipMaker, tmp_path: Path) -> None:
+    names = ["a b.avi", "a\tb.avi", "a\nb.avi", 'a"b.avi', '"c" d.avi', "e,f.avi"]
+    for name in names:
+        (tmp_path / "classes/train/one").mkdir(parents=True, exist_ok=True)
+        maker.write(tmp_path / "classes/train/one" / name)
+    classes = CheckedList("train", read_class_folders(str(tmp_path / "classes"), "train"))
+    (result,) = encode_lists([classes], tmp_path / "out", SETTINGS)
+    videos = read_kinetics_csv(result.file, separator=result.separator)
+    expected = sorted(f"one/{name.removesuffix('.avi')}.mp4" for name in names)
+    assert sorted(videos.listed(i) for i in range(len(videos))) == expected
+    assert all(os.path.isfile(videos.path(index)) for index in range(len(videos)))
+    names = names[1:4]
+    for separator in (" ", "\t"):
+        file = tmp_path / "classes/train/one" / "train.csv"
+        file.write_text("".join(format_line([name, "0"], separator) for name in names))
+        plain = CheckedList("train", read_kinetics_csv(file, separator=separator), separator)
+        (result,) = encode_lists([plain], tmp_path / f"out{ord(separator)}", SETTINGS)
+        videos = read_kinetics_csv(result.file, separator=separator)
+        assert [videos.listed(i) for i in range(len(videos))] == [f"{name.removesuffix('.avi')}.mp4" for name in names]
+
+
+def test_a_missing_test_split_is_left_out_where_none_is_asked_for(
+    video_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = video_folder(3)
+    (folder / "test.csv").unlink()
+    settings = ("DATA.PATH_TO_DATA_DIR", folder, "MODEL.NUM_CLASSES", 3)
+    arguments = ["encode", "--out", tmp_path / "out", "--preset", "ultrafast", "--workers", 1, *settings]
+    assert run_tool(prepare_data.main, [*map(str, arguments)]) == 0
+    printed = capsys.readouterr()
+    assert "val: 3 of 3 videos" in printed.out and "TEST.SPLIT" in printed.err and "--split" in printed.err
