@@ -108,7 +108,10 @@ def plain_reading(folder: Path, separator: str, content: bytes) -> Rows | None:
 
 def official_reading(content: bytes) -> Rows | None:
     text = text_of(content)
-    rows = None if text is None else records(text.removeprefix(HEADER + "\n"), ",")
+    if text is None:
+        return None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")  # a carriage return alone ends a line of these, too
+    rows = records(lines.removeprefix(HEADER + "\n"), ",")
     if rows is None:
         return None
     listed: Rows = []

@@ -18,6 +18,7 @@ from videoattn.data.annotations.list_mistakes import (
 )
 from videoattn.data.annotations.video_files import is_video_name
 from videoattn.data.annotations.video_list import MAX_LABEL, UNLABELLED, AnnotationError, VideoList
+from videoattn.data.packed import parse_packed
 
 _MOST_DIGITS = 10
 
@@ -137,7 +138,7 @@ class _LineCheck:
             spaces = _WITH_SPACES if self.separator == " " else ""
             self.refuse(number, fields, f"has 3 fields, {expected}, or a number of frames between the two{spaces}")
         place = os.path.join(self.root, path)
-        if is_video_name(path) and not os.path.isdir(place):
+        if (is_video_name(path) or parse_packed(path)) and not os.path.isdir(place):
             reason = f"has 3 fields for a video file, {expected}{_ONE_LABEL}"
             self.refuse(number, fields, f"{reason}, and a number of frames stands only after a folder of frames")
         self.num_with_frames += 1

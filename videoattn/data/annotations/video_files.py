@@ -2,8 +2,6 @@
 
 import os
 
-from videoattn.data.packed import parse_packed
-
 # Endings of files that FFmpeg opens as videos. Left out are those that mostly hold something else: sound (.ogg), still
 # pictures (.webp, .avif), data (.dat, .txt). A list may name a file of any ending.
 VIDEO_ENDINGS = (
@@ -22,5 +20,5 @@ def ending_of(name: str) -> str:
 
 
 def is_video_name(path: str) -> bool:
-    """Return whether a path names a video file: by its ending, or as a member of a tar."""
-    return ending_of(path) in _KNOWN or parse_packed(path) is not None
+    """Return whether a path has the ending of a video file."""
+    return ending_of(path) in _KNOWN
