@@ -26,6 +26,7 @@ from video_lists import add_list_arguments, check_list_arguments, chosen_splits,
 from videoattn.command_line import run_tool
 from videoattn.config import Config
 from videoattn.config_file import load_config, parse_overrides
+from videoattn.data.annotations.video_list import check_names
 from videoattn.data.check import CheckOptions, check_lists
 from videoattn.data.check_report import format_summary
 from videoattn.data.check_table import ERRORS, WARNINGS
@@ -58,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(args)
     backend: Backend = "auto"
     opener: Callable[..., VideoReader] = open_video
+    with_lengths = args.lengths in ("frames", "seconds")
     if args.list:
         is_short = partial(has_fewer_frames, args.min_frames) if args.min_frames else None
-        lists = [replace(listed_alone(args), num_classes=args.num_classes, is_short=is_short)]
+        alone_list = listed_alone(args, with_lengths=with_lengths)
+        lists = [replace(alone_list, num_classes=args.num_classes, is_short=is_short)]
     else:
         cfg = load_config(args.cfg, parse_overrides(args))
-        lists = [trained_list(cfg, split, args.min_frames) for split in chosen_splits(cfg, args)]
+        lists = [trained_list(cfg, split, args.min_frames, with_lengths) for split in chosen_splits(cfg, args)]
         # at full size, which is what the summary states of frames
         backend, opener = cfg.data.decoding_backend, partial(video_opener(cfg), short_side=0)
     options = CheckOptions(
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises ValueError on options that do not fit each other or are out of range."""
     check_list_arguments(args)
+    check_names((str(args.out),), "--out: a path")
     if args.num_classes and not args.list:
         raise ValueError("--num-classes belongs to --list; MODEL.NUM_CLASSES says the same")
     for name, least in (("workers", 1), ("min_frames", 1), ("num_classes", 1), ("limit", 1e-3), ("tolerance", 0)):
@@ -100,12 +104,15 @@ def promoted(names: str) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def trained_list(cfg: Config, split: str, min_frames: int | None) -> CheckedList:
+def trained_list(cfg: Config, split: str, min_frames: int | None, with_lengths: bool) -> CheckedList:
     """One list with what training asks of it."""
     dataset = cfg.test.dataset if split == "test" else cfg.train.dataset
     is_short = partial(has_fewer_frames, min_frames) if min_frames else clip_sampler(cfg, dataset, False).is_short
     return replace(
-        configured_list(cfg, split), num_classes=cfg.model.num_classes, needs_labels=split != "test", is_short=is_short
+        configured_list(cfg, split, with_lengths=with_lengths),
+        num_classes=cfg.model.num_classes,
+        needs_labels=split != "test",
+        is_short=is_short,
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from video_lists import add_list_arguments, check_list_arguments, read_lists
 
 from videoattn.command_line import run_tool
+from videoattn.data.annotations.video_list import check_names
 from videoattn.data.loader import num_cores
 from videoattn.data.prepare_encode import encode_lists
 from videoattn.data.prepare_index import index_shards
@@ -40,7 +41,8 @@ shards, too. A later run goes on where an earlier one was stopped.
 """
 INDEX = """List the videos inside {split}-*.tar that others made, such as webdataset's ShardWriter.
 
-Samples are KEY.mp4 (or .avi .mkv .webm .mov) with the label in KEY.cls, or as "label" of the object in KEY.json.
+Samples are KEY.mp4 (or .avi .mkv .webm .mov and others) with the label in KEY.cls, or as "label" of the object in
+KEY.json.
 """
 
 
@@ -56,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = commands.add_parser("index", help="a list of tar shards", description=INDEX, formatter_class=layout)
     add_index_arguments(index)
     args = parser.parse_args(argv)
+    if args.out is not None:
+        check_names((str(args.out),), "--out: a path")
     return int(args.run(args))
 
 
@@ -132,7 +136,8 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="where the tars lie")
     parser.add_argument("--split", default="train", metavar="NAME", help="what their names begin with; default: train")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/SPLIT.csv")
-    parser.add_argument("--separator", default=" ", metavar="CHAR", help="between path and label; default: a space")
+    parser.add_argument("--separator", default=" ", metavar="CHAR",
+                        help=r"between path and label, \t for a tab; default: a space")  # fmt: skip
     parser.add_argument("--unlabelled", action="store_true", help="samples have no labels")
     parser.add_argument("--overwrite", action="store_true", help="replace the list if there is one")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from videoattn.config import Config
 from videoattn.config_file import add_config_arguments, format_report, load_config_with_report, parse_overrides
-from videoattn.data.annotations import read_annotations, read_kinetics_csv
+from videoattn.data.annotations import MissingListError, find_list, read_annotations, read_kinetics_csv
+from videoattn.data.annotations.list_lines import parse_separator
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.loader import class_names
 
@@ -16,11 +17,13 @@ SPLITS = ("train", "val", "test")
 
 def add_list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds --split and --cfg with its pairs, which come last, and the returned group with --list and what it needs."""
-    parser.add_argument("--split", metavar="NAMES", help="e.g. train,val; default: train,val and TEST.SPLIT")
+    parser.add_argument("--split", metavar="NAMES",
+                        help="e.g. train,val; default: train,val and, if it is there, TEST.SPLIT")  # fmt: skip
     alone = parser.add_argument_group("without a configuration")
     alone.add_argument("--list", type=Path, metavar="FILE", help="one csv")
     alone.add_argument("--prefix", default="", metavar="DIR", help="where relative paths lie; default: beside the csv")
-    alone.add_argument("--separator", default=" ", metavar="CHAR", help="between path and label; default: a space")
+    alone.add_argument("--separator", default=" ", metavar="CHAR",
+                       help=r"between path and label, \t for a tab; default: a space")  # fmt: skip
     add_config_arguments(parser)
     return alone
 
@@ -43,32 +46,54 @@ def read_lists(args: argparse.Namespace) -> list[CheckedList]:
     return [configured_list(cfg, split) for split in chosen_splits(cfg, args)]
 
 
-def listed_alone(args: argparse.Namespace) -> CheckedList:
-    """The csv of --list."""
-    videos = read_kinetics_csv(args.list, separator=args.separator, prefix=args.prefix)
-    return CheckedList(args.list.stem, videos, args.separator)
+def listed_alone(args: argparse.Namespace, *, with_lengths: bool = False) -> CheckedList:
+    """The csv of --list; `with_lengths` permits a number before the label, of videos as well."""
+    separator = parse_separator(args.separator, "--separator")
+    videos = read_kinetics_csv(
+        args.list, separator=separator, prefix=args.prefix, with_lengths=with_lengths, setting="--separator"
+    )
+    return CheckedList(args.list.stem, videos, separator)
 
 
 def chosen_splits(cfg: Config, args: argparse.Namespace) -> list[str]:
-    """Those of --split, or all that the configuration names; each once."""
-    splits = args.split.split(",") if args.split else ["train", "val", cfg.test.split]
-    for split in splits:
-        if split not in SPLITS:
-            raise ValueError(f"--split expects some of {','.join(SPLITS)}, got {split!r}")
-    return list(dict.fromkeys(splits))
+    """Those of --split, or those that the configuration trains and evaluates with; each once.
+
+    Without --split, TEST.SPLIT is left out where it has neither a list nor a folder, with a note on standard error.
+    """
+    if args.split:
+        splits = args.split.split(",")
+        for split in splits:
+            if split not in SPLITS:
+                raise ValueError(f"--split expects some of {','.join(SPLITS)}, got {split!r}")
+        return list(dict.fromkeys(splits))
+    test, folder = cfg.test.split, cfg.data.path_to_data_dir
+    if test == "test" and find_list(cfg.test.dataset, folder, test, prefix=cfg.data.path_prefix) is None:
+        print(
+            f"note: {folder or '.'} has no list and no folder {test} (TEST.SPLIT), so train and val alone are looked "
+            "at; --split names others, TEST.SPLIT val evaluates on val",
+            file=sys.stderr,
+        )
+        return ["train", "val"]
+    return list(dict.fromkeys(["train", "val", test]))
 
 
-def configured_list(cfg: Config, split: str) -> CheckedList:
+def configured_list(cfg: Config, split: str, *, with_lengths: bool = False) -> CheckedList:
     """One list as training reads it, but with labels that it would refuse."""
     names = class_names(cfg) if cfg.data.class_names else None
-    videos = read_annotations(
-        cfg.test.dataset if split == "test" else cfg.train.dataset,
-        cfg.data.path_to_data_dir,
-        split,
-        separator=cfg.data.path_label_separator,
-        prefix=cfg.data.path_prefix,
-        class_names=names,
-    )
+    separator = parse_separator(cfg.data.path_label_separator, "DATA.PATH_LABEL_SEPARATOR")
+    try:
+        videos = read_annotations(
+            cfg.test.dataset if split == "test" else cfg.train.dataset,
+            cfg.data.path_to_data_dir,
+            split,
+            separator=separator,
+            prefix=cfg.data.path_prefix,
+            class_names=names,
+            with_lengths=with_lengths,
+        )
+    except MissingListError as error:
+        hint = "--split names the splits to look at, TEST.SPLIT the one to test on"
+        raise MissingListError(f"{error}; {hint}") from error
     if names is not None:
         videos = replace(videos, class_names=names)
-    return CheckedList(split, videos, cfg.data.path_label_separator)
+    return CheckedList(split, videos, separator)

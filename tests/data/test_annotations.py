@@ -13,6 +13,7 @@ from videoattn.data.annotations import (
     read_kinetics_csv,
     read_ssv2,
 )
+from videoattn.data.annotations.oddities import find_oddities
 
 
 @pytest.fixture
@@ -62,9 +63,11 @@ def test_prefix_stands_before_relative_paths(csv: Any) -> None:
     assert listed(read_kinetics_csv(csv("a.mp4 3\n"), prefix="data")) == [("data/a.mp4", 3)]
 
 
-def test_number_between_path_and_label_is_ignored(csv: Any) -> None:
-    assert listed(read_kinetics_csv(csv("/a.mp4 300 3\n/b.mp4 4\n"))) == [("/a.mp4", 3), ("/b.mp4", 4)]
-    assert listed(read_kinetics_csv(csv("/a.mp4,some text,3\n"), separator=",")) == [("/a.mp4", 3)]
+def test_number_between_path_and_label_is_that_of_the_frames_in_a_folder(csv: Any) -> None:
+    assert listed(read_kinetics_csv(csv("/a 300 3\n/b.mp4 4\n"))) == [("/a", 3), ("/b.mp4", 4)]
+    assert listed(read_kinetics_csv(csv("/a,300,3\n"), separator=",")) == [("/a", 3)]
+    of_videos = read_kinetics_csv(csv("/a.mp4,2.5,3\n"), separator=",", with_lengths=True)
+    assert listed(of_videos) == [("/a.mp4", 3)]
 
 
 def test_lines_without_label_are_unlabelled(csv: Any) -> None:
@@ -208,3 +211,51 @@ def test_class_names_are_lines(csv: Any) -> None:
 def test_labels_are_32_bit_and_offsets_64_bit(csv: Any) -> None:
     videos = read_kinetics_csv(csv("/a 1\n"))
     assert videos.labels.dtype == np.int32 and videos.offsets.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train": '[{"id": "7\\ud800", "template": "Closing [something]"}]'}, "item 0: an id that is not UTF-8 text"),
+        ({"train": '[{"id": "7\\u0000", "template": "Closing [something]"}]'}, "item 0: an id that .*zero byte"),
+        ({"train": [{"id": True, "template": "Closing [something]"}]}, "item 0: expected an object with an id"),
+        (
+            {"train": '[{"id": "7", "id": "12", "template": "Closing [something]"}]'},
+            "train.json: item 0: key 'id' is there twice",
+        ),
+        ({"train": "[" * 100_000}, "train.json: can't be read as JSON"),
+        ({"train": f'[{{"id": {"9" * 5000}}}]'}, "train.json: item 0 .*has no template"),
+        ({"labels": '{"a": "0", "b": "1", "a": "1"}'}, "labels.json: template 'a' is there twice"),
+        ({"labels": {"a": "9" * 5000}}, "labels.json: class '9999.* expected each number"),
+        ({"labels": {"a": "\uff10"}}, "labels.json: class '\uff10' of 'a'"),
+        ({"labels": {"a": True, "b": "0"}}, "labels.json: class 'True' of 'a'"),
+        (
+            {"labels": {"Closing something": "0", "Putting something on something": "1", "a\nb": "2"}},
+            "class 'a.nb', expected a name without line breaks",
+        ),
+    ],
+)
+def test_ssv2_refuses_what_json_permits_but_no_list_can_mean(ssv2: Any, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        read_ssv2(ssv2(**changed), "train")
+
+
+def test_ssv2_names_the_line_that_is_not_utf_8_and_skips_a_byte_order_mark(ssv2: Any, tmp_path: Path) -> None:
+    folder = ssv2()
+    file = tmp_path / "something-something-v2-train.json"
+    content = file.read_bytes()
+    file.write_bytes(b"\xef\xbb\xbf" + content)
+    assert len(read_ssv2(folder, "train")) == 2
+    file.write_bytes(content.replace(b"cup", b"\n\xff"))
+    with pytest.raises(AnnotationError, match="train.json: is not UTF-8 text: line 2, byte 1"):
+        read_ssv2(folder, "train")
+
+
+def test_classes_without_videos_and_videos_with_two_labels_are_told(csv: Any) -> None:
+    videos = read_kinetics_csv(csv("a.mp4 0\nb.mp4 1\na.mp4 3\nb.mp4 1\n"))
+    absent, repeated = find_oddities(videos, num_classes=6)
+    assert absent.endswith("train.csv: 3 of MODEL.NUM_CLASSES 6 have no video: 2, 4, 5")
+    assert "train.csv: 2 of 4 entries name a video that an earlier one names, 1 of them with another label" in repeated
+    assert "first a.mp4 with 0 (entry 1) and 3 (entry 3)" in repeated
+    assert find_oddities(read_kinetics_csv(csv("a.mp4 0\nb.mp4 1\n")), num_classes=2) == []
+    assert find_oddities(read_kinetics_csv(csv("a.mp4\nb.mp4\n"))) == []

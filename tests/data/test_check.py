@@ -21,7 +21,8 @@ import pytest
 from tests.data.faulty_clips import NUM_FRAMES, SHORT_FRAMES, ClipMaker
 from tests.shared_files import CLIPS, needs_clips
 from videoattn.command_line import run_tool
-from videoattn.data.annotations import AnnotationError, read_kinetics_csv, read_ssv2
+from videoattn.data.annotations import AnnotationError, read_annotations, read_class_names, read_kinetics_csv, read_ssv2
+from videoattn.data.annotations.list_lines import format_line
 from videoattn.data.check import LOG_NAME, CheckOptions, check_lists
 from videoattn.data.check_table import ERRORS, WARNINGS
 from videoattn.data.checked_list import CheckedList
@@ -144,7 +145,8 @@ def test_lengths_other_than_stated_are_found_where_they_are_stated(
         maker.write(tmp_path / name)
     (tmp_path / "train.csv").write_text("\n".join(rows))
     tolerance = 0.25 if lengths == "names" else 0.05
-    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv", separator=separator), separator)
+    read = read_kinetics_csv(tmp_path / "train.csv", separator=separator, with_lengths=lengths != "names")
+    videos = CheckedList("train", read, separator)
     check_lists([videos], tmp_path / "out", CheckOptions(lengths=lengths, tolerance=tolerance))
     assert problems(tmp_path / "out") == [(name, "wrong_length") for name in expected]
 
@@ -379,7 +381,7 @@ def test_exit_status_is_0_without_errors_1_with_errors_and_2_for_wrong_use(
     configured = ("--workers", 1, "--out", tmp_path / "configured")
     settings = ("DATA.PATH_TO_DATA_DIR", tmp_path, "MODEL.NUM_CLASSES", 1, "DATA.NUM_FRAMES", CLIP_FRAMES)
     status, printed = run(*configured, *settings)
-    assert status == 2 and "val.csv does not exist" in printed
+    assert status == 2 and "val.csv does not exist" in printed and "--split" in printed and "TEST.SPLIT" in printed
     status, printed = run(*configured, "--split", "train", *settings)
     assert status == 0 and "1 too_short" in printed
 
@@ -427,7 +429,8 @@ def test_exactly_fifty_faults_of_ten_kinds_are_found_among_five_thousand_clips(
         length = {"too_short": SHORT_FRAMES, "wrong_length": 2 * NUM_FRAMES}.get(fault, NUM_FRAMES)
         rows.append(f"{name} {length} {10 if fault == 'label_out_of_range' else label}\n")
     (tmp_path / "train.csv").write_text("".join(rows))
-    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv"), num_classes=10, is_short=is_short)
+    read = read_kinetics_csv(tmp_path / "train.csv", with_lengths=True)
+    videos = CheckedList("train", read, num_classes=10, is_short=is_short)
     started = time.perf_counter()
     check_lists([videos], tmp_path / "out", CheckOptions(lengths="frames"))
     print(f"{time.perf_counter() - started:.1f} s")
@@ -465,3 +468,98 @@ def test_class_folders_and_extracted_frames_are_checked_and_their_clean_list_can
     assert part is not None and part.problem == "damaged"
     nothing = prober(ProbeTask(str(tmp_path / "none_{1..3}.png")))
     assert nothing is not None and nothing.problem == "missing"
+
+
+def run_check(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = run_tool(check_data.main, ["--workers", "1", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.mark.parametrize("layout", ["folders", "csv"])
+def test_train_and_val_alone_are_checked_where_there_is_no_test_split(
+    maker: ClipMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "val"):
+        for number, name in enumerate(("a", "b")):
+            (data / split / name).mkdir(parents=True)
+            maker.write(data / split / name / f"{number}.mp4")
+        (data / split / "a" / "notes.txt").touch()
+        if layout == "csv":
+            (data / f"{split}.csv").write_text(f"{split}/a/0.mp4 0\n{split}/b/1.mp4 1\n\n")
+    settings = ("DATA.PATH_TO_DATA_DIR", data, "MODEL.NUM_CLASSES", 2, "DATA.NUM_FRAMES", 2)
+    status, printed, noted = run_check(capsys, "--out", out, *settings)
+    assert status == 0, noted
+    assert "train: 2 videos listed, 2 clean" in printed and "val: 2 videos listed, 2 clean" in printed
+    assert "--split" in noted and "TEST.SPLIT" in noted
+    left_out = "left out by their names or places, so not looked at: 1 .txt"
+    assert printed.count(left_out) == (2 if layout == "folders" else 0)
+    page = (out / "summary.html").read_text()
+    assert page.count("so not looked at: 1 .txt") == (2 if layout == "folders" else 0)
+    assert json.loads((out / "summary.json").read_text())["lists"]["val"]["left_out"] == (
+        {".txt": 1} if layout == "folders" else {}
+    )
+    status, _, error = run_check(capsys, "--out", out, "--split", "train,test", *settings)
+    assert status == 2 and "--split" in error and "TEST.SPLIT" in error
+    status, printed, noted = run_check(capsys, "--out", out, *settings, "TEST.SPLIT", "val")
+    assert status == 0 and not noted.count("note:") and printed.count("videos listed") == 2
+
+
+def test_a_clean_list_of_class_folders_reads_back_whatever_its_names_hold(
+    maker: ClipMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.data.test_list_lines import STRANGE_NAMES
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    for label in ("a, b", 'c\t"d"'):
+        (data / "train" / label).mkdir(parents=True)
+        for name in (*STRANGE_NAMES, "control\x01\x1b.mp4"):
+            if name.endswith(".mp4"):
+                maker.write(data / "train" / label / name)
+    maker.write(data / "train" / "a, b" / "bad\n.mp4", "damaged")
+    settings = ("DATA.PATH_TO_DATA_DIR", data, "MODEL.NUM_CLASSES", 2, "DATA.NUM_FRAMES", 2)
+    status, _, error = run_check(capsys, "--split", "train", "--decode", "sample", "--out", out, *settings)
+    assert status == 1, error
+    expected = read_annotations("kinetics", str(data), "train")
+    clean = read_annotations(
+        "kinetics", str(out / "clean"), "train", separator="\t", class_names=expected.class_names, num_classes=2
+    )
+    assert [(clean.path(i), clean.label(i)) for i in range(len(clean))] == [
+        (expected.path(i), expected.label(i)) for i in range(len(expected)) if "bad" not in expected.path(i)
+    ]
+    assert read_class_names(out / "clean" / "class_names.txt") == expected.class_names
+    with open(out / "bad_train.csv", newline="") as stream:
+        errors = [row for row in csv.DictReader(stream) if row["severity"] == "error"]
+    assert [row["path"] for row in errors] == [str(data / "train" / "a, b" / "bad\n.mp4")]
+    ElementTree.fromstring((out / "summary.html").read_text().removeprefix("<!DOCTYPE html>\n"))
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t"])
+def test_a_clean_list_keeps_its_lines_whatever_stands_between_them(
+    maker: ClipMaker, tmp_path: Path, separator: str
+) -> None:
+    names = ["a.mp4", "b\nc.mp4", "d,e f\tg.mp4", "bad\n.mp4", '"h".mp4']
+    for name in names:
+        maker.write(tmp_path / name, "empty" if "bad" in name else "")
+    lines = [format_line([name, "0"], separator, "\r\n") for name in names]
+    (tmp_path / "train.csv").write_bytes(("\ufeff" + "".join(lines) + "\n\n").encode())
+    videos = CheckedList("train", read_kinetics_csv(tmp_path / "train.csv", separator=separator), separator)
+    check_lists([videos], tmp_path / "out")
+    clean = tmp_path / "out" / "clean" / "train.csv"
+    assert clean.read_bytes().decode() == "".join(line for line in lines if "bad" not in line)
+    kept = read_kinetics_csv(clean, separator=separator, prefix=str(tmp_path))
+    assert [kept.listed(i) for i in range(len(kept))] == [name for name in names if "bad" not in name]
+
+
+def test_names_that_are_not_utf_8_are_named_before_any_video_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / os.fsdecode(b"v\xe9.mp4")).touch()
+    settings = ("DATA.PATH_TO_DATA_DIR", tmp_path, "MODEL.NUM_CLASSES", 1)
+    status, printed, error = run_check(capsys, "--split", "train", "--out", tmp_path / "out", *settings)
+    assert status == 2 and not printed and "train: a path that is not UTF-8 text" in error and r"v\udce9.mp4" in error
+    out = tmp_path / os.fsdecode(b"out\xe9")
+    status, printed, error = run_check(capsys, "--split", "train", "--out", out, *settings)
+    assert status == 2 and "--out: a path that is not UTF-8 text" in error and not out.exists()

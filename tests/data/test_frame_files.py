@@ -1,6 +1,7 @@
 """Extracted frames stand for the video that they were extracted from."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,35 @@ def test_videos_without_listed_frames_are_named_and_fail_only_in_evaluation(
     assert failure.index == 1 and failure.reason == f"{folder}/8: does not exist"
     with pytest.raises(AnnotationError, match="is a list of frames .*, expected TRAIN.DATASET ssv2"):
         read_annotations("kinetics", str(folder), "train")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("", "\n \r\n", ""),
+        ("\ufeff", "", ""),
+        ("", "\n\n8 8 20 8/8_000021.png 0\n", "train.csv:82: is an empty line"),
+        ("", "\n8 8 20 8/\udcff_000021.png 0\n", "train.csv:82: .*is not UTF-8 text"),
+    ],
+)
+def test_ends_of_a_list_of_frames_do_not_count_and_its_lines_are_named(
+    ssv2: Any, before: str, after: str, message: str
+) -> None:
+    file = ssv2("list") / "train.csv"
+    expected = read_annotations("ssv2", str(file.parent), "train")
+    file.write_bytes((before + file.read_text().rstrip("\n") + after).encode(errors="surrogateescape"))
+    if message:
+        with pytest.raises(AnnotationError, match=message):
+            read_annotations("ssv2", str(file.parent), "train")
+    else:
+        assert read_annotations("ssv2", str(file.parent), "train").paths == expected.paths
+
+
+def test_messages_about_frames_whose_names_are_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(DecodeError, match=r"\\udcff.png, expected names") as caught:
+        open_video(tmp_path)
+    assert str(caught.value).encode()
 
 
 def test_newer_names_of_the_json_files_are_read(ssv2: Any) -> None:

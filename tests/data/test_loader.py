@@ -1,3 +1,4 @@
+import logging
 import multiprocessing
 import os
 import random
@@ -19,7 +20,7 @@ from videoattn.data.annotations import AnnotationError
 from videoattn.data.batch import Batch
 from videoattn.data.dataset import ViewDataset
 from videoattn.data.decode import DecodeError
-from videoattn.data.loader import Split, clip_sampler
+from videoattn.data.loader import Split, clip_sampler, read_videos
 from videoattn.data.plan import EvaluationPlan, TrainPlan
 
 ROOT = Path(__file__).parents[2]
@@ -322,6 +323,45 @@ def start_script(
     )
     assert process.stdout is not None
     return process, [int(pid) for pid in process.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("layout", ["csv", "folders"])
+def test_a_missing_test_list_names_the_settings_and_the_split_that_is_there(tmp_path: Path, layout: str) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "1.mp4").touch()
+        if layout == "csv":
+            (tmp_path / f"{split}.csv").write_text(f"{split}/a/1.mp4 0\n")
+    cfg = settings(tmp_path, MODEL={"NUM_CLASSES": 1})
+    message = "test.csv does not exist.*DATA.PATH_TO_DATA_DIR is '.*', TEST.SPLIT test; TEST.SPLIT val takes the one"
+    with pytest.raises(AnnotationError, match=message):
+        build_loader(cfg, "test")
+    assert len(read_videos(settings(tmp_path, MODEL={"NUM_CLASSES": 1}, TEST={"SPLIT": "val"}), "test")) == 1
+    with pytest.raises(AnnotationError, match="train.csv does not exist.*DATA.PATH_TO_DATA_DIR is ''"):
+        read_videos(settings(tmp_path, DATA={"PATH_TO_DATA_DIR": "", "PATH_PREFIX": ""}), "train")
+
+
+def test_lists_that_do_not_fit_the_model_are_found_without_it(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 3\n")
+    with pytest.raises(AnnotationError, match="train.csv:2: label '3' of 'b.mp4', .* 0 to 2.*labels count from 0"):
+        read_videos(settings(tmp_path), "train")
+    with pytest.raises(AnnotationError, match="train.csv:1: .*DATA.PATH_LABEL_SEPARATOR"):
+        read_videos(settings(tmp_path, DATA={"PATH_LABEL_SEPARATOR": ","}), "train")
+
+
+def test_odd_lists_are_told_once_by_the_first_process(
+    video_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = video_folder(4)
+    (folder / "train.csv").write_text("clip0.mp4 0\nclip1.mp4 2\nclip0.mp4 2\nclip3.mp4 0\n")
+    for rank in (0, 1):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "videoattn"):
+            build_loader(settings(folder), "train", rank=rank, world_size=2, local_world_size=2).close()
+        told = [record.getMessage() for record in caplog.records]
+        assert [text.partition(": ")[2][:12] for text in told] == (
+            ["1 of MODEL.N", "1 of 4 entri"] if rank == 0 else []
+        )
 
 
 def gone(pid: int) -> bool:

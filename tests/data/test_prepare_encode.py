@@ -21,6 +21,7 @@ from tests.shared_files import CLIPS, needs_clips
 from videoattn.command_line import run_tool
 from videoattn.data import prepare_encode
 from videoattn.data.annotations import read_class_folders, read_kinetics_csv, read_ssv2
+from videoattn.data.annotations.list_lines import format_line
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.decode import DecodeError, open_video
 from videoattn.data.prepare_encode import LOG_NAME, encode_lists
@@ -245,7 +246,8 @@ def listed(maker: ClipMaker, tmp_path: Path) -> Build:
             maker.write(folder / name, fault)
         rows = "".join(f"{name}{separator}{number}\n" for number, name in enumerate(faults))
         (folder / "train.csv").write_text(text or rows)
-        return CheckedList("train", read_kinetics_csv(folder / "train.csv", separator=separator), separator)
+        videos = read_kinetics_csv(folder / "train.csv", separator=separator, with_lengths=True)
+        return CheckedList("train", videos, separator)
 
     return build
 
@@ -282,7 +284,7 @@ def test_lines_of_a_list_stay_as_they_are_but_for_the_path(maker: ClipMaker, lis
     checked = listed({"a,1.avi": "", "b.mp4": "", "c.mkv": "", "d.avi": ""}, text, ",")
     (result,) = encode_lists([checked], tmp_path / "out", SETTINGS)
     assert result.file.read_bytes() == b'"a,1.mp4",24,0\r\nb.mp4,7,1\nc.mp4,1,3\nd.mp4,5,4'
-    assert len(read_kinetics_csv(result.file, separator=",")) == 4
+    assert len(read_kinetics_csv(result.file, separator=",", with_lengths=True)) == 4
 
 
 def test_a_second_run_encodes_only_what_is_new_changed_or_half_noted(
@@ -475,3 +477,36 @@ def test_the_tool_encodes_and_its_status_says_whether_all_went_well(
     for wrong in (("--crf", 99), ("--workers", 0), ("--limit", 0), ("--split", "train")):
         status, printed = run("--list", folder / "train.csv", "--out", out, *wrong)
         assert status == 2 and printed.startswith("error: --")
+
+
+def test_lists_of_results_read_back_whatever_names_hold(maker: ClipMaker, tmp_path: Path) -> None:
+    names = ["a b.avi", "a\tb.avi", "a\nb.avi", 'a"b.avi', '"c" d.avi', "e,f.avi"]
+    for name in names:
+        (tmp_path / "classes/train/one").mkdir(parents=True, exist_ok=True)
+        maker.write(tmp_path / "classes/train/one" / name)
+    classes = CheckedList("train", read_class_folders(str(tmp_path / "classes"), "train"))
+    (result,) = encode_lists([classes], tmp_path / "out", SETTINGS)
+    videos = read_kinetics_csv(result.file, separator=result.separator)
+    expected = sorted(f"one/{name.removesuffix('.avi')}.mp4" for name in names)
+    assert sorted(videos.listed(i) for i in range(len(videos))) == expected
+    assert all(os.path.isfile(videos.path(index)) for index in range(len(videos)))
+    names = names[1:4]
+    for separator in (" ", "\t"):
+        file = tmp_path / "classes/train/one" / "train.csv"
+        file.write_text("".join(format_line([name, "0"], separator) for name in names))
+        plain = CheckedList("train", read_kinetics_csv(file, separator=separator), separator)
+        (result,) = encode_lists([plain], tmp_path / f"out{ord(separator)}", SETTINGS)
+        videos = read_kinetics_csv(result.file, separator=separator)
+        assert [videos.listed(i) for i in range(len(videos))] == [f"{name.removesuffix('.avi')}.mp4" for name in names]
+
+
+def test_a_missing_test_split_is_left_out_where_none_is_asked_for(
+    video_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = video_folder(3)
+    (folder / "test.csv").unlink()
+    settings = ("DATA.PATH_TO_DATA_DIR", folder, "MODEL.NUM_CLASSES", 3)
+    arguments = ["encode", "--out", tmp_path / "out", "--preset", "ultrafast", "--workers", 1, *settings]
+    assert run_tool(prepare_data.main, [*map(str, arguments)]) == 0
+    printed = capsys.readouterr()
+    assert "val: 3 of 3 videos" in printed.out and "TEST.SPLIT" in printed.err and "--split" in printed.err

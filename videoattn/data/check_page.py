@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from videoattn.data.annotations.class_folders import format_counts
 from videoattn.data.check_table import KINDS
 
 _STYLE = """
@@ -30,7 +31,7 @@ def format_page(summary: Mapping[str, Any]) -> str:
         parts.append(f"<h2>First {len(summary['first_problems'])} problems</h2>")
         parts.append(_table(("list", "kind", "path", "detail"), summary["first_problems"]))
     parts += [
-        f"<h2>Classes of {escape(split)}</h2>{_table(('class', 'name', 'listed', 'clean'), counts['classes'])}"
+        f"<h2>Classes of {_escape(split)}</h2>{_table(('class', 'name', 'listed', 'clean'), counts['classes'])}"
         for split, counts in summary["lists"].items()
     ]
     body = "\n".join(parts)
@@ -41,8 +42,11 @@ def format_page(summary: Mapping[str, Any]) -> str:
 
 
 def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) -> Iterable[str]:
-    yield f"<h2>{escape(split)}: {counts['listed']} videos, {counts['clean']} clean</h2>"
-    yield f"<p>{escape(counts['source'])}, sha256 {counts['sha256'][:16]}</p>"
+    yield f"<h2>{_escape(split)}: {counts['listed']} videos, {counts['clean']} clean</h2>"
+    yield f"<p>{_escape(counts['source'])}, sha256 {counts['sha256'][:16]}</p>"
+    if counts["left_out"]:
+        left_out = format_counts(list(counts["left_out"].items()))
+        yield f"<p>Left out by their names or places, so not looked at: {_escape(left_out)}.</p>"
     problems = [
         {"kind": kind, "videos": n, "severity": "error" if kind in errors else "warning", "meaning": KINDS[kind]}
         for kind, n in counts["problems"].items()
@@ -76,8 +80,8 @@ def _bars(title: str, counts: Mapping[str, int]) -> str:
         text_y = y + _BAR_HEIGHT - 5
         label = name if len(name) <= 22 else name[:21] + "…"
         rows.append(
-            f"<g><title>{escape(name)}</title>"
-            f'<text x="{_LABEL_WIDTH - 6}" y="{text_y}" text-anchor="end">{escape(label)}</text>'
+            f"<g><title>{_escape(name)}</title>"
+            f'<text x="{_LABEL_WIDTH - 6}" y="{text_y}" text-anchor="end">{_escape(label)}</text>'
             f'<rect x="{_LABEL_WIDTH}" y="{y + 2}" width="{width:.1f}" height="{_BAR_HEIGHT - 4}"/>'
             f'<text x="{_LABEL_WIDTH + width + 5:.1f}" y="{text_y}">{number}</text></g>'
         )
@@ -95,6 +99,11 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
+def _escape(text: str) -> str:
+    """A text for XML, in which most control characters may not stand; Python's escapes take their place."""
+    return escape("".join(sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text))
+
+
 def _cell(value: object) -> str:
     style = ' class="number"' if isinstance(value, int) else ""
-    return f"<td{style}>{escape(str(value))}</td>"
+    return f"<td{style}>{_escape(str(value))}</td>"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from videoattn.data.annotations.class_folders import format_counts
 from videoattn.data.check_page import format_page
 from videoattn.data.check_table import KINDS, CheckTable
 from videoattn.data.checked_list import CheckedList, write_clean
@@ -54,6 +55,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
     return {
         "source": checked.videos.source,
         "sha256": checked.videos.digest(),
+        "left_out": dict(checked.videos.left_out),
         "listed": len(checked.videos),
         "clean": len(checked.videos) - num_bad,
         "problems": {kind: problems[kind] for kind in KINDS if kind in problems},
@@ -124,6 +126,9 @@ def format_summary(summary: Summary) -> str:
     lines = []
     for split, counts in summary["lists"].items():
         lines.append(f"{split}: {counts['listed']} videos listed, {counts['clean']} clean ({counts['source']})")
+        if counts["left_out"]:
+            left_out = format_counts(list(counts["left_out"].items()))
+            lines.append(f"  left out by their names or places, so not looked at: {left_out}")
         for kind, number in counts["problems"].items():
             severity = "error" if kind in summary["error_kinds"] else "warning"
             lines.append(f"  {number:>7} {kind:<26} {severity:<8} {KINDS[kind]}")

@@ -1,6 +1,5 @@
 """Annotation files around a check of their videos: what they say of lengths, and what is left of them without some."""
 
-import csv
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Literal
 from videoattn.data.annotations import AnnotationError, VideoList
 from videoattn.data.annotations.frame_lists import is_frame_list
 from videoattn.data.annotations.kinetics_rows import is_official_kinetics
+from videoattn.data.annotations.list_lines import format_line, read_lines
 from videoattn.data.annotations.ssv2 import find_labels
 from videoattn.files import atomic_write
 
@@ -68,17 +68,16 @@ def stated_lengths(checked: CheckedList, lengths: Lengths) -> Iterator[float | N
 def _numbers(checked: CheckedList) -> Iterator[float]:
     if not checked.is_plain:
         raise AnnotationError(f"{checked.videos.source}: has no numbers between path and label; expected a plain csv")
-    with open(checked.videos.source, encoding="utf-8-sig", newline="") as lines:
-        plain = csv.reader(lines, delimiter=checked.separator, quoting=csv.QUOTE_NONE)
-        for line, fields in enumerate(csv.reader(lines) if checked.separator == "," else plain, start=1):
-            try:
-                _, number, _ = fields
-                yield float(number)
-            except ValueError:
-                raise AnnotationError(
-                    f"{checked.videos.source}:{line}: {checked.separator.join(fields)!r}, expected a path, the "
-                    "video's length as a number, and a label"
-                ) from None
+    for line, _, fields in read_lines(checked.videos.source, checked.separator):
+        try:
+            _, number, _ = fields
+            yield float(number)
+        except ValueError:
+            text = checked.separator.join(field.decode() for field in fields)
+            raise AnnotationError(
+                f"{checked.videos.source}:{line}: {text!r}, expected a path, the video's length as a number, and a "
+                "label"
+            ) from None
 
 
 def clean_name(checked: CheckedList) -> str:
@@ -92,7 +91,8 @@ def clean_name(checked: CheckedList) -> str:
 def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
     """The list without the videos numbered in `bad` (rising), every other line as it was. Returns its path.
 
-    Of class folders and of other kinds of csv, lines `path<tab>label`, and `class_names.txt` where names are known.
+    Of class folders and of other kinds of csv, lines `path<tab>label`, quoted where a path holds a tab, a line break or
+    a quote, and `class_names.txt` where names are known.
     """
     source, path = checked.videos.source, folder / clean_name(checked)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
         with open(source, encoding="utf-8") as stream:
             items = [item for index, item in enumerate(json.load(stream)) if index not in removed]
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(items, indent=0, ensure_ascii=False), encoding="utf-8")
+            temporary.write_text(json.dumps(items, indent=0), encoding="utf-8")  # texts may hold lone surrogates
         labels = find_labels(os.path.dirname(source))
         with atomic_write(folder / os.path.basename(labels)) as temporary:
             shutil.copyfile(labels, temporary)
@@ -111,21 +111,30 @@ def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
     if not checked.is_plain:
         _write_paths(checked.videos, {next_bad, *dropped}, path)
         return path
-    with atomic_write(path) as temporary, open(source, "rb") as lines, open(temporary, "wb") as clean:
-        for index, line in enumerate(lines):
+    with atomic_write(path) as temporary, open(temporary, "wb") as clean:
+        for index, (_, content, _) in enumerate(read_lines(source, checked.separator)):
             if index == next_bad:
                 next_bad = next(dropped, None)
             else:
-                clean.write(line)
+                clean.write(content)
     return path
 
 
+def list_line(path: str, label: int, separator: str) -> str:
+    """A line of a plain list."""
+    return format_line([path] if label < 0 else [path, str(label)], separator)
+
+
+def write_class_names(videos: VideoList, folder: Path) -> None:
+    """Write class_names.txt where the names are known."""
+    if videos.class_names:
+        with atomic_write(folder / "class_names.txt") as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in videos.class_names), encoding="utf-8")
+
+
 def _write_paths(videos: VideoList, bad: set[int | None], path: Path) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as clean:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as clean:
         for index in range(len(videos)):
             if index not in bad:
-                label = videos.label(index)
-                clean.write(os.path.abspath(videos.path(index)) + (f"\t{label}" if label >= 0 else "") + "\n")
-    if videos.class_names:
-        with atomic_write(path.with_name("class_names.txt")) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in videos.class_names), encoding="utf-8")
+                clean.write(list_line(os.path.abspath(videos.path(index)), videos.label(index), "\t"))
+    write_class_names(videos, path.parent)

@@ -1,5 +1,6 @@
 """The loader of a run, as its settings ask: which videos, clips and views, in which order, to which process."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,15 @@ from typing import Any, Literal
 import torch
 
 from videoattn.config import Config
-from videoattn.data.annotations import AnnotationError, VideoList, read_annotations, read_class_names
+from videoattn.data.annotations import (
+    AnnotationError,
+    MissingListError,
+    VideoList,
+    find_list,
+    read_annotations,
+    read_class_names,
+)
+from videoattn.data.annotations.oddities import find_oddities
 from videoattn.data.dataset import VideoDataset, ViewDataset
 from videoattn.data.decode import check_backend, open_video
 from videoattn.data.epochs import Loader, num_cores
@@ -18,7 +27,9 @@ from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TestTransform, TrainTransform
 from videoattn.data.video_reader import VideoReader
 
-__all__ = ["Loader", "Split", "build_loader", "class_names", "clip_sampler", "num_cores", "video_opener"]
+__all__ = ["Loader", "Split", "build_loader", "class_names", "clip_sampler", "num_cores", "read_videos", "video_opener"]
+
+logger = logging.getLogger("videoattn")
 
 Split = Literal["train", "val", "test"]
 
@@ -35,29 +46,16 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
             "rank, world_size and local_world_size expect 0 <= rank < world_size, a multiple of local_world_size, got "
             f"{rank}, {world_size} and {local_world_size}"
         )
-    names = class_names(cfg) if cfg.data.class_names else None
-    videos = read_annotations(
-        cfg.test.dataset if split == "test" else cfg.train.dataset,
-        cfg.data.path_to_data_dir,
-        cfg.test.split if split == "test" else split,
-        separator=cfg.data.path_label_separator,
-        prefix=cfg.data.path_prefix,
-        num_classes=cfg.model.num_classes,
-        class_names=names,
-    )
+    videos = read_videos(cfg, split)
+    if rank == 0:
+        for oddity in find_oddities(videos, cfg.model.num_classes if split == "train" else None):
+            logger.warning("%s", oddity)
     workers: dict[str, Any] = {
         "num_workers": cfg.data_loader.num_workers,
         "prefetch_factor": cfg.data_loader.prefetch_factor,
         "pin_memory": cfg.data_loader.pin_memory and cfg.device != "cpu" and torch.cuda.is_available(),
         "limit_seconds": cfg.data_loader.limit_seconds,
     }
-    if names is not None:
-        videos = replace(videos, class_names=names)
-    if split != "test" and not videos.is_labelled:
-        first = next(index for index in range(len(videos)) if videos.label(index) < 0)
-        raise AnnotationError(
-            f"{videos.source}:{first + 1}: {videos.path(first)} has no label, expected one in split {split}"
-        )
     if split == "train":
         plan = _train_plan(cfg, videos, rank, world_size, world_size // local_world_size)
         size = plan.last - plan.first
@@ -65,6 +63,49 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
     size = 1 if split == "test" else max(1, cfg.train.batch_size // local_world_size)
     dataset = _test_dataset(cfg, videos) if split == "test" else _val_dataset(cfg, videos)
     return Loader(dataset, EvaluationPlan(len(videos), size, rank, world_size), batch_size=size, **workers)
+
+
+def read_videos(cfg: Config, split: Split) -> VideoList:
+    """The list of videos that a loader of `split` reads, with labels that the model has; no video is opened.
+
+    Raises AnnotationError where there is no such list, naming the setting that says where it is, or it does not fit
+    the settings.
+    """
+    names = class_names(cfg) if cfg.data.class_names else None
+    read = partial(
+        read_annotations,
+        cfg.test.dataset if split == "test" else cfg.train.dataset,
+        cfg.data.path_to_data_dir,
+        separator=cfg.data.path_label_separator,
+        prefix=cfg.data.path_prefix,
+        num_classes=cfg.model.num_classes,
+        class_names=names,
+    )
+    try:
+        videos = read(cfg.test.split if split == "test" else split)
+    except MissingListError as error:
+        raise MissingListError(f"{error}; {_where_lists_are(cfg, split)}") from error
+    if names is not None:
+        videos = replace(videos, class_names=names)
+    if split != "test" and not videos.is_labelled:
+        first = next(index for index in range(len(videos)) if videos.label(index) < 0)
+        raise AnnotationError(
+            f"{videos.source}:{first + 1}: {videos.path(first)} has no label, expected one in split {split}"
+        )
+    return videos
+
+
+def _where_lists_are(cfg: Config, split: Split) -> str:
+    """Which settings say where a missing list is, and which other list is there for a test."""
+    where = f"DATA.PATH_TO_DATA_DIR is {cfg.data.path_to_data_dir!r}"
+    if split != "test":
+        return where
+    others = [
+        other for other in ("val", "train")
+        if find_list(cfg.test.dataset, cfg.data.path_to_data_dir, other, prefix=cfg.data.path_prefix)
+    ]  # fmt: skip
+    there = f"; TEST.SPLIT {others[0]} takes the one that is there" if others else ""
+    return f"{where}, TEST.SPLIT {cfg.test.split}{there}"
 
 
 def _train_plan(cfg: Config, videos: VideoList, rank: int, world_size: int, num_machines: int) -> TrainPlan:

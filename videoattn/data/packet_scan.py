@@ -33,7 +33,7 @@ class DecodeError(RuntimeError):
     """
 
     def __init__(self, message: str, kind: str = "damaged") -> None:
-        super().__init__(message)
+        super().__init__(message.encode(errors="backslashreplace").decode())  # names may not be UTF-8; results are
         self.kind = kind
 
 

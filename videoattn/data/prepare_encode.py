@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videoattn.data.check import open_log
-from videoattn.data.checked_list import CheckedList, clean_name, write_clean
+from videoattn.data.checked_list import CheckedList, clean_name, list_line, write_class_names, write_clean
 from videoattn.data.packet_scan import DecodeError
 from videoattn.data.prepare_lists import (
     check_sources,
     keep_settings,
-    list_line,
     refuse_own_list,
     relative_path,
     rename_lines,
     separator_for,
     unfinished_folder,
     write_bad_list,
-    write_class_names,
 )
 from videoattn.data.prepare_video import EncodeError, EncodeSettings, check_encoder, encode_video
 from videoattn.data.worker_pool import Lost, map_surviving
@@ -238,11 +236,11 @@ def _write_list(checked: CheckedList, target: Path, results: Mapping[str, Encode
         rename_lines(checked, names, target)
     else:
         separator = separator_for(checked, videos.paths)
-        with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+        with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as lines:
             for index, name in enumerate(names):
                 if name is not None:
                     lines.write(list_line(name, videos.label(index), separator))
     if not checked.is_json:
-        write_class_names(checked, folder)
+        write_class_names(videos, folder)
     write_bad_list(checked, bad, folder / f"bad_{checked.split}.csv")
     return EncodedList(target, len(videos), bad, separator)

@@ -8,13 +8,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from videoattn.data.annotations.list_lines import parse_separator
+from videoattn.data.annotations.video_files import VIDEO_ENDINGS
+from videoattn.data.annotations.video_list import MAX_LABEL, check_names
+from videoattn.data.checked_list import list_line
 from videoattn.data.packed import PackedVideo, shard_names, tar_members
-from videoattn.data.prepare_lists import list_line
 from videoattn.files import atomic_write
 
-_VIDEOS = ("mp4", "avi", "mkv", "webm", "mov")
+_PREVIEWS = (".gif", ".apng")  # pictures beside a video rather than the video
+_VIDEOS = tuple(ending.removeprefix(".") for ending in VIDEO_ENDINGS if ending not in _PREVIEWS)
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NOT_A_SAMPLE = re.compile(r"__[^/]*__(?:/.*)?")  # what webdataset, too, passes over
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 
 
@@ -37,6 +42,7 @@ def index_shards(
     video or a label, or with two videos, on tars that are compressed, cut short or damaged, and where `file` exists
     (`overwrite` takes its place).
     """
+    separator = parse_separator(separator, "--separator")
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists; expected another --out, or --overwrite")
     compressed = shard_names(folder, split, _COMPRESSED)
@@ -50,7 +56,7 @@ def index_shards(
         raise ValueError(f"{folder}: its {split}-*.tar have no members")
     if any(separator in path for path, _ in videos):
         separator = "\t"
-    with atomic_write(file) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+    with atomic_write(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as lines:
         for path, label in videos:
             lines.write(list_line(path, label, separator))
     return IndexedList(file, len(videos), len(shards), separator)
@@ -76,7 +82,9 @@ def _videos_of(folder: Path, name: str, labelled: bool) -> Iterator[tuple[str, i
         seen.add(key)
         if len(found) != 1:
             endings = ", ".join(part.ending for part in parts)
-            raise ValueError(f"{sample} has {len(found)} videos ({endings}), expected one of {', '.join(_VIDEOS)}")
+            raise ValueError(
+                f"{sample} has {len(found)} videos ({endings}), expected one of {', '.join(_VIDEOS[:5])} and others"
+            )
         labels = {part.label for part in parts if part.label is not None}
         if labelled and len(labels) != 1:
             wrong = f"labels {sorted(labels)}" if labels else "no label"
@@ -91,6 +99,7 @@ def _parts_of(folder: Path, name: str) -> Iterator[_Part]:
         match = _MEMBER.fullmatch(member.name)
         if match is None or any(sign in member.name for sign in "\t\r\n"):
             raise ValueError(f"{folder / name}: member {member.name!r}, expected a name KEY.ENDING without tabs")
+        check_names((member.name,), f"{folder / name}: a member")
         ending = match[2].lower()
         video = PackedVideo(name, member.name, member.offset_data, member.size)
         yield _Part(match[1], ending, video, _label_in(tar, member, ending, f"{folder / name}: {member.name}"))
@@ -103,13 +112,19 @@ def _label_in(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str, place:
     assert stream is not None  # a regular file
     try:
         text = stream.read().decode()
-        value = json.loads(text) if ending == "json" else int(text)
-    except ValueError as error:
+        value = json.loads(text) if ending == "json" else _whole_number(text.strip())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: expected {'JSON' if ending == 'json' else 'a whole number'}: {error}") from error
     if ending == "json":
         value = value.get("label") if isinstance(value, dict) else None
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{place}: label {value!r}, expected a whole number from 0 on")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_LABEL:
+        raise ValueError(f"{place}: label {value!r}, expected a whole number from 0 on, below 2^31")
     return value
+
+
+def _whole_number(text: str) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"got {text[:60]!r}")
+    return int(text)

@@ -1,6 +1,5 @@
 """What encoding and packing a data set share: where videos lie below their folder, earlier settings, new lists."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videoattn.data.annotations import VideoList
+from videoattn.data.annotations.list_lines import format_line, read_lines
 from videoattn.data.check_report import write_problems
 from videoattn.data.checked_list import CheckedList
 from videoattn.data.frame_files import is_frame_range
@@ -106,20 +106,7 @@ def refuse_own_list(checked: CheckedList, target: Path) -> None:
 
 def separator_for(checked: CheckedList, paths: bytes) -> str:
     """What parts path and label in a new list: the same as before, or a tab where a path would have to be quoted."""
-    needs_quotes = checked.separator.encode() in paths or (checked.separator == "," and b'"' in paths)
-    return _TAB if needs_quotes else checked.separator
-
-
-def list_line(path: str, label: int, separator: str) -> str:
-    """A line of a plain list."""
-    return f"{path}\n" if label < 0 else f"{path}{separator}{label}\n"
-
-
-def write_class_names(checked: CheckedList, folder: Path) -> None:
-    """Writes class_names.txt where the names are known."""
-    if checked.videos.class_names:
-        with atomic_write(folder / "class_names.txt") as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in checked.videos.class_names), encoding="utf-8")
+    return _TAB if checked.separator.encode() in paths else checked.separator
 
 
 def write_bad_list(checked: CheckedList, bad: Bad, file: Path) -> None:
@@ -130,20 +117,9 @@ def write_bad_list(checked: CheckedList, bad: Bad, file: Path) -> None:
 
 def rename_lines(checked: CheckedList, names: Iterable[str | None], target: Path) -> None:
     """The csv of a plain list with each video's path replaced, and the lines of those without a new one left out."""
-    source, separator = checked.videos.source, checked.separator
-    with open(source, encoding="utf-8-sig", newline="\n") as lines, atomic_write(target) as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") as renamed:
-            for line, name in zip(lines, names, strict=True):
-                if name is not None:
-                    renamed.write(_with_path(line, name, separator))
-
-
-def _with_path(line: str, path: str, separator: str) -> str:
-    text = line.rstrip("\r\n")
-    if separator == "," and '"' in text:
-        _, *rest = next(csv.reader([text]))
-    else:
-        _, *rest = text.split(separator)
-    if separator == "," and ("," in path or '"' in path):
-        path = '"' + path.replace('"', '""') + '"'
-    return separator.join([path, *rest]) + line[len(text) :]
+    lines = read_lines(checked.videos.source, checked.separator)
+    with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as renamed:
+        for (_, content, fields), name in zip(lines, names, strict=True):
+            if name is not None:
+                end = content[len(content.rstrip(b"\r\n")) :].decode()
+                renamed.write(format_line([name, *(field.decode() for field in fields[1:])], checked.separator, end))

@@ -17,17 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoattn.data.checked_list import CheckedList
+from videoattn.data.checked_list import CheckedList, list_line, write_class_names
 from videoattn.data.packed import PackedVideo, shard_names, tar_members
 from videoattn.data.prepare_lists import (
     check_sources,
     keep_settings,
-    list_line,
     refuse_own_list,
     separator_for,
     unfinished_folder,
     write_bad_list,
-    write_class_names,
     write_json,
 )
 from videoattn.data.prepare_shard import LABEL_ENDING, Sample, file_sha256, tar_bytes, write_shard
@@ -108,11 +106,11 @@ def pack_list(
     finished = {"num_left_out": len(packing.bad), "shards": [shards[name] for name in names]}
     write_json(state_file, {"settings": facts} | finished)
     separator = separator_for(checked, split.encode())
-    with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8") as lines:
+    with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as lines:
         for name, samples in packing.shards():
             for path, (_, sample) in zip(_places(folder, name), samples, strict=True):
                 lines.write(list_line(path, sample.label, separator))
-    write_class_names(checked, folder)
+    write_class_names(videos, folder)
     return PackedList(target, len(videos), len(names), packing.bad, separator)
 
 

@@ -29,8 +29,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(MViT, **size) for name, size in _MVITS.items()},
     **{f"{PREFIX}{name}": partial(Baseline, name, clip_size=size) for name, (_, size) in BASELINES.items()},
 }
-# Sections that say nothing of a model; those of a finished run may hold what would be refused now.
-_OF_TRAINING = ("SOLVER.", "TRAIN.", "MIXUP.", "GLOBAL_BATCH_SIZE")
+# Keys that say nothing of a model or its data; those of a finished run may hold what would be refused now.
+_OF_TRAINING = ("SOLVER.", "TRAIN.BATCH_SIZE", "TRAIN.CHECKPOINT_", "TRAIN.EVAL_PERIOD", "MIXUP.", "GLOBAL_BATCH_SIZE")
 # Tokens of one clip, and those that attend to each other; 96 frames of 224 x 224 pixels have 18,816.
 _MOST_TOKENS, _LONGEST_SEQUENCE = 2**20, 2**17
 
@@ -223,13 +223,20 @@ def build_model(cfg: Config) -> nn.Module:
         ) from None
 
 
-def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """The constructor and arguments of the model that a config's YAML text describes, as checkpoints embed it.
+def read_description(text: str) -> Config:
+    """Return the settings of a model and its data from a config's YAML text, as checkpoints embed it.
 
-    Raises ValueError with all problems of the text.
+    How the weights were trained is left out. Raises ValueError with all problems of the text.
     """
     from videoattn.config_file import parse_config
 
-    cfg = parse_config(text, "the embedded cfg", without=_OF_TRAINING)
-    arguments = model_arguments(cfg)
-    return MODELS[cfg.model.model_name], arguments
+    return parse_config(text, "the embedded cfg", without=_OF_TRAINING)
+
+
+def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    """Return the constructor and arguments of the model that a config's YAML text describes.
+
+    Raises ValueError with all problems of the text.
+    """
+    cfg = read_description(text)
+    return MODELS[cfg.model.model_name], model_arguments(cfg)

@@ -12,7 +12,7 @@ from videoattn.grid import Axis
 from videoattn.layers.mixer import MultiheadAttention, TokenMixer
 from videoattn.layers.pooled_attention import UNIT, PooledAttention, TokenPool
 from videoattn.layers.skip import Leff, ReusedWeights
-from videoattn.models.build import MODELS, model_arguments
+from videoattn.models.build import MODELS, model_arguments, read_description
 from videoattn.models.weight_files import WeightFile
 from videoattn.operators import OPERATORS
 
@@ -112,9 +112,7 @@ def format_departures(departures: Sequence[Departure]) -> str:
 
 def _describe_settings(file: WeightFile) -> Description:
     """Describe the model and data of a file's own settings. Raises ValueError where they can't be read."""
-    from videoattn.config_file import parse_config
-
-    cfg = parse_config(file.cfg or "", "settings in the file")
+    cfg = read_description(file.cfg or "")
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"test_crop_size": cfg.data.train_crop_size})})
     with torch.device("meta"):
         model = MODELS[cfg.model.model_name](**model_arguments(cfg))

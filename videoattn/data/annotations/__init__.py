@@ -4,6 +4,7 @@ No video is opened. Some are looked for, never all, where files alone do not say
 """
 
 import os
+from functools import partial
 from typing import Literal
 
 from videoattn.data.annotations.class_folders import find_split_folder, read_class_folders
@@ -12,14 +13,23 @@ from videoattn.data.annotations.frame_lists import is_frame_list
 from videoattn.data.annotations.kinetics import read_official_kinetics
 from videoattn.data.annotations.kinetics_rows import is_official_kinetics
 from videoattn.data.annotations.path_label import read_kinetics_csv
-from videoattn.data.annotations.ssv2 import find_labels, read_ssv2
-from videoattn.data.annotations.video_list import UNLABELLED, AnnotationError, VideoList, files_in, split_names
+from videoattn.data.annotations.ssv2 import find_json_list, find_labels, read_ssv2
+from videoattn.data.annotations.video_list import (
+    UNLABELLED,
+    AnnotationError,
+    MissingListError,
+    VideoList,
+    files_in,
+    split_names,
+)
 
 __all__ = [
     "UNLABELLED",
     "AnnotationError",
+    "MissingListError",
     "VideoList",
     "check_same_order",
+    "find_list",
     "read_annotations",
     "read_class_folders",
     "read_class_names",
@@ -38,6 +48,7 @@ def read_annotations(
     prefix: str = "",
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
+    with_lengths: bool = False,
 ) -> VideoList:
     """The videos of one split, in the format that the files at hand have.
 
@@ -45,11 +56,15 @@ def read_annotations(
     `{split}.csv` in `folder` or `folder/annotations`, either Kinetics' own (known by its header) or `path label` lines;
     without such a file, the class folders in `{split}` below `prefix` or `folder`.
     `class_names` are those of the model, if known: they number the classes of the official csv and of folders.
+    `with_lengths` permits a number before the label in lines of videos. Raises AnnotationError where a list is not as
+    expected, and its subclass MissingListError where there is neither a list nor a folder.
     """
+    plain = partial(
+        read_kinetics_csv, separator=separator, prefix=prefix, num_classes=num_classes, with_lengths=with_lengths
+    )
     if dataset == "ssv2":
-        plain = os.path.join(folder, f"{split}.csv")
-        if os.path.isfile(plain) and not is_frame_list(plain) and not os.path.isfile(find_labels(folder)):
-            return read_kinetics_csv(plain, separator=separator, prefix=prefix, num_classes=num_classes)
+        if _has_plain_list(folder, split):
+            return plain(os.path.join(folder, f"{split}.csv"))
         return _read_ssv2(folder, split, prefix, num_classes, class_names)
     if dataset != "kinetics":
         raise ValueError(f"unknown data set {dataset!r}, expected kinetics or ssv2")
@@ -57,7 +72,7 @@ def read_annotations(
     if file is None:
         place = prefix or folder
         if find_split_folder(place, split) is None:
-            raise AnnotationError(
+            raise MissingListError(
                 f"{os.path.join(folder, split)}.csv does not exist; {files_in(folder, '.csv')}; nor is there a folder "
                 f"{' or '.join(split_names(split))} of class folders in {place}"
             )
@@ -65,7 +80,7 @@ def read_annotations(
     if is_frame_list(file):
         raise AnnotationError(f"{file}: is a list of frames of Something-Something-V2, expected TRAIN.DATASET ssv2")
     if not is_official_kinetics(file):
-        return read_kinetics_csv(file, separator=separator, prefix=prefix, num_classes=num_classes)
+        return plain(file)
     train = _find_csv(folder, "train")
     return read_official_kinetics(
         file,
@@ -76,6 +91,22 @@ def read_annotations(
         class_names=class_names,
         train_file=train if train is not None and is_official_kinetics(train) else None,
     )
+
+
+def find_list(dataset: str, folder: str, split: str, *, prefix: str = "") -> str | None:
+    """The file or folder that `read_annotations` would read the videos of a split from, or None where there is none."""
+    if dataset != "ssv2":
+        return _find_csv(folder, split) or find_split_folder(prefix or folder, split)
+    if _has_plain_list(folder, split):
+        return os.path.join(folder, f"{split}.csv")
+    file = find_json_list(folder, split)
+    return file if os.path.isfile(file) else None
+
+
+def _has_plain_list(folder: str, split: str) -> bool:
+    """Return whether Something-Something-V2 is listed in lines `path label`, as it is after packing."""
+    file = os.path.join(folder, f"{split}.csv")
+    return os.path.isfile(file) and not is_frame_list(file) and not os.path.isfile(find_labels(folder))
 
 
 def _read_ssv2(

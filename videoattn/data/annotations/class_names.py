@@ -10,20 +10,25 @@ _MOST_NAMED = 5
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
-    """One class name a line, in the order of the labels. Raises AnnotationError on an empty line or file."""
+    """One class name a line, in the order of the labels.
+
+    Empty lines at the end do not count. Raises AnnotationError on one before others, and on an empty file.
+    """
     source = os.fspath(file)
     try:
         with open(source, encoding="utf-8-sig") as lines:
-            names = tuple(line.strip() for line in lines)
+            names = [line.strip() for line in lines]
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{source}: is not UTF-8 text: {error}") from error
     except OSError as error:
         raise AnnotationError(f"{source}: cannot be read: {error.strerror}") from error
+    while names and not names[-1]:
+        names.pop()
     if not names:
         raise AnnotationError(f"{source}: is empty, expected one class name a line")
     if "" in names:
         raise AnnotationError(f"{source}:{names.index('') + 1}: is empty, expected a class name")
-    return names
+    return tuple(names)
 
 
 def number_classes(names: Sequence[str], source: str) -> dict[str, int]:

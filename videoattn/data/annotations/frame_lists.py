@@ -3,10 +3,12 @@
 import os
 import re
 
+from videoattn.data.annotations.list_lines import decoded
 from videoattn.data.annotations.video_list import AnnotationError
 
 _HEADERS = (b"original_vido_id video_id frame_id path labels", b"original_video_id video_id frame_id path labels")
-_NUMBERED = re.compile(rb"(.*?)([0-9]+)(\.[A-Za-z]+)", re.DOTALL)
+_MARK = b"\xef\xbb\xbf"
+_NUMBERED = re.compile(rb"(.*?)([0-9]{1,18})(\.[A-Za-z]+)", re.DOTALL)
 
 
 def is_frame_list(file: str) -> bool:
@@ -14,21 +16,21 @@ def is_frame_list(file: str) -> bool:
     if not os.path.isfile(file):
         return False
     with open(file, "rb") as lines:
-        return lines.readline().strip() in _HEADERS
+        return lines.readline().removeprefix(_MARK).strip() in _HEADERS
 
 
 def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
     """The line where each video begins, and its frames as one path `{id}/{id}_{000001..000120}.jpg`.
 
     The columns are `original_vido_id video_id frame_id path labels`; what is read is the first and the path. Raises
-    AnnotationError where a line has other fields, the numbers in the names have a gap, naming the file that was
-    expected, or the lines of a video do not stand together.
+    AnnotationError where a line has other fields, is empty (at the end of the file lines may be) or not UTF-8 text, the
+    numbers in the names have a gap, naming the file that was expected, or the lines of a video do not stand together.
     Source: PySlowFast, datasets/utils.py, load_image_lists.
     """
     videos: dict[str, tuple[int, str]] = {}
     begun: dict[bytes, int] = {}
     video, before, first, number, after = b"", b"", b"", -1, b""
-    width = 0
+    width = empty = 0
 
     def close() -> None:
         last = b"%0*d" % (width, number)
@@ -39,6 +41,13 @@ def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
             next(lines)
             for place, line in enumerate(lines, start=2):
                 fields = line.split()
+                if not fields:
+                    empty = empty or place
+                    continue
+                if empty:
+                    raise AnnotationError(f"{file}:{empty}: is an empty line, expected {_HEADERS[0].decode()}")
+                if not line.isascii():
+                    decoded(line, f"{file}:{place}")
                 if len(fields) != 5:
                     raise AnnotationError(f"{file}:{place}: {len(fields)} fields, expected {_HEADERS[0].decode()}")
                 path = fields[3].strip(b'"')
@@ -64,8 +73,6 @@ def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
                 number, width = int(first), len(first) if first.startswith(b"0") else 0
     except OSError as error:
         raise AnnotationError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{file}: is not UTF-8 text: {error}") from error
     if not video:
         raise AnnotationError(f"{file}: has a header and no frames")
     close()

@@ -14,7 +14,7 @@ from videoattn.data.annotations.video_list import AnnotationError, split_names
 
 logger = logging.getLogger("videoattn")
 
-_ENDINGS = (".mp4", ".mkv", ".webm")
+_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv")
 _MOST_SOUGHT, _ENOUGH_FOUND = 1000, 50
 
 

@@ -9,9 +9,12 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+from videoattn.data.annotations.list_lines import undecodable_place
 from videoattn.data.annotations.video_list import AnnotationError
 
 _NEEDED = ("youtube_id", "time_start", "time_end")
+_COLUMNS = (*_NEEDED, "label", "split")
+_ZERO = "\0"
 TIMES = len("_000000_000010")
 
 
@@ -41,6 +44,8 @@ class KineticsRows:
         if label is not None and label not in self.labels:
             if not label:
                 raise AnnotationError(f"{self.source}:{line}: has no label, expected one in column label")
+            if _ZERO in label:
+                raise AnnotationError(f"{self.source}:{line}: label {label!r} holds a zero byte, expected text")
             self._numbers[label] = len(self.labels)
             self.labels[label] = line
         self.label_of.append(0 if label is None else self._numbers[label])
@@ -49,7 +54,7 @@ class KineticsRows:
 
     def set_split(self, split: str, line: int) -> None:
         """What the column of splits says, which is the same in all rows."""
-        if self.split:
+        if len(self):
             raise AnnotationError(
                 f"{self.source}:{line}: is of split {split!r}, unlike the lines before it, of {self.split!r}; expected "
                 "one split a file"
@@ -66,11 +71,13 @@ def read_rows(file: str) -> KineticsRows:
     rows = KineticsRows(file)
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            _fill(rows, csv.reader(lines, strict=True))
+            reader = csv.reader(lines, strict=True)
+            try:
+                _fill(rows, reader)
+            except csv.Error as error:
+                raise AnnotationError(f"{file}:{reader.line_num}: is no line of a csv file: {error}") from error
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{file}: is not UTF-8 text: {error}") from error
-    except csv.Error as error:
-        raise AnnotationError(f"{file}: is not a csv file: {error}") from error
+        raise AnnotationError(f"{file}: is not UTF-8 text: {undecodable_place(file)}") from error
     except OSError as error:
         raise AnnotationError(f"{file}: cannot be read: {error.strerror}") from error
     if not len(rows):
@@ -80,25 +87,36 @@ def read_rows(file: str) -> KineticsRows:
 
 def _fill(rows: KineticsRows, lines: Any) -> None:
     header = [name.strip().lower() for name in next(lines)]
+    twice = [name for name in _COLUMNS if header.count(name) > 1]
+    if twice:
+        raise AnnotationError(f"{rows.source}:1: column {twice[0]} is there twice, expected once")
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise AnnotationError(f"{rows.source}:1: columns {', '.join(header)}, expected also {', '.join(missing)}")
     video, start, end = (header.index(name) for name in _NEEDED)
     label, split = (header.index(name) if name in header else None for name in ("label", "split"))
+    before = lines.line_num
     for fields in lines:
+        number, before = before + 1, lines.line_num
         if not fields:
             continue
+        if lines.line_num > number:
+            raise AnnotationError(
+                f"{rows.source}:{number}: {','.join(fields)[:200]!r} goes on in the next line, as quotes ask for; "
+                "expected quotes to be closed"
+            )
         if len(fields) != len(header):
             raise AnnotationError(
                 f"{rows.source}:{lines.line_num}: {len(fields)} fields, expected {len(header)}: {','.join(header)}"
             )
         times = f"_{fields[start]:0>6}_{fields[end]:0>6}"
-        if len(times) != TIMES or not times.replace("_", "").isdecimal() or not fields[video]:
+        are_times = len(times) == TIMES and times.isascii() and fields[start].isdigit() and fields[end].isdigit()
+        if not are_times or not fields[video] or _ZERO in fields[video]:
             raise AnnotationError(
                 f"{rows.source}:{lines.line_num}: id {fields[video]!r} from {fields[start]!r} to {fields[end]!r}, "
                 "expected an id and two whole numbers of seconds"
             )
-        if split is not None and fields[split] != rows.split:
+        if split is not None and (fields[split] != rows.split or not len(rows)):
             rows.set_split(fields[split], lines.line_num)
         rows.add(fields[video] + times, None if label is None else fields[label], lines.line_num)
 

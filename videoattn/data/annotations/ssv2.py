@@ -8,13 +8,24 @@ from typing import Any
 
 from videoattn.data.annotations.class_names import unknown_name
 from videoattn.data.annotations.frame_lists import is_frame_list, read_frame_list
-from videoattn.data.annotations.video_list import UNLABELLED, AnnotationError, VideoList, files_in, pack, split_names
+from videoattn.data.annotations.list_lines import undecodable_place
+from videoattn.data.annotations.list_mistakes import is_whole_number
+from videoattn.data.annotations.video_list import (
+    UNLABELLED,
+    AnnotationError,
+    MissingListError,
+    VideoList,
+    check_names,
+    files_in,
+    pack,
+    split_names,
+)
 
 logger = logging.getLogger("videoattn")
 
 _FILES = {"train": "train", "val": "validation", "test": "test"}
-_ENDINGS = (".webm", ".mp4", "")  # "": a folder of frames
-_MOST_SOUGHT = 100
+_ENDINGS = (".webm", ".mp4", ".mkv", ".avi", ".mov", "")  # "": a folder of frames
+_MOST_SOUGHT, _MOST_DIGITS = 100, 9
 
 
 def read_ssv2(folder: str, split: str, *, prefix: str = "") -> VideoList:
@@ -22,14 +33,14 @@ def read_ssv2(folder: str, split: str, *, prefix: str = "") -> VideoList:
 
     Where `folder/{split}.csv` is a list of frames, a video is the frames that it lists, below `prefix` or `folder`. Of
     videos that it lacks a warning tells; train leaves them out, while an evaluation is to fail on them. Else a video is
-    `{prefix or folder/videos}/{id}.webm`, `.mp4` or a folder of frames `{id}`, as decided by the first that exists. The
-    test split has no labels; `class_names` is always set. Raises AnnotationError, also on a template that the labels
-    file does not have, and on frames of a video that the json file does not have.
+    `{prefix or folder/videos}/{id}.webm`, of another ending or a folder of frames `{id}`, as decided by the first that
+    exists. The test split has no labels; `class_names` is always set. Raises AnnotationError, also on a template that
+    the labels file does not have, and on frames of a video that the json file does not have.
     """
     split_names(split)
     classes_file = find_labels(folder)
     classes, class_names = _read_classes(classes_file)
-    source = _find(folder, _FILES[split])
+    source = find_json_list(folder, split)
     names, labels = _read_videos(source, classes, classes_file, needs_labels=split != "test")
     frame_list = os.path.join(folder, f"{split}.csv")
     if is_frame_list(frame_list):
@@ -53,6 +64,11 @@ def read_ssv2(folder: str, split: str, *, prefix: str = "") -> VideoList:
 def find_labels(folder: str) -> str:
     """Where the numbers of the classes are."""
     return _find(folder, "labels")
+
+
+def find_json_list(folder: str, split: str) -> str:
+    """Where the list of a split is, or would be."""
+    return _find(folder, _FILES[split])
 
 
 def _find(folder: str, name: str) -> str:
@@ -91,9 +107,13 @@ def _read_videos(
         raise AnnotationError(f"{source}: expected a list of videos, got {_kind(items)}")
     names, labels = [], []
     for index, item in enumerate(items):
-        if not isinstance(item, dict) or not isinstance(item.get("id"), str | int) or not str(item["id"]):
+        if isinstance(item, _Repeating):
+            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} is there twice, expected once")
+        name = item.get("id") if isinstance(item, dict) else None
+        if not isinstance(name, str | int) or isinstance(name, bool) or not str(name):
             raise AnnotationError(f"{source}: item {index}: expected an object with an id, got {_kind(item)}")
-        names.append(str(item["id"]))
+        check_names((str(name),), f"{source}: item {index}: an id")
+        names.append(str(name))
         if "template" not in item:
             if needs_labels:
                 raise AnnotationError(f"{source}: item {index} (id {item['id']}): has no template, so no label")
@@ -111,29 +131,55 @@ def _read_classes(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
     content = _read_json(file)
     if not isinstance(content, dict) or not content:
         raise AnnotationError(f"{file}: expected an object of template: class number, got {_kind(content)}")
+    if isinstance(content, _Repeating):
+        raise AnnotationError(f"{file}: template {content.repeated!r} is there twice, expected once")
     names: dict[int, str] = {}
     for template, value in content.items():
-        if not str(value).isdecimal() or int(value) >= len(content) or int(value) in names:
+        text = str(value)
+        is_number = is_whole_number(text) and len(text) <= _MOST_DIGITS and not isinstance(value, bool)
+        if not is_number or int(text) >= len(content) or int(text) in names:
             raise AnnotationError(
-                f"{file}: class {value!r} of {template!r}, expected each number from 0 to {len(content) - 1} once"
+                f"{file}: class {text[:60]!r} of {template!r}, expected each number from 0 to {len(content) - 1} once"
             )
-        names[int(value)] = template
+        names[int(text)] = template
     ordered = tuple(names[number] for number in range(len(names)))
     return {name: number for number, name in enumerate(ordered)}, ordered
 
 
 def _read_json(file: str) -> Any:
     if not os.path.isfile(file):
-        raise AnnotationError(f"{file} does not exist; {files_in(os.path.dirname(file), '.json')}")
+        raise MissingListError(f"{file} does not exist; {files_in(os.path.dirname(file), '.json')}")
     try:
-        with open(file, encoding="utf-8") as stream:
-            return json.load(stream)
+        with open(file, encoding="utf-8-sig") as stream:
+            return json.load(stream, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{file}: is not UTF-8 text: {error}") from error
+        raise AnnotationError(f"{file}: is not UTF-8 text: {undecodable_place(file)}") from error
+    except RecursionError as error:
+        raise AnnotationError(f"{file}: can't be read as JSON: it has thousands of brackets in each other") from error
     except OSError as error:
         raise AnnotationError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+class _Repeating(dict[str, Any]):
+    """An object of JSON that has the key `repeated` more than once."""
+
+    repeated = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    repeating, names = _Repeating(content), [name for name, _ in pairs]
+    repeating.repeated = next(name for name in names if names.count(name) > 1)
+    return repeating
+
+
+def _integer(text: str) -> int | str:
+    """A whole number, or its text where Python might refuse to convert so many digits."""
+    return int(text) if len(text) < 20 else text
 
 
 def _kind(value: object) -> str:
