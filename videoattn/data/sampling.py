@@ -23,7 +23,8 @@ def dense_indices(
 ) -> list[int]:
     """`num_frames` indices evenly spread from `start` to the end of the window, clamped to the video and truncated.
 
-    A video shorter than the window repeats its last frame, and a window shorter than a frame that frame. Raises ValueError on an empty video.
+    A video shorter than the window repeats its last frame, and a window shorter than a frame repeats that frame. Raises
+    ValueError on an empty video.
     Source: PySlowFast, datasets/decoder.py, temporal_sampling (torch.linspace in float32, then truncation).
     """
     _check_not_empty(num_video_frames)
