@@ -1,5 +1,7 @@
 """Frames of a video file through decord, held to the numbers that a scan of the file gives."""
 
+import shutil
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,9 +41,15 @@ class DecordReader(VideoReader):
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
+        options = {"ctx": decord.cpu(0), "num_threads": 1, "fault_tol": _ANY_RECOVERED_FRAME}
         with LibraryCalls(f"{self.path}: decord cannot open it", "wrong_backend"):
             content = self._source.begin(in_utf8=True)
-            return decord.VideoReader(content, ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME)
+            if self.scan.container != "avi" or isinstance(content, str):
+                return decord.VideoReader(content, **options)
+            with tempfile.NamedTemporaryFile() as file:  # decord crashes on damaged avi in memory
+                shutil.copyfileobj(content, file)
+                file.flush()
+                return decord.VideoReader(file.name, **options)
 
     def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
         if self._reader is None:
