@@ -20,7 +20,7 @@ from videoattn.data.dataset import Watch
 from videoattn.data.decode import DecodeError
 from videoattn.data.worker_pool import Lost, WorkerPool, start_clock
 
-_FORGIVEN = 1  # a machine that was suspended, or short of memory, is not the video's fault
+_NUM_RETRIES = 1  # a machine that was suspended, or short of memory, is not the video's fault
 _NO_VIDEO = -1
 
 
@@ -47,8 +47,9 @@ class _Task:
 class ClipWorkers:
     """Samples of a dataset, made by `num_workers` processes with at most `num_slots` of them begun or waiting.
 
-    A video on which a worker spends more than `limit_seconds` (0: any time), or which ends it, is taken as one that
-    cannot be decoded: `lost` has it with the reason, after the second time for good. A DecodeError naming videos is
+    A video on which a worker spends more than `limit_seconds` (0: any time), or which ends it, is tried again, so that
+    the samples are those of an undisturbed run. After the second time in a row it is one that cannot be decoded: `lost`
+    has it with the reason. A DecodeError naming videos is
     raised where nothing arrives for `stall_seconds` all the same, as from a disk that is gone, and RuntimeError with a
     worker's traceback for any error in the dataset but DecodeError.
     """
@@ -116,7 +117,7 @@ class ClipWorkers:
             tasks.append(task)
 
     def _receive(self, done: dict[int, Sample], needed: Sequence[_Task]) -> None:
-        """Wait for an answer; a task whose worker was lost is begun anew without the video that it was at."""
+        """Wait for an answer; a task whose worker was lost is begun anew, at last without the video that it was at."""
         assert self._pool is not None
         answer = self._pool.next_answer(self._stall)
         if answer is None:
@@ -128,18 +129,20 @@ class ClipWorkers:
         task, result = answer
         if not isinstance(result, Lost):
             rows = result.pop("num_clips")
-            done[task.slot] = Sample(clips=self._slots[task.slot, :rows], **result)
+            done[task.slot] = sample = Sample(clips=self._slots[task.slot, :rows], **result)
+            for video in (sample.video, _NO_VIDEO):
+                self._times_lost.pop(video, None)
             return
         if result.kind == "raises":
             raise RuntimeError(f"{self._dataset.path(task.key)}: {result.reason}\n\nIn a worker:\n{result.trace}")
         video = int(self._current[task.slot])
         self._times_lost[video] += 1
-        if video != _NO_VIDEO:
-            task.lost[video] = result.reason
-            if self._times_lost[video] > _FORGIVEN:
-                self.lost[video] = result.reason
-        elif self._times_lost[video] > len(self._slots):
-            raise RuntimeError(f"workers end before they open a video: {result.reason}")
+        if video == _NO_VIDEO:
+            if self._times_lost[video] > len(self._slots):
+                raise RuntimeError(f"workers end before they open a video: {result.reason}")
+        elif self._times_lost[video] > _NUM_RETRIES:
+            self.lost[video] = task.lost[video] = result.reason
+        self._current[task.slot] = _NO_VIDEO
         self._pool.submit(task, most=len(self._slots))
 
 

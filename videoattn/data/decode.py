@@ -33,13 +33,15 @@ import importlib
 import os
 from typing import BinaryIO, Literal, get_args
 
+from videoattn.data.decode_error import DecodeError, reason_of
 from videoattn.data.decord_reader import DecordReader
 from videoattn.data.frame_files import FrameReader, is_frame_range
 from videoattn.data.packed import is_url, parse_packed, read_packed
-from videoattn.data.packet_scan import DecodeError, VideoSource, open_stream, reason_of, scan_packets
+from videoattn.data.packet_scan import scan_packets
 from videoattn.data.pyav_reader import PyavReader
 from videoattn.data.torchcodec_reader import TorchcodecReader
 from videoattn.data.video_reader import VideoReader
+from videoattn.data.video_stream import VideoSource, open_stream
 
 __all__ = ["Backend", "DecodeError", "VideoReader", "open_video"]
 

@@ -1,12 +1,16 @@
 """Frames of a video file through decord, held to the numbers that a scan of the file gives."""
 
+import shutil
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from videoattn.data.packet_scan import DecodeError, PacketScan, VideoSource, reason_of
+from videoattn.data.decode_error import DecodeError, LibraryCalls
+from videoattn.data.packet_scan import PacketScan
 from videoattn.data.video_reader import Image, VideoReader
+from videoattn.data.video_stream import VideoSource
 
 _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it replaced by others
 
@@ -37,39 +41,41 @@ class DecordReader(VideoReader):
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
-        try:
-            return decord.VideoReader(
-                self._source.begin(), ctx=decord.cpu(0), num_threads=1, fault_tol=_ANY_RECOVERED_FRAME
-            )
-        except (RuntimeError, decord.DECORDError, AssertionError) as error:
-            raise DecodeError(f"{self.path}: decord cannot open it: {reason_of(error)}", "wrong_backend") from error
+        options = {"ctx": decord.cpu(0), "num_threads": 1, "fault_tol": _ANY_RECOVERED_FRAME}
+        with LibraryCalls(f"{self.path}: decord cannot open it", "wrong_backend"):
+            content = self._source.begin(in_utf8=True)
+            if self.scan.container != "avi" or isinstance(content, str):
+                return decord.VideoReader(content, **options)
+            with tempfile.NamedTemporaryFile() as file:  # decord crashes on damaged avi in memory
+                shutil.copyfileobj(content, file)
+                file.flush()
+                return decord.VideoReader(file.name, **options)
 
     def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
-        import decord
-        from decord._ffi.base import DECORDLimitReachedError
-
         if self._reader is None:
             raise DecodeError(f"{self.path}: is closed")
-        try:
-            return (self._read_in_order(wanted) if self.in_order else self._seek(wanted)).items()
-        except (RuntimeError, IndexError, StopIteration, decord.DECORDError, DECORDLimitReachedError) as error:
-            if isinstance(error, DecodeError):
-                raise
-            raise DecodeError(f"{self.path}: decord cannot read frames {wanted}: {reason_of(error)}") from error
+        calls = LibraryCalls(f"{self.path}: decord cannot read frames {wanted}")
+        return (self._read_in_order(wanted, calls) if self.in_order else self._seek(wanted, calls)).items()
 
-    def _seek(self, wanted: list[int]) -> dict[int, Image]:
-        images = _as_array(self._reader.get_batch(wanted))
+    def _seek(self, wanted: list[int], calls: LibraryCalls) -> dict[int, Image]:
+        with calls:
+            images = _as_array(self._reader.get_batch(wanted))
+        if len(images) != len(wanted):
+            raise DecodeError(f"{self.path}: decord gives {len(images)} frames for {wanted}")
         return {number: self._scaled(image) for number, image in zip(wanted, images, strict=True)}
 
-    def _read_in_order(self, wanted: list[int]) -> dict[int, Image]:
+    def _read_in_order(self, wanted: list[int], calls: LibraryCalls) -> dict[int, Image]:
         if self._position:
             self._reader, self._position = self._open(), 0
         images: dict[int, Image] = {}
         for number in range(wanted[-1] + 1):  # not skip_frames, which skips too few where pictures are reordered
-            image = self._reader.next()
+            with calls:
+                frame = self._reader.next()
             self._position = number + 1
             if number in wanted:
-                images[number] = self._scaled(_as_array(image))
+                with calls:
+                    image = _as_array(frame)
+                images[number] = self._scaled(image)
         return images
 
 

@@ -1,9 +1,4 @@
-"""Videos that were extracted into one picture a frame: a folder of them, or a numbered range of files.
-
-Pictures are decoded with Pillow. It gives the pixels of libjpeg and libpng, as OpenCV does in published code; FFmpeg's
-colours of JPEG differ by up to 31 grey levels at edges. It took as long as PyAV for JPEG and a third less for PNG
-(0.6 and 2.3 ms a picture of 340x256).
-"""
+"""Videos that were extracted into one picture a frame: a folder of them, or a numbered range of files."""
 
 import os
 import re
@@ -11,15 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from videoattn.data.packet_scan import DecodeError
+from videoattn.data.decode_error import DecodeError, reason_of
+from videoattn.data.pictures import read_picture
 from videoattn.data.video_reader import Image, VideoReader
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
 _NUMBERED = re.compile(r"(.*?)([0-9]+)\.[A-Za-z]+", re.DOTALL)
 _RANGE = re.compile(r"(.*)\{([0-9]+)\.\.([0-9]+)\}([^{}/]*)", re.DOTALL)
-_REDUCING_GAP = 2  # what Pillow advises: beyond it the result hardly differs from scaling the whole picture
 _FLOW = ("flow_", "flow-")  # optical flow that lies beside the frames
 
 
@@ -59,24 +52,16 @@ class FrameReader(VideoReader):
             yield number, image
 
     def _decode(self, number: int) -> tuple[Image, tuple[int, int]]:
-        """A frame, scaled, and the width and height of its file."""
-        from PIL import Image as Pictures
-
+        """A frame, upright and scaled, and its width and height before scaling."""
         file = self._frames.file(number)
         try:
-            with Pictures.open(file) as picture:
-                stored = picture.size
-                height, width = self._scaled_size(stored[1], stored[0])
-                if (width, height) == stored:
-                    return np.asarray(picture.convert("RGB")), stored
-                # a jpg is decoded at a half, a quarter or an eighth of its size where that is twice what is wanted
-                picture.draft("RGB", (_REDUCING_GAP * width, _REDUCING_GAP * height))
-                scaled = picture.convert("RGB").resize((width, height), Pictures.Resampling.BILINEAR)
-                return np.asarray(scaled), stored
+            stream = open(file, "rb")
         except FileNotFoundError as error:
             raise DecodeError(f"{file}: does not exist, frame {number} of {self.num_frames} of {self.path}") from error
-        except (OSError, SyntaxError, ValueError, Pictures.DecompressionBombError) as error:
-            raise DecodeError(f"{file}: cannot be decoded: {error} ({type(error).__name__})") from error
+        except (OSError, ValueError) as error:
+            raise DecodeError(f"{file}: cannot be read: {reason_of(error)}", "unreadable") from error
+        with stream:
+            return read_picture(file, stream, self._scaled_size)
 
 
 class _Frames(NamedTuple):

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from videoattn.data.packet_scan import DecodeError, reason_of
+from videoattn.data.decode_error import DecodeError, reason_of
 
+_LOCAL = (OSError, ValueError)  # ValueError: no file can have such a name
 _PACKED = re.compile(r"(.+\.tar)/(.+)@([0-9]+)\+([0-9]+)", re.DOTALL)
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -61,14 +62,16 @@ def read_packed(video: PackedVideo) -> bytes:
     protocol of a URL, or lacks the library for it.
     """
     if is_url(video.shard):
-        files, path = _file_system(video.shard)
+        files, path = _file_system(video)
         with _failures_named(video, Exception):  # each protocol's library has its own, without a common base
             content: bytes = files.cat_file(path, start=video.offset, end=video.offset + video.size)
     else:
-        with _failures_named(video, OSError), open(video.shard, "rb") as stream:
+        with _failures_named(video, *_LOCAL), open(video.shard, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size  # asked first: no memory is taken for what is not there
-            stream.seek(video.offset)
+            stream.seek(min(video.offset, size))
             content = stream.read(min(video.size, max(0, size - video.offset)))
+    if len(content) > video.size:
+        raise DecodeError(f"{video}: {len(content)} bytes were sent, a part of the shard cannot be had", "unreadable")
     if len(content) < video.size:
         raise DecodeError(
             f"{video}: the shard has {len(content)} of these {video.size} bytes: it is cut short, or is not the one "
@@ -84,10 +87,10 @@ def shard_state(video: PackedVideo) -> tuple[int, int]:
     Raises DecodeError and ValueError as `read_packed` does.
     """
     if not is_url(video.shard):
-        with _failures_named(video, OSError):
+        with _failures_named(video, *_LOCAL):
             status = os.stat(video.shard)
         return status.st_size, status.st_mtime_ns
-    files, path = _file_system(video.shard)
+    files, path = _file_system(video)
     with _failures_named(video, Exception):
         try:
             return int(files.size(path)), int(files.modified(path).timestamp() * 1e9)
@@ -96,7 +99,7 @@ def shard_state(video: PackedVideo) -> tuple[int, int]:
 
 
 @contextmanager
-def _failures_named(video: PackedVideo, expected: type[Exception]) -> Iterator[None]:
+def _failures_named(video: PackedVideo, *expected: type[Exception]) -> Iterator[None]:
     """Turns errors of a file system into DecodeError."""
     try:
         yield
@@ -106,14 +109,15 @@ def _failures_named(video: PackedVideo, expected: type[Exception]) -> Iterator[N
         raise DecodeError(f"{video}: the shard cannot be read: {reason_of(error)}", "unreadable") from error
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, which it keeps for this process, and the path there."""
+def _file_system(video: PackedVideo) -> tuple[Any, str]:
+    """fsspec's file system of a shard's URL, which it keeps for this process, and the path there."""
     import fsspec
 
     try:
-        files, path = fsspec.core.url_to_fs(url)
+        with _failures_named(video, OSError):
+            files, path = fsspec.core.url_to_fs(video.shard)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{url}: expected a URL that fsspec can read: {error}") from error
+        raise ValueError(f"{video.shard}: expected a URL that fsspec can read: {error}") from error
     return files, path
 
 

@@ -1,61 +1,31 @@
 """What the packets of a video file tell about it, read without decoding: length, times, keyframes, safe seeking."""
 
 import bisect
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from videoattn.data.decode_error import DecodeError
+from videoattn.data.frame_times import NO_TIME, frame_rate, is_uneven, known_time, mean_interval
+from videoattn.data.video_stream import not_a_video, read_packets
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-_TIMED_CONTAINERS = ("mov", "matroska")
+_TIMED_CONTAINERS = ("mov", "matroska", "gif")
 _SEEKABLE_CODECS = ("h264", "vp8", "vp9", "libvpx", "libvpx-vp9", "mpeg4", "mjpeg")
-_NO_TIME = -(2**63)
 _MPEG4_PICTURE = b"\0\0\1\xb6"
 _INTRA, _PREDICTED = 0, 1  # types of MPEG-4 pictures
 _FEWEST_BYTES = 16  # an MPEG-4 packet of no more may say that its picture is that before
 _SLICE, _IDR = 1, 5  # types of H.264 units that hold picture data
+_LENGTH_SIZE_AT = 4  # byte of an H.264 configuration
 _DECORD_CONTAINERS = ("mov", "matroska", "avi")
 _DECORD_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 _PROGRESSIVE = (0, 1)  # field orders: not stated, progressive
-
-
-class DecodeError(RuntimeError):
-    """A video, or a frame of it, cannot be decoded; the message names the file and the reason.
-
-    `kind` is what is wrong, in one word for programs: missing, unreadable, not_a_video, no_video_stream, cut_short,
-    odd_rotation, wrong_backend (another one might read it), or else damaged.
-    """
-
-    def __init__(self, message: str, kind: str = "damaged") -> None:
-        super().__init__(message.encode(errors="backslashreplace").decode())  # names may not be UTF-8; results are
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class VideoSource:
-    """What a video is read from, a path, bytes or a binary file that can seek, with a name for messages."""
-
-    name: str
-    content: str | bytes | BinaryIO
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether others may move the place where it is read: it is a file that the caller opened."""
-        return not isinstance(self.content, str | bytes)
-
-    def begin(self) -> str | BinaryIO:
-        """What decoders open: the path, or a file that stands at its beginning."""
-        if isinstance(self.content, bytes):
-            return io.BytesIO(self.content)
-        if not isinstance(self.content, str):
-            self.content.seek(0)
-        return self.content
 
 
 @dataclass(frozen=True)
@@ -63,8 +33,8 @@ class PacketScan:
     """What the packets of a file tell; times are in the stream's own unit.
 
     `in_order_because` says why a seek might not land where it should; it is empty where seeking is safe. `fps` is the
-    average that the file states or, where `has_variable_rate`, that of the times. Width and height are those stored,
-    before any rotation; `codec` is FFmpeg's name of the decoder.
+    average that the file states or, where the times contradict it or vary, that of the times. Width and height are
+    those stored, before any rotation; `codec` is FFmpeg's name of the decoder.
     """
 
     num_frames: int
@@ -80,7 +50,12 @@ class PacketScan:
     width: int
     height: int
     has_variable_rate: bool = False
-    only_pyav_seeks: bool = False  # decord now and then gave frames of other times from such files (avi)
+    container: str = ""  # FFmpeg's name
+
+    @property
+    def only_pyav_seeks(self) -> bool:
+        """Whether decord now and then gave frames of other times after a seek."""
+        return self.container == "avi"
 
     @property
     def is_seekable(self) -> bool:
@@ -95,9 +70,20 @@ class PacketScan:
         if not self.has_variable_rate:
             return list(indices)
         assert self.times is not None
-        first, interval = self.times[0], _mean_interval(self.times)
+        first, interval = self.times[0], mean_interval(self.times)
         # the middle of the time that a frame is shown: no rounding of times leads to a neighbour
         return [bisect.bisect_right(self.times, first + (index + 0.5) * interval) - 1 for index in indices]
+
+
+class _StreamFacts(NamedTuple):
+    container: str
+    codec: str
+    configuration: bytes | None
+    width: int
+    height: int
+    time_base: Fraction | None
+    rate: float  # frames per second, as stated; 0 where nothing is
+    has_decord_colours: bool
 
 
 class _PacketFacts(NamedTuple):
@@ -111,29 +97,18 @@ class _PacketFacts(NamedTuple):
     place: int  # in bytes
 
 
-def open_stream(source: VideoSource) -> "VideoStream":
-    """A video opened with PyAV: the stream that players show, set to decode in one thread and to fail on damage.
-
-    Who asked for it closes its container. Raises DecodeError where the source is no video or has no video stream.
-    """
-    import av
-
-    try:
-        container = av.open(source.begin(), "r")
-    except (av.FFmpegError, OSError) as error:
-        raise _not_a_video(source.name, error) from error
-    stream: Any = container.streams.best("video")
-    if stream is None:
-        container.close()
-        raise DecodeError(f"{source.name}: has no video stream", "no_video_stream")
-    stream.codec_context.thread_count = 1  # workers are processes already
-    stream.codec_context.options = {"err_detect": "explode"}  # an error where the decoder would make up a picture
-    return stream
-
-
 def scan_packets(file: str, stream: "VideoStream") -> PacketScan:
     """Scan a video from its beginning to its end. Raises DecodeError where it has no frame or cannot be read."""
-    import av
+    with not_a_video(file):
+        facts = _stream_facts(stream)
+    packets = [_packet_facts(packet, facts) for packet in read_packets(stream, not_a_video(file)) if packet.size]
+    with not_a_video(file):
+        num_listed = len(stream.index_entries)  # known when all has been read
+    return _conclude(file, facts, packets, num_listed if facts.container.startswith("mov") else len(packets))
+
+
+def _stream_facts(stream: "VideoStream") -> _StreamFacts:
+    """What is known of a stream before its packets are read; other streams are left out from then on."""
     from av.stream import Discard
 
     container: Any = stream.container
@@ -141,46 +116,50 @@ def scan_packets(file: str, stream: "VideoStream") -> PacketScan:
         if other.index != stream.index:
             other.discard = Discard.all  # sound need not be read
     context = stream.codec_context
-    describe = partial(
-        _packet_facts, container=container.format.name, codec=context.name, configuration=context.extradata
-    )
-    try:
-        packets = [describe(packet) for packet in container.demux(stream) if packet.size]
-    except (av.FFmpegError, OSError) as error:
-        raise _not_a_video(file, error) from error
-    return _conclude(file, stream, container.format.name, packets)
+    is_odd = "420" in str(context.pix_fmt) and context.height % 2 == 1
+    return _StreamFacts(
+        container=container.format.name, codec=context.name, configuration=context.extradata,
+        width=context.width, height=context.height, time_base=stream.time_base,
+        rate=max(0.0, float(stream.average_rate or stream.guessed_rate or 0)),
+        has_decord_colours=context.pix_fmt in _DECORD_FORMATS and not is_odd
+        and int(context.field_order) in _PROGRESSIVE,
+    )  # fmt: skip
 
 
-def _conclude(file: str, stream: "VideoStream", container: str, packets: Sequence[_PacketFacts]) -> PacketScan:
-    """What all packets of a stream tell."""
-    codec, context = stream.codec_context.name, stream.codec_context
-    fps = float(stream.average_rate or stream.guessed_rate or 0)
-    num_listed = len(stream.index_entries) if container.startswith("mov") else len(packets)
+def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], num_listed: int) -> PacketScan:
+    """What all packets of a stream tell; the file's index lists `num_listed` of them."""
+    container, codec = stream.container, stream.codec
     is_timed = container.startswith(_TIMED_CONTAINERS) or _is_plain_avi(packets)
     whole = [packet for packet in packets if not packet.is_corrupt]
-    start = next((packet.shown for packet in whole if packet.is_key), _NO_TIME) if is_timed else _NO_TIME
+    start = next((packet.shown for packet in whole if packet.is_key), NO_TIME) if is_timed else NO_TIME
     frames = [packet for packet in whole if not packet.is_hidden and packet.shown >= start]
-    if not frames or not fps:
-        raise DecodeError(f"{file}: has no {'frame rate' if frames else 'frame that can be decoded'}")
-    suits_decord = container.startswith(_DECORD_CONTAINERS) and _has_decord_colours(stream)
-    suits_decord = suits_decord and all(packet.shown >= start for packet in packets)
+    if not frames:
+        raise DecodeError(f"{file}: has no frame that can be decoded")
     num_frames = num_present = len(frames)
     if num_listed > len(packets):  # what is missing is stored later, and shown later still
         num_frames += num_listed - len(whole)
         last_stored = max(packet.stored for packet in whole)
         num_present = sum(packet.shown <= last_stored for packet in frames)
-    make = partial(
-        PacketScan, num_frames=num_frames, num_present=num_present, start=start, suits_decord=suits_decord,
-        codec=codec, width=context.width, height=context.height, only_pyav_seeks=container == "avi",
-    )  # fmt: skip
     in_time = sorted(frames, key=attrgetter("shown"))
     times = [packet.shown for packet in in_time]
-    if not is_timed or len(set(times)) < len(frames):
+    are_distinct = len(set(times)) == len(frames)
+    fps = stream.rate
+    if num_frames == len(frames):
+        fps = frame_rate(times, stream.time_base, fps, are_exact=is_timed and are_distinct)
+    if not fps:
+        raise DecodeError(f"{file}: has no frame rate")
+    make = partial(
+        PacketScan, num_frames=num_frames, num_present=num_present, start=start, codec=codec, width=stream.width,
+        height=stream.height, container=container,
+        suits_decord=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
+        and all(packet.shown >= start for packet in packets),
+    )  # fmt: skip
+    if not is_timed or not are_distinct:
         reason = "several frames have the same time" if is_timed else f"container {container} does not keep times well"
         return make(fps=fps, times=None, places=[], keyframes=[], in_order_because=reason)
-    varies = num_frames == len(frames) and times[0] != _NO_TIME and _is_irregular(times)
+    varies = num_frames == len(frames) and times[0] != NO_TIME and is_uneven(times, mean_interval(times))
     if varies and stream.time_base:
-        fps = float(1 / (Fraction(times[-1] - times[0], len(times) - 1) * stream.time_base))
+        fps = frame_rate(times, stream.time_base, 0, are_exact=True)
     number = {time: index for index, time in enumerate(times)}
     keyframes = sorted(number[packet.shown] for packet in frames if packet.is_key)
     if codec not in _SEEKABLE_CODECS:
@@ -193,20 +172,6 @@ def _conclude(file: str, stream: "VideoStream", container: str, packets: Sequenc
         fps=fps, times=times, places=[packet.place for packet in in_time], keyframes=keyframes,
         in_order_because=reason, has_variable_rate=varies,
     )  # fmt: skip
-
-
-def _mean_interval(times: Sequence[int]) -> float:
-    return (times[-1] - times[0]) / max(1, len(times) - 1)
-
-
-def _is_irregular(times: Sequence[int]) -> bool:
-    """Whether a frame is shown at another frame's turn: half an interval or more off an even spacing.
-
-    Anything less, such as times that are rounded to milliseconds, no choice of other frames could mend.
-    """
-    interval = _mean_interval(times)
-    shifts = (abs(time - times[0] - index * interval) for index, time in enumerate(times))
-    return interval > 0 and max(shifts) >= interval / 2
 
 
 def _unsafe_keyframes(frames: Sequence[_PacketFacts], number: Mapping[int, int]) -> str:
@@ -223,19 +188,17 @@ def _unsafe_keyframes(frames: Sequence[_PacketFacts], number: Mapping[int, int])
     return ""
 
 
-def _packet_facts(
-    packet: "Packet[VideoStream]", container: str, codec: str, configuration: bytes | None
-) -> _PacketFacts:
+def _packet_facts(packet: "Packet[VideoStream]", stream: _StreamFacts) -> _PacketFacts:
     is_restart = is_key = packet.is_keyframe
     is_lone = False
-    if codec == "h264":
-        is_restart = is_key and _is_idr(packet, configuration)
-    elif codec == "mpeg4" and container == "avi":
+    if stream.codec == "h264":
+        is_restart = is_key and _is_idr(packet, stream.configuration)
+    elif stream.codec == "mpeg4" and stream.container == "avi":
         pictures = _mpeg4_pictures(packet)
         is_lone = pictures in ([_INTRA], [_PREDICTED]) and packet.size > _FEWEST_BYTES
         is_restart = is_key and pictures == [_INTRA]
     return _PacketFacts(
-        packet_time(packet.pts), packet_time(packet.dts), is_key, packet.is_discard, packet.is_corrupt, is_restart,
+        known_time(packet.pts), known_time(packet.dts), is_key, packet.is_discard, packet.is_corrupt, is_restart,
         is_lone, packet.pos or 0,
     )  # fmt: skip
 
@@ -256,33 +219,12 @@ def _is_idr(packet: "Packet[VideoStream]", configuration: bytes | None) -> bool:
 
     Source: ISO/IEC 14496-10, 7.4.1.2.4; 14496-15, 5.3.3 (units begin with their length in 1 to 4 bytes).
     """
-    if not configuration or configuration[0] != 1:
+    if not configuration or len(configuration) <= _LENGTH_SIZE_AT or configuration[0] != 1:
         return False
-    data, size, place = memoryview(packet), (configuration[4] & 3) + 1, 0
+    data, size, place = memoryview(packet), (configuration[_LENGTH_SIZE_AT] & 3) + 1, 0
     while place + size < len(data):
         kind = data[place + size] & 31
         if kind in (_SLICE, _IDR):
             return kind == _IDR
         place += size + int.from_bytes(data[place : place + size], "big")
     return False
-
-
-def _has_decord_colours(stream: "VideoStream") -> bool:
-    context = stream.codec_context
-    is_odd = "420" in str(context.pix_fmt) and context.height % 2 == 1
-    return context.pix_fmt in _DECORD_FORMATS and not is_odd and int(context.field_order) in _PROGRESSIVE
-
-
-def packet_time(time: int | None) -> int:
-    """A packet's or frame's time, with a number below all others for one that has none."""
-    return _NO_TIME if time is None else time
-
-
-def _not_a_video(file: str, error: Exception) -> DecodeError:
-    return DecodeError(f"{file}: cannot be opened as a video: {reason_of(error)}", "not_a_video")
-
-
-def reason_of(error: Exception) -> str:
-    """A decoding library's error in one line."""
-    text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-    return f"{text} ({type(error).__name__})"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from videoattn.data.check import open_log
 from videoattn.data.checked_list import CheckedList, clean_name, list_line, write_class_names, write_clean
-from videoattn.data.packet_scan import DecodeError
+from videoattn.data.decode_error import DecodeError
 from videoattn.data.prepare_lists import (
     check_sources,
     keep_settings,
@@ -170,7 +170,7 @@ def _collect(
             if answer is not None:
                 if answer.problem == _NOT_WRITTEN:
                     raise OSError(answer.detail)
-                lines.write(json.dumps(answer._asdict(), ensure_ascii=False) + "\n")
+                lines.write(json.dumps(answer._asdict()) + "\n")
                 bad.pop(task.path, None)
                 if answer.problem:
                     bad[task.path] = answer
@@ -190,7 +190,7 @@ class Encoder:
         make, result = partial(Encoded, task.path), self.folder / task.path
         try:
             status = os.stat(task.source)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
             return make(problem="missing", detail="does not exist")
         except OSError as error:
             return make(problem="unreadable", detail=str(error.strerror))

@@ -6,22 +6,17 @@ three clips 1 to 7 % smaller.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from videoattn.data.decode import open_video
-from videoattn.data.packet_scan import (
-    DecodeError,
-    PacketScan,
-    VideoSource,
-    open_stream,
-    packet_time,
-    reason_of,
-    scan_packets,
-)
+from videoattn.data.decode_error import DecodeError, LibraryCalls, reason_of
+from videoattn.data.frame_times import known_time
+from videoattn.data.packet_scan import PacketScan, scan_packets
+from videoattn.data.video_stream import VideoSource, open_stream, read_packets
 
 if TYPE_CHECKING:
     from av.filter import Graph
@@ -31,6 +26,7 @@ if TYPE_CHECKING:
 ENCODER = "libx264"
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _WORST_QUALITY = 51
+_LARGEST_DENOMINATOR = 10_000
 # what turns a picture by so many right angles against the clock
 _TURNS = {
     0: (),
@@ -106,8 +102,6 @@ def encode_video(source: str, target: str | os.PathLike[str], settings: EncodeSe
     follow each other at the average rate; the first is at 0. Raises DecodeError on a source that cannot be decoded
     whole, EncodeError, and OSError where `target` cannot be written.
     """
-    import av
-
     video = VideoSource(source, source)
     stream = open_stream(video)
     with closing(stream.container):
@@ -117,12 +111,7 @@ def encode_video(source: str, target: str | os.PathLike[str], settings: EncodeSe
         raise DecodeError(f"{source}: {detail}", "cut_short")
     if not scan.width or not scan.height:
         raise DecodeError(f"{source}: its frames are {scan.width}x{scan.height}", "zero_size")
-    try:
-        times = _encode(video, scan, os.fspath(target), settings)
-    except av.FFmpegError as error:
-        if isinstance(error, OSError):  # the disk is full, for example
-            raise
-        raise EncodeError(f"{source}: cannot be encoded: {reason_of(error)}") from error
+    times = _encode(video, scan, os.fspath(target), settings)
     try:
         _check(os.fspath(target), times, settings)
     except DecodeError as error:
@@ -140,51 +129,63 @@ def _encode(video: VideoSource, scan: PacketScan, target: str, settings: EncodeS
         av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as output,
     ):
         timing = _timing(scan, stream)
-        encoder: Any = output.add_stream(ENCODER, rate=stream.average_rate or stream.guessed_rate)
-        encoder.options = settings.as_options()
-        encoder.codec_context.time_base = timing.unit
+        with _encoder_calls(source):
+            encoder: Any = output.add_stream(ENCODER, rate=_rate(scan))
+            encoder.options = settings.as_options()
+            encoder.codec_context.time_base = timing.unit
         count = 0
         for frame in _small_frames(source, _decoded(source, stream, scan), settings.short_side):
             if not count:
                 _describe_pictures(encoder.codec_context, frame)
             if count == scan.num_frames:
                 raise DecodeError(f"{source}: yields more than its {scan.num_frames} frames")
-            frame.pts, frame.time_base = timing.times[count], timing.unit
-            output.mux(encoder.encode(frame))
+            with _encoder_calls(source):
+                frame.pts, frame.time_base = timing.times[count], timing.unit
+                output.mux(encoder.encode(frame))
             count += 1
         if count < scan.num_frames:
             raise DecodeError(f"{source}: yields {count} of its {scan.num_frames} frames")
-        output.mux(encoder.encode())
+        with _encoder_calls(source):
+            output.mux(encoder.encode())
     return timing
+
+
+@contextmanager
+def _encoder_calls(source: str) -> Iterator[None]:
+    """A context in which whatever PyAV raises becomes EncodeError, except that the disk is full or the like."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise EncodeError(f"{source}: cannot be encoded: {reason_of(error)}") from error
 
 
 def _timing(scan: PacketScan, stream: "VideoStream") -> _Timing:
     if scan.times is not None and stream.time_base is not None:
         return _Timing([time - scan.times[0] for time in scan.times], stream.time_base)
-    rate = stream.average_rate or stream.guessed_rate
-    assert rate is not None  # a scan has a rate
-    return _Timing(list(range(scan.num_frames)), 1 / rate)
+    return _Timing(list(range(scan.num_frames)), 1 / _rate(scan))
+
+
+def _rate(scan: PacketScan) -> Fraction:
+    """Frames per second as the quotient that is meant, such as 30000/1001."""
+    return max(Fraction(scan.fps).limit_denominator(_LARGEST_DENOMINATOR), Fraction(1, _LARGEST_DENOMINATOR))
 
 
 def _decoded(source: str, stream: "VideoStream", scan: PacketScan) -> Iterator["VideoFrame"]:
     """All frames in order, those that a reader counts."""
-    import av
-
-    container: Any = stream.container
     count = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size and (packet.is_corrupt or packet_time(packet.pts) < scan.start):
-                continue
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise DecodeError(f"{source}: frame {count} of {scan.num_frames} is damaged")
-                yield frame
-                count += 1
-    except (av.FFmpegError, OSError) as error:
-        raise DecodeError(
-            f"{source}: frame {count} of {scan.num_frames} cannot be decoded: {reason_of(error)}"
-        ) from error
+    calls = LibraryCalls(lambda: f"{source}: frame {count} of {scan.num_frames} cannot be decoded")
+    for packet in read_packets(stream, calls):
+        if packet.size and (packet.is_corrupt or known_time(packet.pts) < scan.start):
+            continue
+        with calls:
+            frames = packet.decode()
+        for frame in frames:
+            if frame.is_corrupt:
+                raise DecodeError(f"{source}: frame {count} of {scan.num_frames} is damaged")
+            yield frame
+            count += 1
 
 
 def _small_frames(source: str, frames: Iterator["VideoFrame"], short_side: int) -> Iterator["VideoFrame"]:
@@ -193,28 +194,38 @@ def _small_frames(source: str, frames: Iterator["VideoFrame"], short_side: int) 
 
     graph, shape = None, ""
     for count, frame in enumerate(frames):
-        found = f"{frame.width}x{frame.height} {frame.format.name} turned by {frame.rotation} degrees"
+        with LibraryCalls(f"{source}: frame {count} cannot be decoded"):
+            rotation = frame.rotation
+        found = f"{frame.width}x{frame.height} {frame.format.name} turned by {rotation} degrees"
         if graph is None:
-            graph, shape = _scaler(source, frame, short_side), found
+            graph, shape = _scaler(source, frame, rotation, short_side), found
         if found != shape:
             raise DecodeError(f"{source}: frame {count} is {found}, expected {shape} as the first")
-        frame.pts = count  # the filters want rising times, and keep one frame for one
-        graph.push(frame)
-        small: VideoFrame = graph.pull()  # type: ignore[assignment]  # a graph of pictures yields no sound
-        small.pict_type = PictureType.NONE  # else the encoder would repeat the source's keyframes
+        with _encoder_calls(source):
+            frame.pts = count  # the filters want rising times, and keep one frame for one
+            graph.push(frame)
+            small: VideoFrame = graph.pull()  # type: ignore[assignment]  # a graph of pictures yields no sound
+            small.pict_type = PictureType.NONE  # else the encoder would repeat the source's keyframes
         yield small
 
 
-def _scaler(source: str, frame: "VideoFrame", short_side: int) -> "Graph":
+def _scaler(source: str, frame: "VideoFrame", rotation: int, short_side: int) -> "Graph":
     """FFmpeg's filters for all frames of a video, as its first one needs them."""
-    import av
-
-    if frame.rotation % 90:
-        raise DecodeError(f"{source}: is to be rotated by {frame.rotation} degrees", "odd_rotation")
-    turns = frame.rotation // 90 % 4
+    if rotation % 90:
+        raise DecodeError(f"{source}: is to be rotated by {rotation} degrees", "odd_rotation")
+    turns = rotation // 90 % 4
     width, height = small_size(frame.width, frame.height, short_side)
     if turns % 2:
         width, height = height, width
+    scale = ("scale", f"{width}:{height}:flags=bicubic:out_range=limited")
+    with _encoder_calls(source):
+        return _connected(frame, (*_TURNS[turns], scale, ("format", "yuv420p"), ("buffersink", None)))
+
+
+def _connected(frame: "VideoFrame", filters: Iterable[tuple[str, str | None]]) -> "Graph":
+    """A chain of FFmpeg's filters that takes frames like `frame`."""
+    import av
+
     graph = av.filter.Graph()
     graph.threads = 1  # set before the first filter
     # the colour space is said here: left out, pictures would be converted to another one
@@ -222,8 +233,7 @@ def _scaler(source: str, frame: "VideoFrame", short_side: int) -> "Graph":
         "buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name, time_base="1/1",
         colorspace=str(int(frame.colorspace)), range=str(int(frame.color_range)),
     )  # fmt: skip
-    scale = ("scale", f"{width}:{height}:flags=bicubic:out_range=limited")
-    for name, arguments in (*_TURNS[turns], scale, ("format", "yuv420p"), ("buffersink", None)):
+    for name, arguments in filters:
         following = graph.add(name, arguments)
         last.link_to(following)
         last = following

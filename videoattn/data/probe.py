@@ -55,7 +55,7 @@ class Probe(NamedTuple):
 
     def to_json(self) -> str:
         """What `read_probe` reads."""
-        return json.dumps(self._asdict(), ensure_ascii=False)
+        return json.dumps(self._asdict())  # in ASCII: names of files may be no UTF-8
 
 
 def read_probe(line: str) -> Probe | None:
@@ -94,7 +94,7 @@ class Prober:
             return self._probe_packed(packed, task, make)
         try:
             status = os.stat(task.path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
             if is_frame_range(task.path):
                 return self._probe_frames(task.path, make, "missing")
             return make(problem="missing", detail="does not exist")

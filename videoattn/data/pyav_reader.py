@@ -1,21 +1,17 @@
 """Frames of a video file through PyAV: in order from the start, or from the keyframe before each of them."""
 
 import bisect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from videoattn.data.packet_scan import (
-    DecodeError,
-    PacketScan,
-    VideoSource,
-    open_stream,
-    packet_time,
-    reason_of,
-)
+from videoattn.data.decode_error import DecodeError, LibraryCalls
+from videoattn.data.frame_times import known_time
+from videoattn.data.packet_scan import PacketScan
 from videoattn.data.video_reader import Image, VideoReader
+from videoattn.data.video_stream import VideoSource, open_stream, read_packets
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -48,6 +44,8 @@ class PyavReader(VideoReader):
         self.scan: PacketScan = scan
         self.in_order_because = in_order_because
         self._stream: VideoStream | None = stream
+        self._awaited = 0  # the frame that is being decoded
+        self._calls = LibraryCalls(self._failure)
         if in_order_because or source.is_shared:
             self.close()
 
@@ -80,27 +78,20 @@ class PyavReader(VideoReader):
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         """The wanted frames with their numbers, in order."""
-        import av
-
-        num_found = 0
-        reason = "it yields no picture"
         read = self._read_in_order if self.in_order else self._seek
-        try:
-            stream = self._stream or open_stream(self._source)
-            with nullcontext() if self._stream else closing(stream.container):
-                for number, frame in read(stream, wanted):
-                    if number != wanted[num_found]:
-                        break
-                    yield number, self._image(number, frame)
-                    num_found += 1
-        except (av.FFmpegError, OSError) as error:
-            reason = reason_of(error)
-        if num_found < len(wanted):
-            raise DecodeError(
-                f"{self.path}: frame {wanted[num_found]} of {self.num_frames} cannot be decoded: {reason}"
-            )
+        stream = self._stream or open_stream(self._source)
+        with nullcontext() if self._stream else closing(stream.container), closing(read(stream, wanted)) as frames:
+            for awaited in wanted:
+                self._awaited = awaited
+                number, frame = next(frames, (-1, None))
+                if frame is None or number != awaited:
+                    raise DecodeError(f"{self._failure()}: it yields no picture")
+                yield number, self._image(number, frame)
 
-    def _read_in_order(self, stream: "VideoStream", wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
+    def _failure(self) -> str:
+        return f"{self.path}: frame {self._awaited} of {self.num_frames} cannot be decoded"
+
+    def _read_in_order(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
         chosen = set(wanted)
         for number, frame in self._numbered(stream):
             if number in chosen:
@@ -111,15 +102,17 @@ class PyavReader(VideoReader):
     def _numbered(self, stream: "VideoStream") -> Iterator[tuple[int, "VideoFrame"]]:
         """All frames from the start, with their numbers."""
         count = 0
-        with _packets(stream) as packets:
+        with closing(read_packets(stream, self._calls)) as packets:
             for packet in packets:
-                if packet.size and (packet.is_corrupt or packet_time(packet.pts) < self.scan.start):
+                if packet.size and (packet.is_corrupt or known_time(packet.pts) < self.scan.start):
                     continue
-                for frame in packet.decode():
+                with self._calls:
+                    frames = packet.decode()
+                for frame in frames:
                     yield count if self.scan.times is None else self._number(frame), frame
                     count += 1
 
-    def _seek(self, stream: "VideoStream", wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
+    def _seek(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
         keyframes = self.scan.keyframes
         runs: list[tuple[int, list[int]]] = []  # a keyframe, and the wanted frames that are reached from there
         for number in wanted:
@@ -145,8 +138,9 @@ class PyavReader(VideoReader):
         for number in wanted:
             unsent.setdefault(self._group(number), set()).add(number)
         container: Any = stream.container
-        container.seek(times[keyframe], stream=stream)
-        with _packets(stream) as packets:
+        with self._calls:
+            container.seek(times[keyframe], stream=stream)
+        with closing(read_packets(stream, self._calls)) as packets:
             for packet in packets:
                 if packet.size:
                     number = self._number(packet)
@@ -159,9 +153,10 @@ class PyavReader(VideoReader):
                         context.skip_frame = "DEFAULT" if number in left else "NONREF"
                     left.discard(number)
                 is_last = not any(unsent.values())
-                frames = packet.decode()
-                if is_last and packet.size:
-                    frames += context.decode(None)
+                with self._calls:
+                    frames = packet.decode()
+                    if is_last and packet.size:
+                        frames += context.decode(None)
                 for number, frame in ((self._number(frame), frame) for frame in frames):
                     if number in chosen:
                         yield number, frame
@@ -173,7 +168,7 @@ class PyavReader(VideoReader):
 
     def _number(self, timed: "VideoFrame | Packet[VideoStream]") -> int:
         """The number of a decoded frame, or of a packet's, by its time."""
-        times, time = self.scan.times, packet_time(timed.pts)
+        times, time = self.scan.times, known_time(timed.pts)
         assert times is not None
         number = bisect.bisect_left(times, time)
         if number == len(times) or times[number] != time:
@@ -185,11 +180,13 @@ class PyavReader(VideoReader):
 
         if frame.is_corrupt:
             raise DecodeError(f"{self.path}: frame {number} of {self.num_frames} is damaged")
-        if frame.rotation % 90:
+        with self._calls:
+            rotation = frame.rotation
+        if rotation % 90:
             raise DecodeError(
-                f"{self.path}: is to be rotated by {frame.rotation} degrees, expected a multiple of 90", "odd_rotation"
+                f"{self.path}: is to be rotated by {rotation} degrees, expected a multiple of 90", "odd_rotation"
             )
-        turn = -1 if frame.rotation % 180 else 1  # a quarter turn swaps height and width
+        turn = -1 if rotation % 180 else 1  # a quarter turn swaps height and width
         stored = (frame.height, frame.width)
         height, width = self._scaled_size(*stored[::turn])[::turn]
         options: dict[str, Any] = {}
@@ -197,11 +194,7 @@ class PyavReader(VideoReader):
             # colours at full width, else those of an even width would be blurred
             filters = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
             options = {"width": width, "height": height, "interpolation": filters}
-        # one thread: others would be started and waited for anew at every frame
-        return np.rot90(frame.to_ndarray(format="rgb24", threads=1, **options), frame.rotation // 90)
-
-
-def _packets(stream: "VideoStream") -> AbstractContextManager[Iterator[Any]]:
-    """The packets of a stream from where its container stands; PyAV loses memory where they are not read to the end."""
-    container: Any = stream.container
-    return closing(container.demux(stream))
+        with self._calls:
+            # one thread: others would be started and waited for anew at every frame
+            image = frame.to_ndarray(format="rgb24", threads=1, **options)
+        return np.rot90(image, rotation // 90)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+_ROUNDING = 1e-6  # of a window's length in frames
+
 
 def window_length(fps: float, *, num_frames: int, sampling_rate: int, target_fps: float) -> float:
     """Frames of the video, not rounded, that a dense clip spans: as many seconds as at `target_fps`."""
@@ -21,12 +23,13 @@ def dense_indices(
 ) -> list[int]:
     """`num_frames` indices evenly spread from `start` to the end of the window, clamped to the video and truncated.
 
-    A video shorter than the window repeats its last frame. Raises ValueError on an empty video.
+    A video shorter than the window repeats its last frame, and a window shorter than a frame repeats that frame. Raises
+    ValueError on an empty video.
     Source: PySlowFast, datasets/decoder.py, temporal_sampling (torch.linspace in float32, then truncation).
     """
     _check_not_empty(num_video_frames)
     length = window_length(fps, num_frames=num_frames, sampling_rate=sampling_rate, target_fps=target_fps)
-    positions = torch.linspace(start, start + length - 1, num_frames)
+    positions = torch.linspace(start, start + max(length, 1) - 1, num_frames)
     return positions.clamp(0, num_video_frames - 1).long().tolist()
 
 
@@ -122,7 +125,9 @@ class ClipSampler:
 
     def is_short(self, num_video_frames: int, fps: float) -> bool:
         """Whether a clip asks for more than the video has, so that frames repeat."""
-        return num_video_frames < (self.num_frames if self.kind == "segments" else self._length(fps))
+        if self.kind == "segments":
+            return num_video_frames < self.num_frames
+        return num_video_frames < self._length(fps) - _ROUNDING
 
     def _length(self, fps: float) -> float:
         return window_length(

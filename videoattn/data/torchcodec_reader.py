@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from videoattn.data.packet_scan import DecodeError, PacketScan, VideoSource, reason_of
+from videoattn.data.decode_error import DecodeError, LibraryCalls
+from videoattn.data.packet_scan import PacketScan
 from videoattn.data.video_reader import Image, VideoReader
+from videoattn.data.video_stream import VideoSource
 
 
 class TorchcodecReader(VideoReader):
@@ -17,11 +19,10 @@ class TorchcodecReader(VideoReader):
 
         super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
         self.scan = scan
-        try:
-            self._decoder: Any = VideoDecoder(source.begin(), dimension_order="NHWC", num_ffmpeg_threads=1)
+        with LibraryCalls(f"{self.path}: torchcodec cannot open it"):
+            content = source.begin(in_utf8=True)
+            self._decoder: Any = VideoDecoder(content, dimension_order="NHWC", num_ffmpeg_threads=1)
             num_frames = len(self._decoder)
-        except (RuntimeError, ValueError) as error:
-            raise DecodeError(f"{self.path}: torchcodec cannot open it: {reason_of(error)}") from error
         if num_frames != scan.num_frames:
             raise DecodeError(f"{self.path}: torchcodec sees {num_frames} frames, expected {scan.num_frames}")
 
@@ -32,8 +33,8 @@ class TorchcodecReader(VideoReader):
     def _images(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         if self._decoder is None:
             raise DecodeError(f"{self.path}: is closed")
-        try:
-            frames = self._decoder.get_frames_at(wanted).data
-        except (RuntimeError, IndexError) as error:
-            raise DecodeError(f"{self.path}: torchcodec cannot read frames {wanted}: {reason_of(error)}") from error
-        yield from zip(wanted, map(self._scaled, frames.numpy()), strict=True)
+        with LibraryCalls(f"{self.path}: torchcodec cannot read frames {wanted}"):
+            images = self._decoder.get_frames_at(wanted).data.numpy()
+        if len(images) != len(wanted):
+            raise DecodeError(f"{self.path}: torchcodec gives {len(images)} frames for {wanted}")
+        yield from zip(wanted, map(self._scaled, images), strict=True)

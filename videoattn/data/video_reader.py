@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videoattn.data.packet_scan import DecodeError, PacketScan
+from videoattn.data.decode_error import DecodeError, LibraryCalls
+from videoattn.data.packet_scan import PacketScan
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 _FEW_FRAMES = 64
@@ -69,7 +70,8 @@ class VideoReader(ABC):
         frames: Image | None = None
         for number, image in self._images(sorted(places)):  # each copied while it is in the processor's cache
             if frames is None:
-                frames = np.empty((len(wanted), *image.shape), np.uint8)
+                with LibraryCalls(f"{self.path}: {len(wanted)} frames do not fit into memory"):
+                    frames = np.empty((len(wanted), *image.shape), np.uint8)
             if image.shape != frames.shape[1:]:
                 height, width = image.shape[:2]
                 raise DecodeError(

@@ -3,9 +3,11 @@
 Each process gets tasks by a pipe of its own and works through them in order, so that one that ends takes no lock with
 it and it is known which task ended it. What hangs is ended by an alarm that its process has set itself: the system
 delivers it whatever the process does, also in a decoder that never gives the interpreter back, and when the main
-process is gone.
+process is gone. Only a process that the system has stopped (SIGSTOP) does not hear it: it is killed by the main
+process, a little later.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -26,6 +28,9 @@ _LOOK_FOR_PARENT_SECONDS = 5.0
 _WAIT_FOR_END_SECONDS = 2.0
 _MAX_QUEUE = 64  # tasks of a process; what is sent and not read yet has to fit into a pipe
 _MAX_IDLE_ENDS = 3
+_MARGIN_SECONDS = 1.0  # after which the alarm should have ended a process that hangs
+_START_SECONDS = 60.0
+_STARTING, _WAITING = -1.0, 0.0  # in the place of a deadline
 
 
 class Lost(NamedTuple):
@@ -74,10 +79,13 @@ class WorkerPool(Generic[Task, Result]):
         """
         deadline = None if patience is None else time.monotonic() + patience
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = wait([worker.connection for worker in self._workers], left)
+            due = min(worker.end_if_overdue(self._limit) for worker in self._workers)
+            left = min(due, math.inf if deadline is None else deadline) - time.monotonic()
+            ready = wait([worker.connection for worker in self._workers], None if left == math.inf else max(0.0, left))
             if not ready:
-                return None
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                continue
             worker = next(worker for worker in self._workers if worker.connection is ready[0])
             try:
                 answer: Result | Lost = worker.connection.recv()
@@ -86,10 +94,11 @@ class WorkerPool(Generic[Task, Result]):
                 tasks = self._replace(worker)
                 if tasks:
                     return tasks.popleft(), lost
-                self._count_idle_end(lost)
+                if not worker.has_started:
+                    self._count_idle_end(lost)
                 continue
             self._num_idle_ends = 0
-            return worker.tasks.popleft(), answer
+            return worker.answered(), answer
 
     def close(self) -> None:
         """End all processes; more than once is fine."""
@@ -120,10 +129,12 @@ def map_surviving(
 ) -> Generator[tuple[Task, Result | Lost]]:
     """Each item with `function(item)`, in the order in which they are done; items are taken one by one as needed.
 
-    An item that hangs (takes more than `limit_seconds`), crashes its process or raises an error gives `Lost`. Leaving
-    the iterator ends the processes.
+    An item that hangs (takes more than `limit_seconds`) or crashes its process is tried once more, since the system may
+    have ended the process for reasons of its own. If it does so again, or raises an error, it gives `Lost`. Leaving the
+    iterator ends the processes.
     """
     queue = iter(items)
+    retried: list[Task] = []
     with closing(WorkerPool(function, num_workers, limit_seconds)) as pool:
         while True:
             while pool.num_open < num_workers and (item := next(queue, None)) is not None:
@@ -132,12 +143,29 @@ def map_surviving(
                 return
             answer = pool.next_answer()
             assert answer is not None
+            task, result = answer
+            was_retried = any(task is other for other in retried)
+            if isinstance(result, Lost) and result.kind != "raises" and not was_retried:
+                retried.append(task)
+                pool.submit(task)
+                continue
+            if was_retried:
+                retried = [other for other in retried if other is not task]
             yield answer
 
 
 def start_clock(limit_seconds: float) -> None:
     """In a worker: from now on, its work may take so many seconds until the next call; 0 is for ever."""
     signal.setitimer(signal.ITIMER_REAL, limit_seconds)
+    _note_deadline(time.monotonic() + limit_seconds if limit_seconds else math.inf)
+
+
+_deadline: Any = None  # in a worker: when its work is to be done, in memory that it shares with the pool's process
+
+
+def _note_deadline(deadline: float) -> None:
+    if _deadline is not None:
+        _deadline.value = deadline
 
 
 class _Worker(Generic[Task]):
@@ -147,24 +175,56 @@ class _Worker(Generic[Task]):
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
         self.tasks: deque[Task] = deque()
         self.connection, theirs = context.Pipe()
-        arguments = (function, theirs, os.getpid(), limit_seconds)
+        self._deadline = context.RawValue("d", _STARTING)
+        self._since = time.monotonic()  # the oldest task could be begun
+        self._is_overdue = False
+        arguments = (function, theirs, os.getpid(), limit_seconds, self._deadline)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with signals_held():
             self._process.start()
         theirs.close()
 
+    @property
+    def has_started(self) -> bool:
+        """Whether it was ready for tasks."""
+        return bool(self._deadline.value != _STARTING)
+
     def send(self, task: Task) -> None:
+        if not self.tasks:
+            self._since = time.monotonic()
         self.tasks.append(task)
         try:
             self.connection.send(task)
         except OSError:
             pass  # it has ended, which is seen when its answer is asked for
 
+    def answered(self) -> Task:
+        """The oldest task, to which the answer has come."""
+        self._since = time.monotonic()
+        return self.tasks.popleft()
+
+    def end_if_overdue(self, limit_seconds: float) -> float:
+        """End a process that stands still, and return when to look again, which may be never.
+
+        Its end is then seen by its connection, unless it can't be ended.
+        """
+        if not self.tasks or self._is_overdue:
+            return math.inf
+        deadline: float = self._deadline.value
+        if deadline in (_STARTING, _WAITING):  # it has not begun the task
+            allowed = max(limit_seconds, _START_SECONDS if deadline == _STARTING else 0)
+            deadline = self._since + allowed if limit_seconds else math.inf
+        if time.monotonic() < deadline + _MARGIN_SECONDS or self.connection.poll():
+            return deadline + _MARGIN_SECONDS
+        self._is_overdue = True
+        self._process.kill()
+        return math.inf
+
     def ending(self, limit_seconds: float) -> Lost:
         """Why the process has ended."""
         self._process.join(_WAIT_FOR_END_SECONDS)
         code = self._process.exitcode
-        if code == -signal.SIGALRM:
+        if code == -signal.SIGALRM or self._is_overdue:
             return Lost("hangs", f"no answer within {limit_seconds:g} s")
         end = f"exit status {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
         return Lost("crashes", f"the process that read it ended: {end}")
@@ -175,13 +235,18 @@ class _Worker(Generic[Task]):
         self.connection.close()
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection, parent: int, limit_seconds: float) -> None:
+def _serve(
+    function: Callable[[Any], Any], connection: Connection, parent: int, limit_seconds: float, deadline: Any
+) -> None:
     import torch
 
+    global _deadline
+    _deadline = deadline
     ignore_signals()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     torch.set_num_threads(1)  # there are as many processes as cores; and OpenMP's threads do not survive a fork
+    _note_deadline(_WAITING)
     while os.getppid() == parent:
         if not connection.poll(_LOOK_FOR_PARENT_SECONDS):
             continue
@@ -197,4 +262,5 @@ def _serve(function: Callable[[Any], Any], connection: Connection, parent: int, 
             place = f"{os.path.basename(last.filename)}:{last.lineno}"
             answer = Lost("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
         start_clock(0)
+        _note_deadline(_WAITING)
         connection.send(answer)
