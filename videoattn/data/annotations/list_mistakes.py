@@ -4,9 +4,9 @@ import csv
 import os
 import re
 
+from videoattn.data.decode_error import DecodeError
 from videoattn.data.frame_files import FrameReader, is_frame_range
 from videoattn.data.packed import is_url, parse_packed
-from videoattn.data.decode_error import DecodeError
 
 _SEPARATORS = ("\t", ",", ";", " ", "|")
 _MOST_BYTES = 4095  # of a path, on Linux
