@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -257,3 +258,46 @@ def test_the_program_says_in_one_line_what_is_wrong_and_makes_nothing(tmp_path: 
     assert result.returncode == 2
     assert result.stderr.strip() == "error: --size expects WIDTHxHEIGHT such as 64x64, got 'big'"
     assert not (tmp_path / "motion").exists()
+
+
+def make_command(folder: Path, num_val: int) -> list[str]:
+    sizes = ["--num-train", "1", "--num-val", str(num_val), "--size", "32x32", "--num-workers", "2"]
+    return [sys.executable, str(ROOT / "datasets" / "make_motion.py"), str(folder), *sizes]
+
+
+def test_of_several_processes_one_renders_and_the_others_wait(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(make_command(tmp_path / "motion", 60), stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sum("is complete" in text for text in said) == 2
+    assert len(list((tmp_path / "motion" / "videos").iterdir())) == 61  # no temporary file among them
+
+
+@pytest.mark.slow
+def test_a_rendering_that_was_killed_is_continued(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder, command = tmp_path / "motion", make_command(tmp_path / "motion", 200)
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL)
+    while len(list(folder.glob("videos/val_*.mp4"))) < 20:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "motion.json").exists() and not (folder / "val.csv").exists()
+    (folder / "videos" / ".val_000199.mp4.1.tmp").write_bytes(b"half a clip")
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("videos/*.mp4")}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert len(list((folder / "videos").iterdir())) == 201
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    whole = tmp_path / "whole"
+    subprocess.run(make_command(whole, 200), check=True, env=environment, capture_output=True)
+    assert contents(folder) == contents(whole)
+
+
+def test_a_complete_folder_is_used_without_a_lock(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / ".lock").unlink(missing_ok=True)
+    program.make_motion(made, SMALL)
+    assert "is complete" in capsys.readouterr().out and not (made / ".lock").exists()
