@@ -50,8 +50,10 @@ NOT_RUN = {
 OTHER_LANGUAGES = ("math", "python cost:")
 # What stands in commands for something of the user's.
 PLACEHOLDERS = {
-    "FILE": "configs/Motion/divided.yaml", "NAME": "motion_timesformer_fibonacci", "FOLDER": "data/k400",
-}  # fmt: skip
+    "FILE": "configs/Kinetics/TimeSformer_divST_8x32_224.yaml",
+    "NAME": "motion_timesformer_fibonacci",
+    "FOLDER": "data/k400",
+}
 # No network in tests: the same model without its weights, and smaller.
 SUBSTITUTIONS = {
     'VideoMAEForVideoClassification.from_pretrained("MCG-NJU/videomae-base-finetuned-kinetics")':
@@ -279,7 +281,8 @@ SMALL = [
     "TIMESFORMER.EMBED_DIM", "24", "TIMESFORMER.NUM_HEADS", "2", "TIMESFORMER.DEPTH", "2", "DATA.NUM_FRAMES", "8",
     "DATA.SAMPLING_RATE", "2", "DATA.TRAIN_CROP_SIZE", "32", "DATA.TEST_CROP_SIZE", "32", "DATA.TRAIN_JITTER_SCALES",
     "[32, 32]", "MODEL.NUM_CLASSES", "8", "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0", "SOLVER.STEPS", "[0]",
-    "SOLVER.LRS", "[1]", "GLOBAL_BATCH_SIZE", "8", "DATA_LOADER.NUM_WORKERS", "0", "DEVICE", "cpu",
+    "SOLVER.LRS", "[1]", "TIMESFORMER.PRETRAINED_MODEL", "", "GLOBAL_BATCH_SIZE", "0",
+    "TRAIN.BATCH_SIZE", "8", "DATA_LOADER.NUM_WORKERS", "0", "DEVICE", "cpu",
 ]  # fmt: skip
 CHECKPOINT = "TimeSformer_divST_8x32_224_K400.pyth"
 # The blocks that are run, by page and first command; of the others the commands are parsed.

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -265,31 +266,43 @@ def make_command(folder: Path, num_val: int) -> list[str]:
     return [sys.executable, str(ROOT / "datasets" / "make_motion.py"), str(folder), *sizes]
 
 
-def test_of_several_processes_one_renders_and_the_others_wait(tmp_path: Path) -> None:
+def start_rendering(folder: Path) -> subprocess.Popen[str]:
+    """A process that has rendered some of 200 clips, in a group of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(make_command(tmp_path / "motion", 60), stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(3)
-    ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0]
-    assert sum("is complete" in text for text in said) == 2
-    assert len(list((tmp_path / "motion" / "videos").iterdir())) == 61  # no temporary file among them
+    process = subprocess.Popen(
+        make_command(folder, 200), start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while len(list(folder.glob("videos/val_*.mp4"))) < 20:
+        assert process.poll() is None
+    return process
+
+
+def test_of_two_processes_one_renders_and_the_other_waits(tmp_path: Path) -> None:
+    folder, begun = tmp_path / "motion", time.monotonic()
+    first = start_rendering(folder)
+    os.killpg(first.pid, signal.SIGSTOP)
+    long_enough = 3 * (time.monotonic() - begun)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    second = subprocess.Popen(make_command(folder, 200), env=environment, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(long_enough)
+    os.killpg(first.pid, signal.SIGCONT)
+    said = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert "200 validation clips of 8 classes" in said[0] and "is complete" in said[1]
+    assert len(list((folder / "videos").iterdir())) == 201  # no temporary file among them
 
 
 @pytest.mark.slow
 def test_a_rendering_that_was_killed_is_continued(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    folder, command = tmp_path / "motion", make_command(tmp_path / "motion", 200)
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL)
-    while len(list(folder.glob("videos/val_*.mp4"))) < 20:
-        assert process.poll() is None
+    folder = tmp_path / "motion"
+    process = start_rendering(folder)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (folder / "motion.json").exists() and not (folder / "val.csv").exists()
     (folder / "videos" / ".val_000199.mp4.1.tmp").write_bytes(b"half a clip")
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("videos/*.mp4")}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(make_command(folder, 200), check=True, env=environment, capture_output=True)
     assert len(list((folder / "videos").iterdir())) == 201
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     whole = tmp_path / "whole"
