@@ -33,6 +33,7 @@ from videoattn.files import atomic_write  # noqa: E402
 from videoattn.seeding import derive_seed  # noqa: E402
 
 FPS = 10
+DONE, STARTED = "motion.json", "motion.unfinished.json"  # both hold the settings of the clips
 CLASSES = {"short": SHORT_CLASSES, "long": LONG_CLASSES}
 
 
@@ -84,20 +85,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overwrite: bool = False) -> None:
     """Render what is missing of a data set and list it; a complete one is left as it is.
 
-    Raises ValueError if the folder holds clips with other settings, of a stopped run too, unless `overwrite`.
+    Several processes may ask for the same folder: one renders, the others wait. Raises ValueError if the folder holds
+    clips with other settings, of a stopped run too, unless `overwrite`.
     """
-    from tqdm import tqdm
+    from filelock import FileLock
 
-    done, started = folder / "motion.json", folder / "motion.unfinished.json"
-    for noted in (done, started):
-        made = json.loads(noted.read_text()) if noted.exists() else None
-        if made == asdict(settings) and noted == done:
-            print(f"{folder} is complete: {settings.num_train} training and {settings.num_val} validation clips")
-            return
-        if made in (None, asdict(settings)):
+    if noted_settings(folder / DONE) != asdict(settings):  # no lock without need: the folder may be read-only
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if noted_settings(folder / DONE) != asdict(settings):
+                check_folder(folder, settings, overwrite)
+                render_missing(folder, settings, num_workers)
+                return
+    print(f"{folder} is complete: {settings.num_train} training and {settings.num_val} validation clips")
+
+
+def noted_settings(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def check_folder(folder: Path, settings: Settings, overwrite: bool) -> None:
+    """Raise ValueError if the folder holds clips with other settings; with `overwrite`, remove them instead."""
+    asked = asdict(settings)
+    for noted in (folder / DONE, folder / STARTED):
+        made = noted_settings(noted)
+        if made in (None, asked):
             continue
         if not overwrite:
-            asked = asdict(settings)
             changed = [
                 f"{key} {made.get(key)} there, {asked[key]} asked" for key in asked if made.get(key) != asked[key]
             ]
@@ -108,8 +122,16 @@ def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overw
         for clip in [*(folder / "videos").glob("train_*.mp4"), *(folder / "videos").glob("val_*.mp4")]:
             clip.unlink()
         noted.unlink()
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
-    write_settings(started, settings)
+
+
+def render_missing(folder: Path, settings: Settings, num_workers: int) -> None:
+    """Render the clips that are not there, and write the lists."""
+    from tqdm import tqdm
+
+    (folder / "videos").mkdir(exist_ok=True)
+    for half_written in (folder / "videos").glob(".*.tmp"):  # of a run that was killed
+        half_written.unlink()
+    write_settings(folder / STARTED, settings)
     clips = [(split, i) for split, n in (("train", settings.num_train), ("val", settings.num_val)) for i in range(n)]
     render = partial(write_clip, folder, settings)
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "fork")
@@ -118,8 +140,8 @@ def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overw
         for _ in tqdm(results, total=len(clips), desc="rendering", unit="clip", disable=not sys.stderr.isatty()):
             pass
     write_lists(folder, settings)
-    write_settings(done, settings)
-    started.unlink()
+    write_settings(folder / DONE, settings)
+    (folder / STARTED).unlink()
     classes = len(CLASSES[settings.variant])
     print(f"{folder}: {settings.num_train} training and {settings.num_val} validation clips of {classes} classes")
 

@@ -49,9 +49,9 @@ OURS = """
 ## Motion: weights in this repository
 
 Small models trained on Motion, the built-in clips (8 classes, 32 x 32 pixels, 400 validation clips), one per attention
-method, with the same recipe and seed. `python tools/test_net.py --zoo NAME` renders the clips and reproduces the
-number to the digit on a CPU. One seed says little about a method; [docs/motion_study.md](docs/motion_study.md) has
-more.
+method, with the same recipe and seed. `python tools/test_net.py --zoo NAME` renders the clips into the cache and
+reproduces the number to the digit on a CPU. One seed says little about a method;
+[docs/motion_study.md](docs/motion_study.md) has more.
 """
 
 

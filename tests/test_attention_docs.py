@@ -1,10 +1,8 @@
-"""docs/attention.md: its snippets run, its tables and formulas are what the code says, its pictures exist."""
+"""docs/attention.md: its tables and formulas are what the code says, its pictures exist."""
 
-import argparse
 import itertools
 import math
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ import pytest
 import torch
 
 from videoattn.config_attention import OPERATOR_SECTIONS, Skip
-from videoattn.config_file import add_config_arguments, load_config, parse_overrides
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
-from videoattn.models import TimeSformer, build_model
+from videoattn.models import TimeSformer
 from videoattn.operators import OPERATORS, AttentionSite
 from videoattn.operators.fibonacci_sets import offset_sets
 from videoattn.profile import profile
@@ -36,10 +33,6 @@ GRID = TokenGrid(4, 3, 5, prefix=1)
 HEADS, D = 3, 8
 
 
-def blocks(language: str) -> list[str]:
-    return [text for kind, cost, text in BLOCKS if kind == language and not cost]
-
-
 def stated_cost(name: str, **values: Any) -> int:
     """What the page's formula `name` gives for the values of its symbols."""
     (code,) = [text for _, cost, text in BLOCKS if cost == name]
@@ -47,43 +40,6 @@ def stated_cost(name: str, **values: Any) -> int:
     exec(code, scope)
     assert isinstance(scope["macs"], int)
     return scope["macs"]
-
-
-# ---- snippets
-
-
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_snippets_load_and_build(text: str, tmp_path: Path) -> None:
-    base = re.search(r"^_BASE_: (\S+)$", text, re.MULTILINE)
-    assert base and "ATTENTION:" in text
-    path = tmp_path / "snippet.yaml"
-    path.write_text(text.replace(base[1], str(ROOT / "configs" / "Kinetics" / base[1])), encoding="utf-8")
-    with torch.device("meta"):
-        build_model(load_config(path))
-
-
-def test_commands_name_files_and_settings_that_exist() -> None:
-    commands = [line for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
-    assert len(commands) >= 4
-    for command in commands:
-        program, tool, *arguments = shlex.split(command)
-        assert program == "python" and (ROOT / tool).is_file()
-        parser = argparse.ArgumentParser()
-        add_config_arguments(parser)
-        args = parser.parse_args(arguments)
-        with torch.device("meta"):
-            build_model(load_config(ROOT / args.cfg, parse_overrides(args)))
-
-
-def test_python_snippets_run_and_print_what_the_page_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
-    for text in blocks("python"):
-        exec(text, scope)
-    printed = capsys.readouterr().out
-    assert printed.count("\n") >= 2 and printed in blocks("text")
 
 
 # ---- tables

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,58 @@ def test_the_program_says_in_one_line_what_is_wrong_and_makes_nothing(tmp_path: 
     assert result.returncode == 2
     assert result.stderr.strip() == "error: --size expects WIDTHxHEIGHT such as 64x64, got 'big'"
     assert not (tmp_path / "motion").exists()
+
+
+def make_command(folder: Path, num_val: int) -> list[str]:
+    sizes = ["--num-train", "1", "--num-val", str(num_val), "--size", "32x32", "--num-workers", "2"]
+    return [sys.executable, str(ROOT / "datasets" / "make_motion.py"), str(folder), *sizes]
+
+
+def start_rendering(folder: Path) -> subprocess.Popen[str]:
+    """A process that has rendered some of 200 clips, in a group of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        make_command(folder, 200), start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while len(list(folder.glob("videos/val_*.mp4"))) < 20:
+        assert process.poll() is None
+    return process
+
+
+def test_of_two_processes_one_renders_and_the_other_waits(tmp_path: Path) -> None:
+    folder, begun = tmp_path / "motion", time.monotonic()
+    first = start_rendering(folder)
+    os.killpg(first.pid, signal.SIGSTOP)
+    long_enough = 3 * (time.monotonic() - begun)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    second = subprocess.Popen(make_command(folder, 200), env=environment, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(long_enough)
+    os.killpg(first.pid, signal.SIGCONT)
+    said = [process.communicate(timeout=300)[0] for process in (first, second)]
+    assert "200 validation clips of 8 classes" in said[0] and "is complete" in said[1]
+    assert len(list((folder / "videos").iterdir())) == 201  # no temporary file among them
+
+
+@pytest.mark.slow
+def test_a_rendering_that_was_killed_is_continued(tmp_path: Path) -> None:
+    folder = tmp_path / "motion"
+    process = start_rendering(folder)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "motion.json").exists() and not (folder / "val.csv").exists()
+    (folder / "videos" / ".val_000199.mp4.1.tmp").write_bytes(b"half a clip")
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("videos/*.mp4")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(make_command(folder, 200), check=True, env=environment, capture_output=True)
+    assert len(list((folder / "videos").iterdir())) == 201
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    whole = tmp_path / "whole"
+    subprocess.run(make_command(whole, 200), check=True, env=environment, capture_output=True)
+    assert contents(folder) == contents(whole)
+
+
+def test_a_complete_folder_is_used_without_a_lock(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (made / ".lock").unlink(missing_ok=True)
+    program.make_motion(made, SMALL)
+    assert "is complete" in capsys.readouterr().out and not (made / ".lock").exists()

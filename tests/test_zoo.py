@@ -1,6 +1,7 @@
 """The model zoo: its rows' numbers, protocols, page, and what is said where something is missing."""
 
 import dataclasses
+import importlib.util
 import re
 import subprocess
 import sys
@@ -123,6 +124,27 @@ def test_a_row_that_does_not_exist_is_told_from_its_neighbours() -> None:
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr
     done = run_test_net("--zoo", "motion_timesformer_fibonacci", "--cfg", "configs/Motion/divided.yaml")
     assert done.returncode == 2 and "expected no --cfg FILE besides" in done.stderr
+
+
+def test_clips_of_our_rows_are_rendered_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "1")  # which may be here before rank 0
+    row = find_row("motion_timesformer_fibonacci")
+    few = dataclasses.replace(row, clips_from=("--num-train", "1", "--num-val", "8", "--size", "32x32"))
+    before = sorted((ROOT / "datasets").iterdir())
+    cfg, weights = load_tool("test_net").prepare_row(few, None, [])
+    folder = Path(cfg.data.path_to_data_dir)
+    assert weights == locate_weights(row) and folder.is_relative_to(tmp_path)
+    assert len((folder / "test.csv").read_text().splitlines()) == 8
+    assert sorted((ROOT / "datasets").iterdir()) == before
+
+
+def load_tool(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_train_net(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,7 @@
 
 Examples:
     python tools/demo.py
-    python tools/demo.py --folder runs/demo_space --cfg configs/Motion/space_only.yaml
+    python tools/demo.py --folder runs/demo_space --cfg configs/Motion/demo_space_only.yaml
     python tools/demo.py --quick        # a few steps only, to see that everything works
 
 Each step is one of the other programs, and its command is printed, so that it can be repeated with other settings.
@@ -26,26 +26,27 @@ QUICK = ["SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0", "TIMESFORMER.DEPT
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", default="configs/Motion/divided_fibonacci_time.yaml", help="what to train")
-    parser.add_argument("--data", default="datasets/motion", help="where the built-in videos go (made if absent)")
-    parser.add_argument("--folder", default="runs/demo", help="where results go; a stopped demo continues there")
+    parser.add_argument("--cfg", default="configs/Motion/demo.yaml", help="what to train")
+    parser.add_argument("--data", metavar="DIR", help="where the built-in videos go; default: datasets/motion_demo")
+    parser.add_argument("--folder", metavar="DIR", help="where results go; default: runs/demo; continued if stopped")
     parser.add_argument("--quick", action="store_true", help="few videos, one epoch, one block: a check, not a result")
     args = parser.parse_args(argv)
 
-    settings = ["DATA.PATH_TO_DATA_DIR", args.data, "DATA.CLASS_NAMES", f"{args.data}/class_names.txt"]
-    settings += ["OUTPUT_DIR", args.folder] + (QUICK if args.quick else [])
-    videos = ["--num-train", "32", "--num-val", "8"] if args.quick else []
-    program("making videos", "datasets/make_motion.py", args.data, *videos)
+    data = args.data or ("datasets/motion_quick" if args.quick else "datasets/motion_demo")
+    folder = Path(args.folder or ("runs/demo_quick" if args.quick else "runs/demo"))
+    settings = ["DATA.PATH_TO_DATA_DIR", data, "DATA.CLASS_NAMES", f"{data}/class_names.txt", "OUTPUT_DIR", str(folder)]
+    settings += QUICK if args.quick else []
+    videos = ["--size", "32x32", *(["--num-train", "32", "--num-val", "8"] if args.quick else [])]
+    program("making videos", "datasets/make_motion.py", data, *videos)
     seconds = program("training", "tools/train_net.py", "--cfg", args.cfg, *settings)
     seconds += program("evaluating", "tools/test_net.py", "--cfg", args.cfg, *settings)
     program("profiling", "tools/profile_net.py", "--cfg", args.cfg, "--measure", *settings)
 
-    folder = Path(args.folder)
-    results = json.loads((folder / "test" / "results.json").read_text())
+    results = json.loads((ROOT / folder / "test" / "results.json").read_text())
     print(f"\nTraining and evaluation took {seconds / 60:.1f} minutes.")
     print(f"Top-1 on {results['counts']['evaluated']} validation videos: {100 * results['top1']:.1f} %")
     for what, path in (
-        ("videos", f"{args.data}/videos"),
+        ("videos", f"{data}/videos"),
         ("settings of the run", folder / "config.yaml"),
         ("log, a JSON line per event", folder / "log.jsonl"),
         ("weights", folder / "checkpoints"),

@@ -10,7 +10,7 @@ Examples:
     python tools/test_net.py --zoo timesformer_base_k400 DATA.PATH_TO_DATA_DIR data/k400
 
 --zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
-fetched unless --weights names them; the clips of this project's own rows are rendered.
+fetched unless --weights names them; the clips of this project's own rows are rendered into the cache.
 Without --weights and TEST.CHECKPOINT_FILE_PATH, the best checkpoint in OUTPUT_DIR/checkpoints is taken, or else the
 newest. A training checkpoint of this project carries its settings, so that --cfg may be left out. results.json,
 predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
@@ -18,7 +18,6 @@ predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PA
 
 import argparse
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -45,7 +44,7 @@ from videoattn.engine.distributed import init_distributed, shutdown
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
-from videoattn.files import atomic_write
+from videoattn.files import atomic_write, cache_folder
 from videoattn.models import build_model
 from videoattn.models.checkpoints import LoadReport, load_weights
 from videoattn.models.departures import Departure, describe_data
@@ -160,17 +159,25 @@ def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple
     cfg = row.config(overrides)
     if not cfg.data.path_to_data_dir:
         if row.is_ours:
-            folder = ROOT / "datasets" / "motion_zoo"
-            make = [sys.executable, str(ROOT / "datasets/make_motion.py"), str(folder), *row.clips_from]
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0 and subprocess.run(make).returncode:
-                raise ValueError(f"the clips of {row.name} could not be rendered into {folder}")
-            cfg = row.config(["DATA.PATH_TO_DATA_DIR", str(folder), *overrides])
+            cfg = row.config(["DATA.PATH_TO_DATA_DIR", str(render_clips(row)), *overrides])
         else:
             lists = "the json files of its annotations" if row.dataset == "ssv2" else "test.csv of its validation set"
             missing.append(f"{row.name} needs DATA.PATH_TO_DATA_DIR FOLDER with {lists} ({row.dataset})")
     if path is None or missing:
         raise ValueError("\n".join(missing))
     return cfg, path
+
+
+def render_clips(row: ZooRow) -> Path:
+    """The folder in the cache with the clips of a row of ours; what is missing of them is rendered.
+
+    Its name holds the settings of the clips. Of several processes, ranks too, one renders and the others wait.
+    """
+    folder = cache_folder() / "clips" / "_".join(["motion", *(word.lstrip("-") for word in row.clips_from)])
+    make = [sys.executable, str(ROOT / "datasets/make_motion.py"), str(folder), *row.clips_from]
+    if subprocess.run(make).returncode:
+        raise ValueError(f"the clips of {row.name} could not be rendered into {folder}; VIDEOATTN_CACHE names another")
+    return folder
 
 
 def beside_accuracy(departures: list[Departure] | None, new_layers: Sequence[str]) -> str:
