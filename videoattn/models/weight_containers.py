@@ -72,8 +72,9 @@ def write_weight_file(
             except safetensors.SafetensorError as error:
                 raise OSError(str(error)) from error
     elif path.suffix in PICKLES:
-        with atomic_write(path) as temporary:
-            torch.save({"model_state": tensors, **(metadata or {})}, temporary)
+        # by a name, torch would write that of the temporary file into the archive: no two would be the same
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            torch.save({"model_state": tensors, **(metadata or {})}, file)
     else:
         raise ValueError(f"{path}: expected a name that ends in .safetensors, {', '.join(PICKLES)}")
 
