@@ -173,3 +173,12 @@ def test_an_operator_keeps_every_option_that_changes_its_result(name: str) -> No
         choices = [value for value in getattr(field.annotation, "__args__", ()) if value != default]
         other = choices[0] if choices else OTHER[type(default).__name__](default)
         assert OPERATORS[name](site, **{option: other}).options == {option: other}
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    model = build_model(load_config(None, SMALL))
+    state = model.state_dict()
+    path = tmp_path / "integers.pyth"
+    torch.save({"model_state": state | {"norm.weight": state["norm.weight"].long()}}, path)
+    with pytest.raises(CheckpointError, match=r"of another type: norm.weight torch.int64 instead of torch.float32"):
+        load_weights(model, path)

@@ -93,7 +93,10 @@ def note_resized(
 
 
 def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state in the model's order. Raises CheckpointError naming tensors missing, unexpected or of another shape."""
+    """Return the state in the model's order.
+
+    Raises CheckpointError naming tensors that are missing, unexpected, of another shape, or integers instead of floats.
+    """
     problems = {
         "missing": [name for name in target if name not in state],
         "unexpected": [name for name in state if name not in target],
@@ -101,6 +104,11 @@ def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[
             f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
             for name, value in target.items()
             if name in state and state[name].shape != value.shape
+        ],
+        "of another type": [
+            f"{name} {state[name].dtype} instead of {value.dtype}"
+            for name, value in target.items()
+            if name in state and state[name].is_floating_point() != value.is_floating_point()
         ],
     }
     found = [f"{len(names)} {what}: {some_names(names)}" for what, names in problems.items() if names]
