@@ -64,7 +64,7 @@ def test_skipped_blocks_are_built_as_the_settings_say() -> None:
     [
         ("ATTENTION.TIME {NAME: fibonacci, LAYERS: 3-5}", "ATTENTION.TIME: LAYERS of fibonacci expects blocks 0 to 4"),
         ("ATTENTION.SKIP.TIME 4-5", r"ATTENTION.SKIP.TIME expects blocks 0 to 4 .*, got \[4, 5\]"),
-        ("ATTENTION.SKIP.TIME 0-2", "SKIP expects blocks from 1 on"),
+        ("ATTENTION.SKIP.TIME 0-2", "ATTENTION.SKIP.TIME expects blocks from 1 on"),
         (
             "ATTENTION.JOINT.NAME fibonacci",
             "asks for fibonacci, but .* attends along TIME and SPACE",

@@ -123,7 +123,7 @@ def test_our_bare_file_is_asked_for_its_operators(tmp_path: Path) -> None:
     ("cfg", "message"),
     [
         ("MODEL: {NUM_CLASES: 5}", "embedded cfg.*MODEL.NUM_CLASES is not a setting; did you mean MODEL.NUM_CLASSES"),
-        ("TIMESFORMER: {EMBED_DIM: 24, NUM_HEADS: 5}", "multiple of the number of heads, got 24 and 5"),
+        ("TIMESFORMER: {EMBED_DIM: 24, NUM_HEADS: 5}", "multiple of TIMESFORMER.NUM_HEADS, got 24 and 5"),
         ("a: [", "its cfg is not YAML"),
     ],
 )
