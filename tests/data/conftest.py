@@ -100,3 +100,15 @@ def make(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return encode
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a list."""
+
+    def write(content: str | bytes, name: str = "train.csv") -> Path:
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file
+
+    return write

@@ -17,16 +17,6 @@ from videoattn.data.annotations.oddities import find_oddities
 
 
 @pytest.fixture
-def csv(tmp_path: Path) -> Any:
-    def write(content: str | bytes, name: str = "train.csv") -> Path:
-        file = tmp_path / name
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return file
-
-    return write
-
-
-@pytest.fixture
 def ssv2(tmp_path: Path) -> Any:
     def write(**changed: Any) -> str:
         files: dict[str, Any] = {

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.test_frame_files import write as write_frames
@@ -136,8 +137,9 @@ def write_as(path: Path, codec: str, container: str) -> None:
     with av.open(str(path), "w", format=container or None) as target:
         stream: Any = target.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 176, 144, _PIXELS.get(codec, "yuv420p")
-        for _ in range(3):
-            target.mux(stream.encode(av.VideoFrame(176, 144, "yuv420p").reformat(format=stream.pix_fmt)))
+        for number in range(3):
+            picture = np.random.default_rng(number).integers(0, 256, (144, 176, 3), dtype=np.uint8)
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=stream.pix_fmt)))
         target.mux(stream.encode())
 
 

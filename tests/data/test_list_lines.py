@@ -17,16 +17,6 @@ STRANGE_NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def csv(tmp_path: Path) -> Any:
-    def write(content: str | bytes, name: str = "train.csv") -> Path:
-        file = tmp_path / name
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return file
-
-    return write
-
-
 def listed(videos: Any) -> list[tuple[str, int]]:
     return [(videos.listed(i), videos.label(i)) for i in range(len(videos))]
 

@@ -117,8 +117,11 @@ class _Inside:
         self.others: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not _is_hidden(entry.name):
-                    self._list_of(entry).append(entry.name)
+                name = entry.name
+                if name[-4:] in _PICTURES and name[0] != "." and not entry.is_dir():
+                    self.pictures.append(name)  # at once: there may be millions of frames
+                elif not _is_hidden(name):
+                    self._list_of(entry).append(name)
 
     def _list_of(self, entry: "os.DirEntry[str]") -> list[str]:
         if entry.is_dir():
