@@ -15,6 +15,7 @@ from videoattn.engine.distributed import init_distributed
 from videoattn.engine.log import RunLog
 from videoattn.engine.meters import TooManyBadClipsError
 from videoattn.engine.optim import parameter_groups
+from videoattn.engine.results import Results
 from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
@@ -209,13 +210,22 @@ def test_checkpoints_keep_the_names_of_classes(tmp_path):
     assert read_weight_file(saved.path).class_names == ("wave", "clap")
 
 
+def outcome(right, evaluated=10, listed=10):
+    """Results of an evaluation of `evaluated` of `listed` videos of class 0, `right` of which got it."""
+    scores = torch.tensor([[1.0, 0.0]] * right + [[0.0, 1.0]] * (evaluated - right), dtype=torch.float64)
+    failures = [Failure(i, f"{i}.mp4", f"{i}.mp4: no frames") for i in range(evaluated, listed)]
+    return Results(
+        [f"{i}.mp4" for i in range(listed)], [0] * listed, range(evaluated), scores.reshape(-1, 2), failures, 0, {}, {}
+    )
+
+
 def test_the_best_epoch_is_kept_beside_the_newest(tmp_path):
-    scores = iter([0.2, 0.9, 0.5, 0.6, 0.4])
+    scores = iter([2, 9, 5, 6, 4])
     seen = []
 
     def validate(model):
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        return {"top1": next(scores)}
+        return outcome(next(scores))
 
     run(tmp_path, validate=validate, max_epoch=5, keep_checkpoints=2)
     folder = tmp_path / "checkpoints"
