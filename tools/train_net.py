@@ -41,7 +41,7 @@ from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, no
 from videoattn.data.annotations import VideoList, check_same_order
 from videoattn.data.list_record import write_list
 from videoattn.data.missing import check_videos
-from videoattn.engine.checkpoint import list_checkpoints
+from videoattn.engine.checkpoint import list_checkpoints, make_checkpoint_folder
 from videoattn.engine.distributed import (
     Process,
     gather_objects,
@@ -113,6 +113,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
             factor = num_machines if cfg.solver.base_lr_scale_num_shards else 1
             notes = take_notes(loader, val_loader, process.world_size, factor)
             this_run = Run(dump_config(cfg), changed_keys, given, loader.videos, folder / "train_list.csv.gz", notes)
+            make_checkpoint_folder(folder / "checkpoints")
             candidates = Candidates(folder / "checkpoints", this_run.check)
             found = find_checkpoint(cfg, candidates, this_run)
             write_run_files(cfg, folder)

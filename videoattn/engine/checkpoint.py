@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     that it loads without unpickling code. Raises OSError naming the file when it can't be written; older files are then
     untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_checkpoint_folder(folder)
     name = f"checkpoint_epoch_{epoch:05d}" + (f"_step_{step:06d}" if step else "") + ".pyth"
     with atomic_write(folder / name) as temporary:
         torch.save(state, temporary)
@@ -58,6 +58,14 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, epoch: int, step: in
     for old in [c for c in existing if c.step and c.path.name != name] + whole[: max(len(whole) - keep, 0)]:
         old.path.unlink(missing_ok=True)
     return folder / name
+
+
+def make_checkpoint_folder(folder: Path) -> None:
+    """Make a folder of checkpoints where it is missing. Raises OSError where it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(f"{folder} is a file, expected a folder for checkpoints") from None
 
 
 def copy_as_best(path: Path) -> Path:

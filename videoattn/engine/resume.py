@@ -68,8 +68,8 @@ class Run:
             hint = " (it may change where the command line gives it)" if set(refused) & set(GIVEN_KEYS) else ""
             raise ValueError(
                 f"{path} was made with other settings ({', '.join(refused.values())}){hint}, so the run can't continue "
-                f"from it; set another OUTPUT_DIR, there to start from its weights alone by {_START}, or to continue in "
-                "spite of it with TRAIN.CHECKPOINT_EPOCH_RESET False besides"
+                f"from it; set another OUTPUT_DIR, there to start from its weights alone by {_START}, or to continue "
+                "in spite of it with TRAIN.CHECKPOINT_EPOCH_RESET False besides"
             )
         others = self._other_differences(content)
         if others:

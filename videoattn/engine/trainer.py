@@ -108,8 +108,8 @@ class Trainer:
     def check_finite(self, batch: Batch, number: int) -> None:
         """Raise FloatingPointError, naming what it is, where training can't go on from this state.
 
-        Weights, averaged weights, the optimizer's state, and the loss of `batch` with these weights have to be finite:
-        weights that are finite, but too large, give no finite loss any more. `number` is that of the optimizer step.
+        Weights, averaged weights and the optimizer's state have to be finite, and so have the loss of `batch` and its
+        gradients: weights that are finite but too large have none. `number` is that of the optimizer step before.
         """
         tensors = list(self.model.state_dict().items())
         if self.ema is not None:
@@ -117,12 +117,18 @@ class Trainer:
         odd = first_not_finite([*tensors, *tensors_of_optimizer(self.optimizer.state_dict())])
         if odd:
             raise FloatingPointError(f"{odd} became infinite or NaN")
+        self.optimizer.zero_grad(set_to_none=True)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         autocast = torch.autocast(self.process.device.type, self.autocast, enabled=self.autocast is not None)
-        with evaluation_mode(self.model), torch.no_grad(), autocast:  # running means of a norm stay as they are
+        with evaluation_mode(self.model), autocast:  # running means of a norm stay as they are
             clips, targets = self.prepare(batch, derive_seed(self.seed, "mix", number, 0))
-            loss = float(self.criterion(self.model(clips), targets))
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss with the new weights became {loss}")
+            loss = self.criterion(self.model(clips), targets)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # apart from those of other processes
+        norm = float(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            what = f"the loss became {value:.4g} and its gradients' norm {norm}"
+            raise FloatingPointError(f"with the new weights, {what}")
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
