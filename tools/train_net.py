@@ -140,6 +140,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
         compile_model=cfg.train.compile,
     )
     path, state = resume(trainer, candidates, found, notes) if continued else (None, TrainState())
+    del found  # its tensors
     if process.is_main:
         logger.info(
             "%s: %.2f M parameters; %d training and %d validation videos; %d steps of %d clips an epoch; on %s x %d",

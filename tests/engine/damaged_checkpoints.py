@@ -105,11 +105,6 @@ def _remove_from_group(content: dict[str, Any]) -> None:
     content["optimizer_state"]["param_groups"][0]["params"].pop()
 
 
-def _replace_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 def _replace_by_dangling_link(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.with_name("nowhere"))
@@ -133,7 +128,6 @@ DAMAGES: dict[str, Damage] = {
     "a pickle that runs code": lambda path: torch.save({"model_state": RunsCode(path.with_name("ran"))}, path),
     "a bare pickle that runs code": _bare_code,
     "torch's old format": lambda path: torch.save({}, path, _use_new_zipfile_serialization=False),
-    "a folder": _replace_by_folder,
     "a link to nothing": _replace_by_dangling_link,
     "a list": _content(lambda content: [1, 2]),
     "a tensor": _content(lambda content: torch.ones(2)),

@@ -100,6 +100,12 @@ def test_where_no_checkpoint_is_good_one_error_names_all(folder: Path) -> None:
         Candidates(folder, accept).newest()
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_an_error_at_once(folder: Path) -> None:
+    named(folder, 5).mkdir()
+    with pytest.raises(ValueError, match="checkpoint_epoch_00005.pyth is a folder, expected a checkpoint"):
+        Candidates(folder, accept).newest()
+
+
 def test_the_copy_of_the_best_counts_by_its_own_epoch(folder: Path) -> None:
     content = (folder / BEST).read_bytes()
     for path in folder.iterdir():

@@ -137,11 +137,13 @@ class Candidates:
     def newest(self) -> tuple[Path, Content] | None:
         """The newest good checkpoint with its content; None where the folder has none at all.
 
-        Raises BadCheckpointError that says why of each, where none is good.
+        Raises BadCheckpointError that says why of each, where none is good, and ValueError on a folder in its place.
         """
         for found in reversed(list_checkpoints(self.folder)):
             if found.path in self.refused:
                 continue
+            if found.path.is_dir():  # an older one would not help: a checkpoint of that name is to be written later
+                raise ValueError(f"{found.path} is a folder, expected a checkpoint; remove or rename it")
             best = self._best() if self.refused else None
             if best is not None and (best[1]["epoch"], best[1]["step"]) > (found.epoch, found.step):
                 return best

@@ -120,10 +120,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         autocast = torch.autocast(self.process.device.type, self.autocast, enabled=self.autocast is not None)
-        with evaluation_mode(self.model), autocast:  # running means of a norm stay as they are
-            clips, targets = self.prepare(batch, derive_seed(self.seed, "mix", number, 0))
-            loss = self.criterion(self.model(clips), targets)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # apart from those of other processes
+        with evaluation_mode(self.model):  # running means of a norm stay as they are
+            with autocast:
+                clips, targets = self.prepare(batch, derive_seed(self.seed, "mix", number, 0))
+                loss = self.criterion(self.model(clips), targets)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # not shared with other processes
         norm = float(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
         value = loss.item()
         if not (math.isfinite(value) and math.isfinite(norm)):
