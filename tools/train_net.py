@@ -8,17 +8,20 @@ Examples:
     python tools/train_net.py --cfg configs/Clips/TimeSformer_from_K400.yaml DATA.PATH_TO_DATA_DIR data/clips
     torchrun --nproc_per_node 8 tools/train_net.py --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
 
-OUTPUT_DIR then holds config.yaml, environment.json, log.jsonl (one line per event), run.log and checkpoints/. The same
-command continues a run that was stopped.
+OUTPUT_DIR then holds config.yaml, environment.json, train_list.csv.gz, log.jsonl (one line per event), run.log and
+checkpoints/. The same command continues a run that was stopped (docs/training.md).
 """
 
 import argparse
 import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +39,24 @@ from videoattn.config_file import (
 )
 from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
 from videoattn.data.annotations import VideoList, check_same_order
-from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
-from videoattn.engine.distributed import Process, init_distributed, leave_cores_to_workers, shutdown
+from videoattn.data.list_record import write_list
+from videoattn.data.missing import check_videos
+from videoattn.engine.checkpoint import list_checkpoints, make_checkpoint_folder
+from videoattn.engine.distributed import (
+    Process,
+    gather_objects,
+    init_distributed,
+    leave_cores_to_workers,
+    shared_errors,
+    shutdown,
+)
 from videoattn.engine.evaluate import evaluate
 from videoattn.engine.log import RunLog, describe_machine, logger, package_versions, set_up_logging
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
-from videoattn.engine.train import TrainOptions, TrainState, restore, train
+from videoattn.engine.results import Results
+from videoattn.engine.resume import Candidates, Content, Run, read_checkpoint, resume, take_notes
+from videoattn.engine.run_folder import lock_run_folder
+from videoattn.engine.train import TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
@@ -50,44 +65,68 @@ from videoattn.models.departures import describe_data
 from videoattn.seeding import derive_seed
 from videoattn.zoo_rows import weights_file
 
-# Settings that may differ between a run and its continuation: none of them changes what is learned.
-FREE_KEYS = (
-    "OUTPUT_DIR", "LOG_PERIOD", "DEVICE", "DIST_BACKEND", "DATA_LOADER.", "TENSORBOARD.", "TEST.", "TRAIN.EVAL_PERIOD",
-    "TRAIN.CHECKPOINT_", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.AUTO_RESUME", "TRAIN.COMPILE", "DATA.MAX_BAD_FRACTION",
-    "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "DATA.CLASS_NAMES", "DATA.TEST_CROP_SIZE", "DATA.DECODING_BACKEND",
-)  # fmt: skip
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    cfg, report = load_config_with_report(args.cfg, parse_overrides(args))
+    overrides = parse_overrides(args)
+    cfg, report = load_config_with_report(args.cfg, overrides)
     if not cfg.train.enable:
         raise ValueError("TRAIN.ENABLE is False, so there is nothing to train; tools/test_net.py evaluates")
 
     process = init_distributed(cfg.dist_backend, cfg.device)
     leave_cores_to_workers(process, cfg.data_loader.num_workers)
     folder = Path(cfg.output_dir)
-    set_up_logging(folder if process.is_main else None)
-    if process.is_main:
-        for line in format_report(report, args.verbose).splitlines():
-            logger.info("%s", line)
-    checkpoint = find_checkpoint(cfg, folder / "checkpoints")
-    if process.is_main:
-        write_run_files(cfg, folder)
+    with ExitStack() as held:
+        with shared_errors():
+            if process.is_main:
+                held.enter_context(lock_run_folder(folder))
+            set_up_logging(folder if process.is_main else None)
+        if process.is_main:
+            for line in format_report(report, args.verbose).splitlines():
+                logger.info("%s", line)
+        try:
+            run(cfg, process, folder, overrides[::2])
+        except FloatingPointError as error:
+            command = lower_rate_command(cfg, process, sys.argv[1:] if argv is None else argv)
+            saved = list_checkpoints(folder / "checkpoints")
+            continued = f"continue from {saved[-1].path}" if saved else "nothing was saved yet: start again"
+            raise FloatingPointError(f"{error}; {continued} with a lower rate by: {command}") from error
+    shutdown()
+
+
+def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> None:
+    """Train as `cfg` says; the command line gave the keys `given`. Whatever can be refused is, before the model."""
+    build = partial(build_loader, cfg, rank=process.rank, world_size=process.world_size,
+                    local_world_size=process.local_world_size)  # fmt: skip
+    num_machines = process.world_size // process.local_world_size
+    notes: dict[str, Any] = {}
+    found = candidates = None
+    with shared_errors():
+        loader, val_loader = build("train"), build("val")
+        check_same_order(loader.class_names, loader.videos.source, val_loader.class_names, val_loader.videos.source)
+        check_weights(cfg)
+        if process.is_main:
+            check_videos(loader.videos, cfg.data.max_bad_fraction)
+            check_videos(val_loader.videos, None)
+            factor = num_machines if cfg.solver.base_lr_scale_num_shards else 1
+            notes = take_notes(loader, val_loader, process.world_size, factor)
+            this_run = Run(dump_config(cfg), changed_keys, given, loader.videos, folder / "train_list.csv.gz", notes)
+            make_checkpoint_folder(folder / "checkpoints")
+            candidates = Candidates(folder / "checkpoints", this_run.check)
+            found = find_checkpoint(cfg, candidates, this_run)
+            write_run_files(cfg, folder)
+            if found is None or not this_run.list_file.is_file():
+                write_list(loader.videos, this_run.list_file)
+    continued = gather_objects(found is not None)[0]
 
     torch.use_deterministic_algorithms(cfg.train.deterministic, warn_only=True)
     torch.manual_seed(derive_seed(cfg.rng_seed, "weights"))
     model = build_model(cfg)
-    build = partial(build_loader, cfg, rank=process.rank, world_size=process.world_size,
-                    local_world_size=process.local_world_size)  # fmt: skip
-    loader, val_loader = build("train"), build("val")
-    check_same_order(loader.class_names, loader.videos.source, val_loader.class_names, val_loader.videos.source)
-    if checkpoint is None:
+    if not continued:
         start_weights(cfg, model, loader.videos)
     model = model.to(process.device)
-    num_machines = process.world_size // process.local_world_size
     trainer = Trainer(
         model,
         build_optimizer(cfg, model),
@@ -100,11 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ema_decay=cfg.ema.decay if cfg.ema.enabled else None,
         compile_model=cfg.train.compile,
     )
-    state = TrainState()
-    if checkpoint:
-        content = load_checkpoint(checkpoint)
-        check_same_order(loader.class_names, loader.videos.source, content.get("class_names"), str(checkpoint))
-        state = restore(trainer, content)
+    path, state = resume(trainer, candidates, found, notes) if continued else (None, TrainState())
+    del found  # its tensors
     if process.is_main:
         logger.info(
             "%s: %.2f M parameters; %d training and %d validation videos; %d steps of %d clips an epoch; on %s x %d",
@@ -112,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             val_loader.num_videos, loader.num_batches // loader.accumulate,
             loader.batch_size * loader.accumulate * process.world_size, process.device, process.world_size,
         )  # fmt: skip
-        if checkpoint:
-            logger.info("continuing from %s (epoch %d, step %d)", checkpoint, state.epoch, state.step)
+        if path:
+            logger.info("continuing from %s (epoch %d, step %d)", path, state.epoch, state.step)
     options = TrainOptions(
         max_epoch=cfg.solver.max_epoch,
         log_period_steps=cfg.log_period,
@@ -125,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_bad_fraction=cfg.data.max_bad_fraction,
     )
     log = RunLog(folder if process.is_main else None, cfg.tensorboard.enable)
-    log.write("resume" if checkpoint else "start", versions=package_versions(), checkpoint=str(checkpoint or ""))
+    log.write("resume" if path else "start", versions=package_versions(), checkpoint=str(path or ""))
     started = time.perf_counter()
     try:
-        train(
+        state = train(
             trainer,
             loader,
             build_schedule(cfg, num_machines),
@@ -139,16 +175,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             validate=build_validate(cfg, process, val_loader),
             config_text=dump_config(cfg),
             class_names=loader.class_names,
+            notes=notes,
         )
     finally:
         loader.close()
         val_loader.close()
         log.close()
     if process.is_main:
-        logger.info("trained in %.1f minutes, best top-1 %.2f %%; results in %s", (time.perf_counter() - started) / 60,
-                    100 * state.best, folder)  # fmt: skip
+        best = "no validation figure exists, since no validation video could be evaluated"
+        best = f"best top-1 {state.best}" if state.best else best
+        logger.info("trained in %.1f minutes, %s; results in %s", (time.perf_counter() - started) / 60, best, folder)
         logger.info("evaluate: python tools/test_net.py --cfg %s", folder / "config.yaml")
-    shutdown()
 
 
 def write_run_files(cfg: Config, folder: Path) -> None:
@@ -162,27 +199,27 @@ def write_run_files(cfg: Config, folder: Path) -> None:
             temporary.write_text(text)
 
 
-def find_checkpoint(cfg: Config, folder: Path) -> Path | None:
-    """The checkpoint to continue from, if there is one. Raises ValueError if it was made with other settings."""
-    existing = list_checkpoints(folder)
-    if existing and not cfg.train.auto_resume:
+def check_weights(cfg: Config) -> None:
+    """Raise ValueError where the file of weights to start from is missing."""
+    path, key = cfg.timesformer.pretrained_model, "TIMESFORMER.PRETRAINED_MODEL"
+    if cfg.train.checkpoint_file_path:
+        path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
+    if path and not path.startswith("timm:") and not Path(path).is_file():
+        raise ValueError(f"{key} {path}: no such file; expected weights to start from")
+
+
+def find_checkpoint(cfg: Config, candidates: Candidates, this_run: Run) -> tuple[Path, Content] | None:
+    """The checkpoint to continue from with its content, if there is one, compared with this run."""
+    if list_checkpoints(candidates.folder) and not cfg.train.auto_resume:
         raise ValueError(
-            f"{folder} holds checkpoints of an earlier run, which TRAIN.AUTO_RESUME: False would overwrite; set "
-            "another OUTPUT_DIR, or delete them"
+            f"{candidates.folder} holds checkpoints of an earlier run, which TRAIN.AUTO_RESUME: False would overwrite; "
+            "set another OUTPUT_DIR, or delete them"
         )
-    if existing:
-        newest = existing[-1].path
-        changed = changed_keys(load_checkpoint(newest)["cfg"], dump_config(cfg))
-        changed = [key for key in changed if not key.startswith(FREE_KEYS)]
-        if changed:
-            raise ValueError(
-                f"{newest} was made with other settings ({', '.join(changed)}), so the run can't continue from it; set "
-                "another OUTPUT_DIR, or start from its weights alone by TRAIN.CHECKPOINT_FILE_PATH"
-            )
-        return newest
-    if cfg.train.checkpoint_file_path and not cfg.train.checkpoint_epoch_reset:
-        return weights_file(cfg.train.checkpoint_file_path)
-    return None
+    found = candidates.newest()
+    if found is None and cfg.train.checkpoint_file_path and not cfg.train.checkpoint_epoch_reset:
+        path = weights_file(cfg.train.checkpoint_file_path)
+        found = path, read_checkpoint(path, this_run.compare)
+    return found
 
 
 def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
@@ -233,26 +270,35 @@ def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Ba
     return prepare
 
 
-def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[nn.Module], dict[str, float]]:
-    """Top-1 and top-5 on val with one centred clip and crop."""
+def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[nn.Module], Results]:
+    """An evaluation on val with one centred clip and crop of each video."""
+    return partial(
+        evaluate,
+        loader=loader,
+        device=process.device,
+        mean=cfg.data.mean,
+        std=cfg.data.std,
+        reverse_channels=cfg.data.reverse_input_channel,
+        num_classes=cfg.model.num_classes,
+        num_views=1,
+        batch_size=loader.batch_size,
+        precision=cfg.train.precision,
+        process=process,
+    )
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        results = evaluate(
-            model,
-            loader,
-            device=process.device,
-            mean=cfg.data.mean,
-            std=cfg.data.std,
-            reverse_channels=cfg.data.reverse_input_channel,
-            num_classes=cfg.model.num_classes,
-            num_views=1,
-            batch_size=loader.batch_size,
-            precision=cfg.train.precision,
-            process=process,
-        )
-        return {"top1": results.top_k(1) or 0.0, "top5": results.top_k(5) or 0.0}
 
-    return validate
+def lower_rate_command(cfg: Config, process: Process, arguments: Sequence[str]) -> str:
+    """The command of this run with half the learning rate, and whatever has to stay below it."""
+    solver = cfg.solver
+    rates = {"SOLVER.BASE_LR": solver.base_lr / 2}
+    if solver.warmup_epochs and solver.warmup_start_lr > rates["SOLVER.BASE_LR"]:
+        rates["SOLVER.WARMUP_START_LR"] = solver.warmup_start_lr / 2
+    if solver.lr_policy == "cosine" and solver.cosine_end_lr > rates["SOLVER.BASE_LR"]:
+        rates["SOLVER.COSINE_END_LR"] = solver.cosine_end_lr / 2
+    program = ["python"] if process.world_size == 1 else ["torchrun", "--nproc_per_node", str(process.local_world_size)]
+    script = sys.argv[0] if sys.argv[0].endswith("train_net.py") else "tools/train_net.py"
+    pairs = [text for key, value in rates.items() for text in (key, f"{value:.6g}")]
+    return shlex.join([*program, script, *arguments, *pairs])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ class Train(Section):
     checkpoint_minutes: NonNegativeFloat = Field(10.0, description="minutes between saves within an epoch; 0: none")
     checkpoint_steps: NotNegative = Field(0, description="optimizer steps between checkpoints within an epoch; 0: none")
     keep_checkpoints: Positive = Field(3, description="newest epoch checkpoints kept; the best one is kept besides")
-    auto_resume: bool = Field(True, description="continue from the newest checkpoint in OUTPUT_DIR")
+    auto_resume: bool = Field(
+        True, description="continue from the newest good checkpoint in OUTPUT_DIR; see docs/training.md on lower rates"
+    )
     checkpoint_file_path: str = Field("", description="weights to start from: a file, or zoo:NAME of model_zoo.md")
     checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
     finetune: bool = Field(

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from videoattn.data.batch import Batch, Failure, normalize
+from videoattn.data.decode import DecodeError
 from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint, save_checkpoint
 from videoattn.engine.distributed import init_distributed
 from videoattn.engine.log import RunLog
 from videoattn.engine.meters import TooManyBadClipsError
 from videoattn.engine.optim import parameter_groups
+from videoattn.engine.results import Results
 from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
@@ -137,6 +139,16 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
+class Unreadable(Clips):
+    """Clips of which no more can be read by the process of rank 1 from the third batch on."""
+
+    def epoch(self, epoch, start_batch=0):
+        for number, batch in enumerate(super().epoch(epoch, start_batch)):
+            if number == 2 and self.rank == 1:
+                raise DecodeError("lost.mp4: the disk does not answer")
+            yield batch
+
+
 def two_processes(rank, folder, port):
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
@@ -144,31 +156,71 @@ def two_processes(rank, folder, port):
     )  # fmt: skip
     torch.set_num_threads(1)
     process = init_distributed(device="cpu")
-    trainer = build_trainer(process, drop_path_rate=0.0)
-    log = RunLog(Path(folder) if process.is_main else None)
-    train(
-        trainer, Clips(rank=rank, world_size=2), lambda epoch: 3e-3, TrainOptions(max_epoch=2, log_period_steps=1),
-        folder=Path(folder) / "checkpoints", state=TrainState(), log=log,
-    )  # fmt: skip
-    log.close()
+
+    def train_in(name, loader):
+        log = RunLog(folder / name if process.is_main else None)
+        train(
+            build_trainer(process, drop_path_rate=0.0), loader, lambda epoch: 3e-3,
+            TrainOptions(max_epoch=2, log_period_steps=1), folder=folder / name / "checkpoints", state=TrainState(),
+            log=log,
+        )  # fmt: skip
+        log.close()
+
+    train_in("two", Clips(rank=rank, world_size=2, bad=rank))
+    for name, loader in (
+        ("unreadable", Unreadable(rank=rank, world_size=2, bad=rank)),
+        ("unwritable", Clips(rank=rank, world_size=2)),  # its folder of checkpoints is a file
+    ):
+        try:
+            train_in(name, loader)
+        except Exception as error:
+            (folder / f"{name}_{rank}").write_text(f"{type(error).__name__}: {error}")
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two processes wrote that trained, could not read on, and could not save, one after the other."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "unwritable").mkdir()
+    (folder / "unwritable" / "checkpoints").write_text("")
+    torch.multiprocessing.spawn(two_processes, (folder, 20000 + os.getpid() % 20000), nprocs=2)
+    return folder
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def losses(folder):
-    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [e["loss"] for e in events if e["event"] == "train"]
+    return [e["loss"] for e in events(folder) if e["event"] == "train"]
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, both):
     run(tmp_path / "one", build_trainer(drop_path_rate=0.0), max_epoch=2, log_period_steps=1)
-    (tmp_path / "two").mkdir()
-    port = 20000 + os.getpid() % 20000
-    torch.multiprocessing.spawn(two_processes, (str(tmp_path / "two"), port), nprocs=2)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    one, two = losses(tmp_path / "one"), losses(both / "two")
     assert len(one) == 12 and one == pytest.approx(two, abs=1e-4)
-    states = [load_checkpoint(list_checkpoints(tmp_path / d / "checkpoints")[-1].path) for d in ("one", "two")]
+    folders = (tmp_path / "one", both / "two")
+    states = [load_checkpoint(list_checkpoints(folder / "checkpoints")[-1].path) for folder in folders]
     for name, tensor in states[0]["model_state"].items():
         torch.testing.assert_close(tensor, states[1]["model_state"][name], rtol=0, atol=1e-4)
+
+
+def test_bad_clips_of_every_process_are_listed(both):
+    bad = [event for event in events(both / "two") if event["event"] == "bad_clip"]
+    assert [(event["path"], event["rank"]) for event in bad] == [("bad.mp4", 1)] * 12
+    assert [event["bad_clips"] for event in events(both / "two") if event["event"] == "epoch"] == [6, 6]
+
+
+def test_where_one_process_cannot_read_on_all_end_and_its_bad_clips_are_listed(both):
+    assert (both / "unreadable_1").read_text() == "DecodeError: lost.mp4: the disk does not answer"
+    assert (both / "unreadable_0").read_text() == "OtherProcessError: process 1: lost.mp4: the disk does not answer"
+    assert [event["rank"] for event in events(both / "unreadable") if event["event"] == "bad_clip"] == [1, 1]
+
+
+def test_where_the_main_process_cannot_save_all_end(both):
+    assert (both / "unwritable_0").read_text().endswith("checkpoints is a file, expected a folder for checkpoints")
+    assert (both / "unwritable_1").read_text().startswith("OtherProcessError: process 0: ")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_path):
@@ -209,13 +261,56 @@ def test_checkpoints_keep_the_names_of_classes(tmp_path):
     assert read_weight_file(saved.path).class_names == ("wave", "clap")
 
 
+def outcome(right, evaluated=10, listed=10):
+    """Results of an evaluation of `evaluated` of `listed` videos of class 0, `right` of which got it."""
+    scores = torch.tensor([[1.0, 0.0]] * right + [[0.0, 1.0]] * (evaluated - right), dtype=torch.float64)
+    failures = [Failure(i, f"{i}.mp4", f"{i}.mp4: no frames") for i in range(evaluated, listed)]
+    return Results(
+        [f"{i}.mp4" for i in range(listed)], [0] * listed, range(evaluated), scores.reshape(-1, 2), failures, 0, {}, {}
+    )
+
+
+def test_failed_validation_videos_are_counted_in_every_epoch_and_listed_once(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging.getLogger("videoattn"), "info", lambda text, *values: lines.append(text % values))
+    run(tmp_path, validate=lambda model: outcome(1, evaluated=4, listed=16), max_epoch=2)
+    found = events(tmp_path)
+    for event in (event for event in found if event["event"] == "epoch"):
+        assert (event["val_videos"], event["val_evaluated"], event["val_failed"], event["top1"]) == (16, 4, 12, 0.25)
+    failed = [(event["path"], event["reason"]) for event in found if event["event"] == "failed_video"]
+    assert failed == [(f"{i}.mp4", f"{i}.mp4: no frames") for i in range(4, 16)]
+    assert sum("top1 0.25" in line and "4 of 16 validation videos evaluated, 12 failed" in line for line in lines) == 2
+
+
+def test_where_no_video_is_evaluated_there_is_no_best(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging.getLogger("videoattn"), "info", lambda text, *values: lines.append(text % values))
+    run(tmp_path, validate=lambda model: outcome(0, evaluated=0, listed=3), max_epoch=1)
+    (epoch,) = [event for event in events(tmp_path) if event["event"] == "epoch"]
+    assert (epoch["top1"], epoch["top5"], epoch["val_evaluated"]) == (None, None, 0)
+    assert not (tmp_path / "checkpoints" / BEST).exists()
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert load_checkpoint(saved.path)["best"] is None
+    assert any("0 of 3 validation videos evaluated, 3 failed, so there is no validation figure" in x for x in lines)
+
+
+def test_an_epoch_is_not_best_because_fewer_videos_were_evaluated(tmp_path):
+    results = iter([outcome(5), outcome(4, evaluated=4), outcome(6, evaluated=9)])
+    run(tmp_path, validate=lambda model: next(results), max_epoch=2)
+    assert load_checkpoint(tmp_path / "checkpoints" / BEST)["epoch"] == 1
+    state = restore(build_trainer(), load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path))
+    run(tmp_path, state=state, validate=lambda model: next(results), max_epoch=3)
+    best = load_checkpoint(tmp_path / "checkpoints" / BEST)
+    assert best["epoch"] == 3 and best["best"]["top1"] == pytest.approx(6 / 9) and best["best"]["score"] == 0.6
+
+
 def test_the_best_epoch_is_kept_beside_the_newest(tmp_path):
-    scores = iter([0.2, 0.9, 0.5, 0.6, 0.4])
+    scores = iter([2, 9, 5, 6, 4])
     seen = []
 
     def validate(model):
         seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        return {"top1": next(scores)}
+        return outcome(next(scores))
 
     run(tmp_path, validate=validate, max_epoch=5, keep_checkpoints=2)
     folder = tmp_path / "checkpoints"

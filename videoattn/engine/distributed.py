@@ -1,6 +1,8 @@
 """Several processes of one run: who is who, and the few things they tell each other."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -9,6 +11,10 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run failed; the message has its rank and its error, which that process reports."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,42 @@ def leave_cores_to_workers(process: Process, num_workers: int) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process, so that all of them can act on it together."""
-    if not dist.is_initialized():
-        return flag
-    votes = torch.tensor(int(flag))
-    dist.all_reduce(votes)
-    return bool(votes)
+    return vote(flag)[0]
+
+
+def vote(*flags: bool) -> list[bool]:
+    """For each flag, whether it is true in any process."""
+    votes = torch.tensor([int(flag) for flag in flags])
+    if dist.is_initialized():
+        dist.all_reduce(votes)
+    return [bool(number) for number in votes.tolist()]
+
+
+@contextmanager
+def shared_errors() -> Iterator[None]:
+    """Raise an error of one process in every process, so that none waits for the failed one until a timeout.
+
+    The process of the lowest rank that failed raises its own error, and the others raise OtherProcessError. All
+    processes have to enter the block, and none may exchange anything inside it.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    share_error(error)
+
+
+def share_error(error: Exception | None) -> None:
+    """Raise `error`, or OtherProcessError where another process calls this with an error; every process calls it."""
+    if not any_process(error is not None):
+        return
+    messages = gather_objects(None if error is None else f"{error}")
+    first = next(rank for rank, message in enumerate(messages) if message is not None)
+    own = dist.get_rank() if dist.is_initialized() else 0
+    if error is not None and (own == first or f"{error}" != messages[first]):
+        raise error
+    raise OtherProcessError(f"process {first}: {messages[first]}") from error
 
 
 def shutdown() -> None:

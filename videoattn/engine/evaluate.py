@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from videoattn.data.batch import Batch, Failure, normalize
-from videoattn.engine.distributed import Process, gather_objects
+from videoattn.engine.distributed import Process, gather_objects, shared_errors
 from videoattn.engine.log import Stopwatch, progress_bar
 from videoattn.engine.results import Results
 
@@ -160,7 +160,8 @@ def evaluate(
     autocast = torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     watch, show = Stopwatch(), progress and process.rank == 0
     share = len(range(process.rank, loader.num_videos, process.world_size))
-    with _evaluation_mode(model), torch.inference_mode(), progress_bar(share, 0, "evaluating", show) as bar:
+    bars = progress_bar(share, 0, "evaluating", show)
+    with shared_errors(), evaluation_mode(model), torch.inference_mode(), bars as bar:
         next_log = time.perf_counter() + _LOG_SECONDS
         for clips, videos, views in _chunks(_timed(loader.epoch(0), watch), batch_size, evaluation):
             clips = normalize(clips.to(device, non_blocking=True), mean, std, reverse_channels)
@@ -200,7 +201,7 @@ def _speed(clips: int, waited: float, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; each module's own mode is restored after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,8 +1,10 @@
 """What a run says: readable lines, one JSON line per event, a progress bar, and TensorBoard scalars if asked."""
 
+import errno
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -61,10 +63,30 @@ def set_up_logging(folder: Path | None) -> None:
     handlers: list[logging.Handler] = [_BarFriendlyHandler(sys.stdout)]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder / "run.log"))
+        handlers.append(logging.FileHandler(folder / "run.log", encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
+
+
+def log_to_file(text: str, *, trace: bool = False) -> None:
+    """Write a line to the run.log that `set_up_logging` opened, if any, but not to standard output.
+
+    `trace` adds the traceback of the exception that is being handled.
+    """
+    information = sys.exc_info() if trace else None
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), information)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def close_log_file() -> None:
+    """Close the run.log that `set_up_logging` opened, if any."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 class _BarFriendlyHandler(logging.StreamHandler):
@@ -78,7 +100,11 @@ class _BarFriendlyHandler(logging.StreamHandler):
 
 
 class RunLog:
-    """Events of a run: JSON lines in `folder`/log.jsonl, scalars for TensorBoard if asked; no folder, no events."""
+    """Events of a run: JSON lines in `folder`/log.jsonl, scalars for TensorBoard if asked; no folder, no events.
+
+    The lines are strict JSON, which has no infinity and no NaN: such a number is null, and the field "non_finite" of
+    the line has its name and text, as {"grad_norm": "inf"}.
+    """
 
     def __init__(self, folder: Path | None, tensorboard: bool = False) -> None:
         self._file = None
@@ -86,17 +112,26 @@ class RunLog:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "log.jsonl", "a", buffering=1)
+        self._path = folder / "log.jsonl"
+        self._file = open(self._path, "ab", buffering=0)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, event: str, step: int | None = None, **values: Any) -> None:
-        """One line; numbers also go to TensorBoard under `event`/name at `step`."""
+        """Write one line; numbers also go to TensorBoard under `event`/name at `step`.
+
+        Raises OSError naming the file where it can't be written.
+        """
         if self._file is not None:
             head = {"event": event, "time": round(time.time(), 3)} | ({} if step is None else {"step": step})
-            self._file.write(json.dumps(head | values) + "\n")
+            line = _strict_json(head | values).encode() + b"\n"
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                raise OSError(error.errno, f"can't write {self._path}: {error.strerror or error}") from error
         if self._writer is not None and step is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -107,6 +142,23 @@ class RunLog:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _strict_json(values: dict[str, Any]) -> str:
+    odd: dict[str, str] = {}
+
+    def finite(value: Any, name: str) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            odd[name] = str(value)
+            return None
+        if isinstance(value, dict):
+            return {key: finite(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner, f"{name}.{number}") for number, inner in enumerate(value)]
+        return value
+
+    values = finite(values, "")
+    return json.dumps(values | ({"non_finite": odd} if odd else {}), allow_nan=False)
 
 
 @contextmanager

@@ -69,13 +69,10 @@ class PendingMeters:
         return Meters(loss / world_size, round(steps / world_size), *(round(number) for number in sums))
 
 
-def check_loss(loss: float, epoch: int, step: int, lr: float) -> None:
-    """Raise FloatingPointError, saying where and what helps, if the loss is not finite."""
+def check_loss(loss: float) -> None:
+    """Raise FloatingPointError if the loss is not finite."""
     if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} in epoch {epoch + 1} by step {step + 1} at learning rate {lr:.3g}; lower "
-            "SOLVER.BASE_LR, clip gradients (SOLVER.CLIP_GRAD_L2NORM), or set TRAIN.PRECISION to bf16 or fp32"
-        )
+        raise FloatingPointError(f"the loss became {loss}")
 
 
 def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:

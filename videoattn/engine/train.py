@@ -1,21 +1,24 @@
 """The training loop. Random choices derive from seed and step alone, so a resumed run repeats an uninterrupted one."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from torch import nn
 
 from videoattn.data.batch import Batch
-from videoattn.engine.checkpoint import copy_as_best, save_checkpoint
-from videoattn.engine.distributed import Process, any_process
-from videoattn.engine.log import RunLog, Stopwatch, logger, progress_bar
+from videoattn.engine.checkpoint import BadCheckpointError, copy_as_best, save_checkpoint
+from videoattn.engine.checkpoint_check import check_content, check_fields
+from videoattn.engine.distributed import Process, shared_errors, vote
+from videoattn.engine.log import RunLog, Stopwatch, progress_bar
 from videoattn.engine.meters import Meters, PendingMeters, check_bad_clips, check_loss
 from videoattn.engine.optim import Schedule
+from videoattn.engine.reports import ClipReports, ValidationReports, report_epoch, shared_batches
+from videoattn.engine.results import Results
+from videoattn.engine.stop import Interrupted, StopRequest
 from videoattn.engine.trainer import Trainer
 
 
@@ -26,10 +29,6 @@ class TrainingLoader(Protocol):
     accumulate: int
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """The run was asked to stop and has saved where it stood."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +45,47 @@ class TrainOptions:
     max_bad_fraction: float = 1.0
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far, after `epoch` epochs: top-1 of the `evaluated` among the `listed` videos.
+
+    `score` decides which is best. Failed videos count as wrong in it, so that no epoch is best because fewer videos, or
+    easier ones, were evaluated in it. Counts of 0 are not known: an older checkpoint does not say them.
+    """
+
+    score: float
+    top1: float
+    evaluated: int = 0
+    listed: int = 0
+    epoch: int = 0
+
+    def __str__(self) -> str:
+        text = f"{100 * self.top1:.2f} %" + (f" after epoch {self.epoch}" if self.epoch else "")
+        return text + (f", of {self.evaluated} of {self.listed} videos" if self.evaluated < self.listed else "")
+
+
 @dataclass
 class TrainState:
-    """Where a run stands: `epoch` finished epochs, `step` optimizer steps of the next one, and what goes with it."""
+    """Progress of a run: `epoch` finished epochs, `step` optimizer steps of the next one, and what goes with it."""
 
     epoch: int = 0
     step: int = 0
-    best: float = -1.0
+    best: Best | None = None
     meters: Meters = field(default_factory=Meters)
 
 
 @dataclass
 class Saver:
-    """Writes checkpoints of a run from its main process, and knows when one within an epoch is due."""
+    """Writes checkpoints of a run from its main process, and knows when one within an epoch is due.
+
+    `notes` are further plain values for checkpoints.
+    """
 
     folder: Path
     trainer: Trainer
     options: TrainOptions
     process: Process
-    config_text: str = ""
-    class_names: Sequence[str] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
     last: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
@@ -73,27 +93,42 @@ class Saver:
         return bool(steps and step % steps == 0) or bool(minutes and time.monotonic() - self.last >= 60 * minutes)
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        if self.process.is_main:
-            content = self.trainer.state_dict() | {
-                "epoch": state.epoch,
-                "step": state.step,
-                "best": state.best,
-                "meters": asdict(state.meters),
-                "cfg": self.config_text,
-                "class_names": None if self.class_names is None else list(self.class_names),
-            }
-            path = save_checkpoint(
-                self.folder, content, epoch=state.epoch, step=state.step, keep=self.options.keep_checkpoints
-            )
-            if best:
-                copy_as_best(path)
+        with shared_errors():
+            if self.process.is_main:
+                self._write(state, best)
         self.last = time.monotonic()
+
+    def _write(self, state: TrainState, best: bool) -> None:
+        content = self.trainer.state_dict() | {
+            "epoch": state.epoch,
+            "step": state.step,
+            "best": None if state.best is None else asdict(state.best),
+            "meters": asdict(state.meters),
+            **self.notes,
+        }
+        path = save_checkpoint(
+            self.folder, content, epoch=state.epoch, step=state.step, keep=self.options.keep_checkpoints
+        )
+        if best:
+            copy_as_best(path)
 
 
 def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
-    """Put a checkpoint of `train` back into `trainer`, and say where the run stood."""
+    """Put a checkpoint of `train` back into `trainer`, and return the state that the run was in.
+
+    Raises BadCheckpointError where it lacks something or does not fit.
+    """
+    check_content(checkpoint)
+    meters, best = checkpoint["meters"], checkpoint["best"]
+    check_fields(meters, dict.fromkeys(x.name for x in fields(Meters)), "meters")
+    if not isinstance(best, Mapping):  # older checkpoints have the accuracy alone, -1 where there is none
+        best = None if best is None or best < 0 else {"score": best, "top1": best}
+    if best is not None:
+        check_fields(best, dict.fromkeys(x.name for x in fields(Best)), "best")
+        if not {"score", "top1"} <= set(best):
+            raise BadCheckpointError(f"best is {best}, expected a score and top1")
     trainer.load_state_dict(checkpoint)
-    return TrainState(checkpoint["epoch"], checkpoint["step"], checkpoint["best"], Meters(**checkpoint["meters"]))
+    return TrainState(checkpoint["epoch"], checkpoint["step"], Best(**best) if best else None, Meters(**meters))
 
 
 def train(
@@ -105,37 +140,51 @@ def train(
     folder: Path,
     state: TrainState,
     log: RunLog,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate: Callable[[nn.Module], Results] | None = None,
     config_text: str = "",
     class_names: Sequence[str] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Train from `state` to `options.max_epoch`, logging, evaluating and saving checkpoints into `folder` on the way.
 
-    `validate(model)` returns figures, of which "top1" chooses the best checkpoint. Raises TooManyBadClipsError,
-    FloatingPointError on a loss that is not finite, and Interrupted after SIGINT or SIGTERM, with a checkpoint written.
-    Checkpoints keep `config_text` and `class_names`.
+    The top-1 accuracy of what `validate(model)` returns chooses the best checkpoint. Raises TooManyBadClipsError,
+    FloatingPointError on gradients, weights or a loss that are not finite, before such weights are saved, and
+    Interrupted after SIGINT or SIGTERM, with a checkpoint written. Checkpoints keep `config_text`, `class_names` and
+    `notes`, plain values.
     """
-    saver = Saver(folder, trainer, options, trainer.process, config_text, class_names)
-    reasons: set[str] = set()
-    with StopRequest() as stop:
+    notes = {"cfg": config_text, "class_names": None if class_names is None else list(class_names), **(notes or {})}
+    saver = Saver(folder, trainer, options, trainer.process, notes)
+    clip_reports, validation_reports = ClipReports(log), ValidationReports(log)
+    with StopRequest(trainer.process.is_main) as stop:
         while state.epoch < options.max_epoch:
             start = time.perf_counter()
-            train_epoch(trainer, loader, schedule, options, state, saver, log, stop, reasons)
+            train_epoch(trainer, loader, schedule, options, state, saver, log, stop, clip_reports)
             minutes = (time.perf_counter() - start) / 60
-            figures = {"loss": state.meters.mean_loss, "minutes": round(minutes, 2)}
-            last = state.epoch + 1 == options.max_epoch
+            figures: dict[str, Any] = {"loss": state.meters.mean_loss, "minutes": round(minutes, 2)}
+            last, best = state.epoch + 1 == options.max_epoch, None
             if validate is not None and (last or (state.epoch + 1) % options.eval_period_epochs == 0):
-                figures |= validate(trainer.averaged_model())
-            best = figures.get("top1", -1.0) > state.best
-            report_epoch(state, options, figures, log, trainer.process)
-            state.best = max(state.best, figures.get("top1", -1.0))
+                results = validate(trainer.averaged_model())
+                best = better(results, state.epoch + 1, state.best)
+                with shared_errors():
+                    figures |= validation_reports.figures(results, state.epoch + 1)
+            with shared_errors():
+                report_epoch(state.meters, state.epoch, options.max_epoch, figures, log)
+            state.best = best or state.best
             state.epoch, state.step, state.meters = state.epoch + 1, 0, Meters()
-            stopping = any_process(stop.requested)
+            (stopping,) = vote(stop.requested)
             if last or best or stopping or state.epoch % options.checkpoint_period_epochs == 0:
-                saver.save(state, best)
+                saver.save(state, best is not None)
             if stopping and not last:
                 raise Interrupted(f"stopped after epoch {state.epoch} of {options.max_epoch}")
     return state
+
+
+def better(results: Results, epoch: int, best: Best | None) -> Best | None:
+    """The figures of `results`, after `epoch` epochs, where they are better than `best`; else None."""
+    top1, score = results.top_k(1), results.top_k(1, failed_as_wrong=True)
+    if top1 is None or score is None or (best is not None and score <= best.score):
+        return None
+    return Best(score, top1, len(results.videos), len(results.paths), epoch)
 
 
 def train_epoch(
@@ -146,86 +195,63 @@ def train_epoch(
     state: TrainState,
     saver: Saver,
     log: RunLog,
-    stop: "StopRequest",
-    reasons: set[str],
+    stop: StopRequest,
+    reports: ClipReports,
 ) -> None:
-    """The steps of epoch `state.epoch` from `state.step` on; `reasons` are those that `report_videos` has logged."""
+    """The steps of epoch `state.epoch` from `state.step` on."""
     process, total = trainer.process, loader.num_batches // loader.accumulate
-    batches = loader.epoch(state.epoch, state.step * loader.accumulate)
+    batches = shared_batches(
+        loader.epoch(state.epoch, state.step * loader.accumulate), loader.accumulate, reports.flush
+    )
     pending, stopwatch, title = PendingMeters(), Stopwatch(), f"epoch {state.epoch + 1}/{options.max_epoch}"
     with progress_bar(total, state.step, title, process.is_main) as bar:
         while state.step < total:
             lr, number = schedule(state.epoch + state.step / total), state.epoch * total + state.step
-            loss, norm, seen = trainer.step(
-                batches, number=number, num_micro=loader.accumulate, lr=lr, stopwatch=stopwatch
-            )
+            where = f"in epoch {state.epoch + 1} by step {state.step + 1} at learning rate {lr:.3g}"
+            with divergence_named(where, reports.flush):  # gradients are the same in all processes
+                loss, norm, seen = trainer.step(
+                    batches, number=number, num_micro=loader.accumulate, lr=lr, stopwatch=stopwatch
+                )
             pending.count(loss, seen)
-            report_videos(seen, reasons, log)
+            reports.note(seen)
             state.step += 1
             bar.update()
             at_end = state.step == total
-            stopping, due = any_process(stop.requested), any_process(saver.due(state.step))
+            stopping, due = vote(stop.requested, saver.due(state.step))
             if not (at_end or stopping or due or state.step % options.log_period_steps == 0):
                 continue
             recent = pending.reduce(process.world_size)
             state.meters.add(recent)
-            check_loss(recent.mean_loss, state.epoch, state.step - 1, lr)
+            if recent.bad or recent.in_order:
+                reports.flush()
+            with divergence_named(where):
+                check_loss(recent.mean_loss)
             check_bad_clips(state.meters, options.max_bad_fraction, at_end)
             lap = stopwatch.lap()
             figures = {"loss": round(recent.mean_loss, 4), "lr": float(f"{lr:.3e}"), **lap}
             bar.set_postfix(figures)
-            log.write(
-                "train", step=number + 1, epoch=state.epoch, grad_norm=norm, **figures | {"loss": recent.mean_loss}
-            )
+            with shared_errors():
+                log.write(
+                    "train", step=number + 1, epoch=state.epoch, grad_norm=norm, **figures | {"loss": recent.mean_loss}
+                )
+            if at_end or due or stopping:  # what follows may save
+                with divergence_named(where), shared_errors():
+                    if process.is_main:
+                        trainer.check_finite(seen[-1], number)
             if not at_end and (due or stopping):
                 saver.save(state)
             if not at_end and stopping:
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {state.step} of {total}")
 
 
-def report_videos(batches: list[Batch], reasons: set[str], log: RunLog) -> None:
-    """Log what could not be decoded, and each of the `reasons` for decoding from the start the first time it is met."""
-    for batch in batches:
-        for reason in set(batch.in_order) - reasons:
-            logger.info("some videos are decoded from their start instead of sought in: %s", reason)
-            reasons.add(reason)
-        for failure in batch.failures:
-            logger.warning("replaced a clip that can't be decoded: %s", failure.reason)
-            log.write("bad_clip", path=failure.path, reason=failure.reason)
-
-
-def report_epoch(
-    state: TrainState, options: TrainOptions, figures: dict[str, float], log: RunLog, process: Process
-) -> None:
-    meters = state.meters
-    counts = {"clips": meters.draws, "bad_clips": meters.bad, "short_clips": meters.short, "in_order": meters.in_order}
-    log.write("epoch", step=state.epoch + 1, **counts, **figures)
-    if process.is_main:
-        text = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        text += f", {meters.bad} of {meters.tried} clips bad" if meters.bad else ""
-        text += f", {meters.short} clips longer than their video" if meters.short else ""
-        text += f", {meters.in_order} videos decoded from their start" if meters.in_order else ""
-        logger.info("epoch %d/%d: %s", state.epoch + 1, options.max_epoch, text)
-
-
-class StopRequest:
-    """Notes the first SIGINT or SIGTERM, so that a run can stop between two steps; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        logger.info("stopping after this step; once more to stop at once")
-        self.__exit__()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+@contextmanager
+def divergence_named(where: str, before_raising: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Add to a FloatingPointError where it arose and what helps."""
+    try:
+        yield
+    except FloatingPointError as error:
+        before_raising()
+        raise FloatingPointError(
+            f"{error} {where}; lower SOLVER.BASE_LR, clip gradients (SOLVER.CLIP_GRAD_L2NORM), or set TRAIN.PRECISION "
+            "to bf16 or fp32"
+        ) from error

@@ -1,5 +1,6 @@
 """One optimizer step: what is changed by it, and how."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -10,13 +11,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from videoattn.data.batch import Batch
+from videoattn.engine.checkpoint_check import check_fit, first_not_finite, tensors_of_optimizer
 from videoattn.engine.distributed import Process
+from videoattn.engine.evaluate import evaluation_mode
 from videoattn.engine.log import Stopwatch
 from videoattn.engine.optim import GradientClip, set_learning_rate
 from videoattn.seeding import derive_seed
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# fp16's loss scale begins at 65536 and halves whenever gradients overflow; below this it is the training that diverges.
+_MIN_LOSS_SCALE = 1e-4
 
 Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +70,9 @@ class Trainer:
     ) -> tuple[Tensor, float, list[Batch]]:
         """Optimizer step `number` of the run, over `num_micro` batches of equal size.
 
-        Returns the mean loss (on the device), the gradients' norm before clipping, and the batches.
+        Returns the mean loss (on the device), the gradients' norm before clipping, and the batches. Raises
+        FloatingPointError where the norm is not finite, before anything is changed; fp16 skips such a step instead, as
+        long as its loss scale can fall.
         """
         self.model.train()
         set_learning_rate(self.optimizer, lr)
@@ -86,6 +93,8 @@ class Trainer:
             seen.append(batch)
         self.scaler.unscale_(self.optimizer)
         norm = self.clip(self.model.parameters())
+        if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() >= _MIN_LOSS_SCALE):
+            raise FloatingPointError(f"from a loss of {float(total):.4g}, the gradients' norm became {norm}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -96,20 +105,55 @@ class Trainer:
         """The model to evaluate: the averaged one where averaging is on."""
         return self.ema.module if self.ema is not None else self.model
 
+    def check_finite(self, batch: Batch, number: int) -> None:
+        """Raise FloatingPointError, naming what it is, where training can't go on from this state.
+
+        Weights, averaged weights and the optimizer's state have to be finite, and so have the loss of `batch` and its
+        gradients: weights that are finite but too large have none. `number` is that of the optimizer step before.
+        """
+        tensors = list(self.model.state_dict().items())
+        if self.ema is not None:
+            tensors += [(f"{name}, averaged", value) for name, value in self.ema.module.state_dict().items()]
+        odd = first_not_finite([*tensors, *tensors_of_optimizer(self.optimizer.state_dict())])
+        if odd:
+            raise FloatingPointError(f"{odd} became infinite or NaN")
+        self.optimizer.zero_grad(set_to_none=True)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        autocast = torch.autocast(self.process.device.type, self.autocast, enabled=self.autocast is not None)
+        with evaluation_mode(self.model):  # running means of a norm stay as they are
+            with autocast:
+                clips, targets = self.prepare(batch, derive_seed(self.seed, "mix", number, 0))
+                loss = self.criterion(self.model(clips), targets)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # not shared with other processes
+        norm = float(torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            what = f"the loss became {value:.4g} and its gradients' norm {norm}"
+            raise FloatingPointError(f"with the new weights, {what}")
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "model_state": self.model.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "scaler_state": self.scaler.state_dict(),
         }
+        state["num_moments"] = len(state["optimizer_state"]["state"])
         if self.ema is not None:
             state |= {"ema_state": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; the optimizer's settings stay as they are here.
+
+        Raises BadCheckpointError, before anything is changed, where the state does not fit.
+        """
+        averaged, scaled = self.ema is not None, self.scaler.is_enabled()
+        check_fit(state, self.model, self.optimizer, averaged=averaged, scaled=scaled)
         self.model.load_state_dict(state["model_state"])
-        self.optimizer.load_state_dict(state["optimizer_state"])
-        self.scaler.load_state_dict(state["scaler_state"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer_state"]["state"], "param_groups": groups})
+        if scaled and state["scaler_state"]:  # it is empty where the precision was another before
+            self.scaler.load_state_dict(state["scaler_state"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema_state"])
             self.ema.n_averaged.fill_(state["ema_updates"])
