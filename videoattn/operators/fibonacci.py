@@ -12,8 +12,10 @@ from videoattn.grid import cells_under
 from videoattn.kernels.jump_plan import JumpPlan
 from videoattn.kernels.jumps import has_kernel
 from videoattn.kernels.pairs import PairPlan
+from videoattn.kernels.plain import softmax_attention, without_autocast
+from videoattn.kernels.transforms import is_transformed
 from videoattn.kernels.triton_launch import suits_blocks
-from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS
 from videoattn.operators.fibonacci_sets import (
     HeadsPermutation,
@@ -126,7 +128,7 @@ class FibonacciAttention(AttentionOperator):
         if self.keep is None and self.keeps_mask:
             with torch.inference_mode(False):  # it may serve in training later
                 mask = self._mask(0, self.site.q_grid.tokens)
-            if torch.compiler.is_compiling() or type(mask) is not Tensor:  # of a trace, of no use after it
+            if torch.compiler.is_compiling() or is_transformed() or type(mask) is not Tensor:  # of no use afterwards
                 return mask
             self.keep = mask
         return self.keep
@@ -182,7 +184,7 @@ class FibonacciAttention(AttentionOperator):
         if q.shape[1] > len(keep):
             keep = keep.repeat(q.shape[1] // len(keep), 1, 1)  # the fused product broadcasts no groups of heads
         mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return softmax_attention(q, k, v, mask)
 
     def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
         """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""

@@ -4,11 +4,11 @@ import math
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
-from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.kernels.plain import softmax_attention, without_autocast
+from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import LISA_TIME_OF_MAC
 from videoattn.operators.derived import Derived
 from videoattn.operators.lisa_forms import Axes, Ffts, Form, Pairs
@@ -140,7 +140,7 @@ class LisaAttention(AttentionOperator):
                 out = self.mix_patches(q[:, :, prefix:].to(wide), k.to(wide), v.to(wide))
         if prefix == 0:
             return out.to(dtype)
-        class_out = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
+        class_out = softmax_attention(q[:, :, :prefix], k, v)
         return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
     def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
