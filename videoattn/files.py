@@ -2,6 +2,7 @@
 
 import os
 import struct
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,13 +23,13 @@ def atomic_write(path: str | os.PathLike[str], unfinished: Path | None = None) -
     """A temporary path beside `path` to write to; on leaving, it is flushed to the disk and takes the name `path`.
 
     On any error, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. Raises OSError
-    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.PID.tmp` behind, in the
+    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.*.tmp` behind, in the
     folder `unfinished` where one (of the same disk) is given.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}")
-    temporary = (unfinished or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    temporary = (unfinished or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         _flush(temporary)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels.compiler import explain_absence, load_library
 from videoattn.kernels.focused_plain import attend_plainly
 from videoattn.kernels.layout import DTYPES, View, empty_like_projection, make_readable, make_views, split
 from videoattn.kernels.transforms import (
@@ -246,7 +246,9 @@ def _run(
         return
     library = load_library("focused_linear")
     if library is None:
-        raise RuntimeError("focused linear attention needs a C++ compiler on this machine; use its plain form")
+        raise RuntimeError(
+            f"focused linear attention has no kernel here ({explain_absence('focused_linear')}); use its plain form"
+        )
     arguments = _Arguments(
         make_views(views), *(x.data_ptr() for x in norms), make_views(gradients),
         *(None if x is None else x.data_ptr() for x in by_parameters),

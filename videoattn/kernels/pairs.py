@@ -61,13 +61,13 @@ class PairPlan(nn.Module):
         """Inner products of [..., heads, Nq, d] with [..., heads, Nk, d] at the pairs: [..., heads, Nq, K]."""
         run = _plain_products if is_transformed() else pair_products
         products = run(queries.flatten(0, -4), keys.flatten(0, -4), self.keys, self.slots, self.starts)
-        return products.view(*queries.shape[:-1], -1)
+        return products.view(*queries.shape[:-1], self.keys.shape[-1])
 
     def sums(self, weights: Tensor, values: Tensor) -> Tensor:
         """For each query the weighted sum of the values [..., heads, Nk, d] of its keys: [..., heads, Nq, d]."""
         run = _plain_sums if is_transformed() else pair_sums
         sums = run(weights.flatten(0, -4), values.flatten(0, -4), self.keys, self.slots, self.starts)
-        return sums.view(*weights.shape[:-1], -1)
+        return sums.view(*weights.shape[:-1], values.shape[-1])
 
 
 def _table_rows(keys: Tensor, b: Tensor) -> Tensor:
@@ -84,13 +84,15 @@ def _table_rows(keys: Tensor, b: Tensor) -> Tensor:
 @kernel_operation("videoattn::pair_products", REMEDY)
 def pair_products(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Inner products of rows of `a` and `b`, [calls, heads, Nq, K]."""
+    if len(a) == 0:  # embedding bags take no empty batch
+        return a.new_empty(*a.shape[:3], keys.shape[-1])
     rows = _table_rows(keys, b)
     num_bags, num_slots = rows.shape
     bags = torch.arange(num_bags, dtype=torch.int32, device=a.device)
     # The derivative of a bag's sum by its weights is what is wanted; torch has no public name for it.
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        a.reshape(num_bags, -1), b.reshape(-1, b.shape[-1]), rows.view(-1), bags * num_slots,
-        bags[:, None].expand(-1, num_slots).reshape(-1), 0,
+        a.reshape(num_bags, a.shape[-1]), b.reshape(-1, b.shape[-1]), rows.view(-1), bags * num_slots,
+        bags[:, None].expand(-1, num_slots).contiguous().view(-1), 0,
     )  # fmt: skip
     return products.view(*a.shape[:3], num_slots)
 
@@ -98,15 +100,19 @@ def pair_products(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Ten
 @kernel_operation("videoattn::pair_sums", REMEDY)
 def pair_sums(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Weighted sums of rows of `b` for each query, [calls, heads, Nq, d]."""
+    if len(b) == 0:
+        return b.new_empty(*weights.shape[:3], b.shape[-1])
     rows, table = _table_rows(keys, b), b.reshape(-1, b.shape[-1])
     sums = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.reshape(rows.shape))
-    return sums.view(*weights.shape[:3], -1)
+    return sums.view(*weights.shape[:3], b.shape[-1])
 
 
 @kernel_operation("videoattn::pair_sums_by_key", REMEDY)
 def pair_sums_by_key(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Weighted sums of rows of `a` for each key, [calls, heads, Nk, d]."""
     num_calls, num_heads, num_queries, dim = a.shape
+    if num_calls == 0:
+        return a.new_empty(0, num_heads, (len(starts) - 1) // num_heads, dim)
     calls = torch.arange(num_calls, dtype=torch.int32, device=a.device)[:, None]
     rows = slots // keys.shape[-1] + calls * (num_heads * num_queries)
     ends = F.pad((starts[:-1] + calls * len(slots)).view(-1), (0, 1), value=num_calls * len(slots))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels.compiler import explain_absence, load_library
 from videoattn.kernels.layout import DTYPES, make_readable, make_views
 from videoattn.kernels.transforms import (
     gradients_of,
@@ -224,6 +224,6 @@ def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], filters: Tenso
         return
     library = load_library("pool_tokens")
     if library is None:
-        raise RuntimeError("pooling needs a C++ compiler on this machine; use depthwise_conv3d")
+        raise RuntimeError(f"pooling has no kernel here ({explain_absence('pool_tokens')}); use depthwise_conv3d")
     if getattr(library, name)(ctypes.byref(problem), make_views(tensors), ctypes.c_void_p(filters.data_ptr())):
         raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")

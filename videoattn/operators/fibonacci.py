@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.grid import cells_under
+from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.jump_plan import JumpPlan
 from videoattn.kernels.jumps import has_kernel
 from videoattn.kernels.pairs import PairPlan
@@ -103,10 +104,12 @@ class FibonacciAttention(AttentionOperator):
         suited = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
         self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in suited)
         if implementation == "compiled" and not self.kernels:
-            needed = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU"
-            raise ValueError(
-                f"IMPLEMENTATION: compiled {'takes no bias' if site.has_bias else needed}; set IMPLEMENTATION: auto"
-            )
+            needed, why = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU", ""
+            if site.has_bias:
+                needed = "takes no bias"
+            elif explain_absence("jump_attention"):
+                why = f" (on a CPU: {explain_absence('jump_attention')})"
+            raise ValueError(f"IMPLEMENTATION: compiled {needed}; set IMPLEMENTATION: auto{why}")
         pairs = implementation == "pairs" or (implementation == "auto" and "cpu" not in self.kernels)
         tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
         self.pairs = PairPlan(*tables, kv.tokens) if tables else None

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
+from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.focused import attend, is_compiled
 from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split
@@ -74,7 +75,8 @@ class FocusedLinearAttention(AttentionOperator):
         self.compiled = implementation != "plain" and is_compiled()
         if implementation == "compiled" and not self.compiled:
             raise ValueError(
-                "IMPLEMENTATION: compiled needs a C++ compiler, found by CXX or as c++; set IMPLEMENTATION: auto"
+                "IMPLEMENTATION: compiled needs a C++ compiler, found by CXX or as c++; set IMPLEMENTATION: auto "
+                f"({explain_absence('focused_linear')})"
             )
         self.kernel_size = kernel_size
         q, kv, d = site.q_grid, site.kv_grid, site.head_dim
