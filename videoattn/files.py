@@ -3,8 +3,8 @@
 import errno
 import os
 import re
-import secrets
 import struct
+import uuid
 import zipfile
 import zlib
 from collections import Counter
@@ -26,13 +26,13 @@ def atomic_write(path: str | os.PathLike[str], unfinished: Path | None = None) -
     """Give a temporary path beside `path` to write to; on leaving, flush it to the disk and rename it to `path`.
 
     On any error, Ctrl-C included, the temporary file is removed and an older `path` stays as it was. Raises OSError
-    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.PID.*.tmp` behind, in
-    the folder `unfinished` where one (of the same disk) is given.
+    naming `path` where it can't be written. Killing the process leaves at worst a hidden `.NAME.*.tmp` behind, in the
+    folder `unfinished` where one (of the same disk) is given.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}")
-    temporary = (unfinished or path.parent) / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = (unfinished or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         _flush(temporary)

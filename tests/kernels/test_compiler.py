@@ -3,12 +3,19 @@
 import ctypes
 import logging
 import os
+import re
 import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+from videoattn.files import atomic_write
+from videoattn.grid import TokenGrid
 from videoattn.kernels import compiler
+from videoattn.operators import AttentionSite, FibonacciAttention, FocusedLinearAttention
 
 needs_compiler = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler on this machine")
 SOURCE = 'extern "C" int answer() { return 42; }\n'
@@ -22,6 +29,21 @@ def source(tmp_path, monkeypatch) -> Path:
     return path
 
 
+def libraries(source: Path) -> list[Path]:
+    return sorted((source.parent / "cache/kernels").glob("*.so"))
+
+
+@pytest.fixture
+def loading_anew(monkeypatch) -> Iterator[None]:
+    """Forget which libraries this process has, before and after."""
+    monkeypatch.delenv("VIDEOATTN_COMPILED", raising=False)
+    compiler.load_library.cache_clear()
+    compiler._warn_once.cache_clear()
+    yield
+    compiler.load_library.cache_clear()
+    compiler._warn_once.cache_clear()
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -32,10 +54,10 @@ def script(path: Path, text: str) -> str:
 def test_a_library_is_built_once_and_found_again(source, monkeypatch):
     command = compiler.find_compiler()
     assert compiler._load(source, command).answer() == 42
-    (library,) = (source.parent / "cache/kernels").iterdir()
+    (library,) = libraries(source)
     monkeypatch.setattr(compiler, "_compile", None)
     assert compiler._load(source, command).answer() == 42
-    assert [library] == list(library.parent.iterdir())
+    assert [library] == libraries(source)
 
 
 @needs_compiler
@@ -46,7 +68,7 @@ def test_another_source_or_header_is_another_library(source):
     assert compiler._load(source, command).answer() == 43
     (source.parent / "more.h").write_text("// nothing\n")
     compiler._load(source, command)
-    assert len(list((source.parent / "cache/kernels").iterdir())) == 3
+    assert len(libraries(source)) == 3
 
 
 @needs_compiler
@@ -70,7 +92,7 @@ def test_a_broken_compiler_is_reported_once_and_leaves_nothing(source, monkeypat
     finally:
         compiler.load_library.cache_clear()
     assert len(caplog.records) == 1 and "slower form" in caplog.text
-    assert not list((source.parent / "cache/kernels").iterdir())
+    assert [path.suffix for path in (source.parent / "cache/kernels").iterdir()] == [".lock"]
 
 
 def test_a_cache_that_cannot_be_written_is_reported(source, monkeypatch, caplog):
@@ -93,6 +115,102 @@ def test_the_environment_turns_kernels_off(monkeypatch):
         assert compiler.load_library("jump_attention") is None
     finally:
         compiler.load_library.cache_clear()
+
+
+@needs_compiler
+def test_one_of_those_that_start_at_once_compiles_and_the_others_wait(source):
+    calls, real = source.parent / "calls", " ".join(compiler.find_compiler())
+    counting = f'case "$*" in *--version*) ;; *) echo x >> {calls}; sleep 0.5;; esac; exec {real} "$@"'
+    command = [script(source.parent / "counting", counting)]
+    with ThreadPoolExecutor(3) as threads:  # each has a descriptor of its own, which is what locks tell apart
+        found = list(threads.map(lambda _: compiler._load(source, command), range(3)))
+    assert [library.answer() for library in found] == [42] * 3
+    assert calls.read_text() == "x\n" and len(libraries(source)) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "zeros", "garbage", "a flipped bit"])
+def test_a_damaged_library_is_compiled_again(source, caplog, damage):
+    command = compiler.find_compiler()
+    compiler._load(source, command)
+    (library,) = libraries(source)
+    whole = library.read_bytes()
+    middle = len(whole) // 2
+    library.unlink()  # a file of its own, as this process still uses the old one
+    library.write_bytes(
+        {
+            "cut in half": whole[:middle],
+            "empty": b"",
+            "zeros": bytes(len(whole)),
+            "garbage": b"<html>no library</html>",
+            "a flipped bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        }[damage]
+    )
+    with caplog.at_level(logging.WARNING):
+        assert compiler._load(source, command).answer() == 42
+    (again,) = libraries(source)
+    assert len(again.read_bytes()) == len(whole) and again.stem.endswith(compiler._digest(again))
+    assert len(caplog.records) == 1 and "is damaged and is compiled again" in caplog.text
+
+
+def test_containers_that_share_a_disk_and_a_process_number_write_to_different_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "checkpoint_best.pyth"
+    with atomic_write(path) as first, atomic_write(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+        assert {*tmp_path.glob(".checkpoint_*.tmp")} == {first, second}
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+GRID = TokenGrid(4, 6, 6, 1)
+SITE = AttentionSite(GRID, GRID, 2, 8, 0)
+
+
+def check_that_auto_takes_plain_forms() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, GRID.tokens, 8, generator=generator) for _ in range(3)]
+    for method, plain in ((FibonacciAttention, "masked"), (FocusedLinearAttention, "plain")):
+        operator, twin = method(SITE), method(SITE, implementation=plain)
+        twin.load_state_dict(operator.state_dict())
+        torch.testing.assert_close(operator(*inputs), twin(*inputs))
+
+
+@pytest.mark.usefixtures("loading_anew")
+@pytest.mark.parametrize("obstacle", ["no compiler", "compiler fails", "cache is a file", "no disk", "no home"])
+def test_without_kernels_auto_takes_plain_forms_and_an_explicit_name_is_an_error(
+    tmp_path, monkeypatch, caplog, obstacle
+):
+    monkeypatch.setattr("videoattn.kernels.jumps.has_triton", lambda: False)
+    monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", script(tmp_path / "broken", "echo no such luck >&2; exit 1"))
+    reason = "no such luck"
+    if obstacle == "no compiler":
+        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+        monkeypatch.delenv("CXX")
+        reason = "no C.. compiler was found"
+    elif obstacle == "cache is a file":
+        (tmp_path / "cache").write_text("no folder")
+        reason = re.escape(str(tmp_path / "cache"))
+    elif obstacle == "no disk":
+        monkeypatch.setenv("VIDEOATTN_CACHE", "/proc/no/such/folder")
+        reason = "/proc/no"
+    elif obstacle == "no home":
+        monkeypatch.delenv("VIDEOATTN_CACHE")
+        monkeypatch.setattr(Path, "home", raise_no_home)
+        reason = "no home. Set VIDEOATTN_CACHE"
+    with caplog.at_level(logging.WARNING):
+        check_that_auto_takes_plain_forms()
+        check_that_auto_takes_plain_forms()
+    assert len(caplog.records) == (1 if obstacle == "no compiler" else 2) and re.search(reason, caplog.text)
+    for method in (FibonacciAttention, FocusedLinearAttention):
+        with pytest.raises(ValueError, match=rf"compiled needs a C.. compiler(.|\s)*{reason}"):
+            method(SITE, implementation="compiled")
+
+
+def raise_no_home() -> Path:
+    raise RuntimeError("no home.")
 
 
 def test_a_machine_without_a_compiler_has_none(monkeypatch, tmp_path):

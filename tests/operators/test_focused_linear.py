@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.shared_files import GOLDEN, needs_golden
 from videoattn.grid import Axis, TokenGrid
+from videoattn.kernels.focused_plain import focus
 from videoattn.operators import AttentionSite
-from videoattn.operators.focused_linear import FocusedLinearAttention, focus
+from videoattn.operators.focused_linear import FocusedLinearAttention
 from videoattn.profile import profile
 from videoattn.profile_operations import build_handles
 

@@ -9,7 +9,10 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 from videoattn.files import atomic_write, cache_folder
 
@@ -18,6 +21,10 @@ logger = logging.getLogger(__name__)
 _FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared"]
 # Tried in this order: some compilers have no OpenMP, and some don't know the machine they run on.
 _CHOICES = [["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], []]
+# How long one command may take, and how long a process waits for another that compiles.
+_COMPILE_SECONDS, _WAIT_SECONDS = 600, 1800
+
+_obstacles: dict[str, str] = {}
 
 
 @functools.cache
@@ -25,21 +32,35 @@ def load_library(name: str) -> ctypes.CDLL | None:
     """The functions of `videoattn/kernels/NAME.cpp`, or None where this machine can't build them or must not.
 
     The compiler is $CXX, else c++, g++ or clang++. Libraries are kept in `cache_folder()`, one for each source,
-    compiler and processor. VIDEOATTN_COMPILED=0 in the environment turns them off. What fails is logged once, never
-    raised.
+    compiler and processor: one process compiles, and others wait for it. A library that is damaged, or that doesn't
+    load, is compiled again. VIDEOATTN_COMPILED=0 in the environment turns them off. What fails is logged once, never
+    raised; `explain_absence` repeats it.
     """
     if os.environ.get("VIDEOATTN_COMPILED", "1").lower() in ("0", "false", "no"):
+        _obstacles[name] = "VIDEOATTN_COMPILED=0 turns it off"
         return None
     compiler = find_compiler()
     if compiler is None:
-        logger.info("no C++ compiler was found (set CXX): %s runs in its slower form", name)
+        _obstacles[name] = "no C++ compiler was found as c++, g++ or clang++; install one, or set CXX"
+        _warn_once(f"attention on CPUs runs in slower forms: {_obstacles[name]}")
         return None
     source = Path(__file__).with_name(f"{name}.cpp")
     try:
         return _load(source, compiler)
     except OSError as error:
-        logger.warning("%s can't be compiled and runs in its slower form: %s", name, error)
+        _obstacles[name] = f"it can't be compiled: {error}"
+        logger.warning("%s runs in its slower form: %s", name, _obstacles[name])
         return None
+
+
+def explain_absence(name: str) -> str:
+    """Why `load_library` has returned None."""
+    return _obstacles.get(name, "")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def find_compiler() -> list[str] | None:
@@ -56,13 +77,61 @@ def _load(source: Path, compiler: list[str]) -> ctypes.CDLL:
     parts = [*(path.read_text(encoding="utf-8") for path in _with_headers(source)), version, _processor()]
     parts += [shlex.join(compiler), str(_FLAGS), str(_CHOICES)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = cache_folder() / "kernels" / f"{source.stem}-{key}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        logger.info("compiling %s, once for this machine", source.name)
+    folder, stem = _folder(), f"{source.stem}-{key}"
+    library = _open_kept(folder, stem)
+    if library is not None:
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{stem}.lock", timeout=_WAIT_SECONDS):
+            return _open_kept(folder, stem, is_builder=True) or ctypes.CDLL(str(_build(source, compiler, folder, stem)))
+    except NotImplementedError as error:  # of FileLock, where the disk has no locks
+        raise OSError(f"{folder}: {error}") from error
+
+
+def _folder() -> Path:
+    try:
+        return cache_folder() / "kernels"
+    except RuntimeError as error:
+        raise OSError(f"no folder to keep it in: {error} Set VIDEOATTN_CACHE.") from error
+
+
+def _open_kept(folder: Path, stem: str, is_builder: bool = False) -> ctypes.CDLL | None:
+    """The library of that name that is whole and loads, if any; a builder, who holds the lock, removes damaged ones.
+
+    The last part of a file's name is its digest. Loading a file that is cut short may end the process.
+    """
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if path.stem == f"{stem}-{_digest(path)}":
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError as error:  # another machine's, which shares the disk
+                problem = f"doesn't load here ({error})"
+        else:
+            problem = "is damaged"
+        if is_builder:
+            logger.warning("%s %s and is compiled again", path, problem)
+            if problem == "is damaged":
+                path.unlink(missing_ok=True)
+    return None
+
+
+def _build(source: Path, compiler: list[str], folder: Path, stem: str) -> Path:
+    logger.info("compiling %s, once for this machine", source.name)
+    # a folder of its own, as other machines may share the disk and know nothing of the lock
+    with tempfile.TemporaryDirectory(prefix=f".{stem}-", dir=folder) as own:
+        built = Path(own) / "library.so"
+        _compile(source, compiler, built)
+        if not built.is_file():
+            raise OSError(0, f"{shlex.join(compiler)} wrote no library")
+        library = folder / f"{stem}-{_digest(built)}.so"
         with atomic_write(library) as temporary:
-            _compile(source, compiler, temporary)
-    return ctypes.CDLL(str(library))
+            os.replace(built, temporary)
+    return library
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _with_headers(source: Path) -> list[Path]:
@@ -74,9 +143,9 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
     for choice in _CHOICES:
         command = [*compiler, *_FLAGS, *choice, str(source), "-o", str(library)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
-            raise OSError(0, f"{shlex.join(command)} took more than 10 minutes") from None
+            raise OSError(0, f"{shlex.join(command)} took more than {_COMPILE_SECONDS} seconds") from None
         if done.returncode == 0:
             if "-fopenmp" not in choice:
                 logger.warning("%s knows no OpenMP: %s uses one thread", compiler[0], source.name)

@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from videoattn.kernels.pool import can_pool, pool_tokens, pooled_size
+from videoattn.kernels.transforms import is_transformed, kernel_operation, refuses_tangents
+
+REMEDY = "call the function depthwise_conv3d"
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
@@ -24,7 +27,7 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor
     Returns [B, t', h', w', C], contiguous. Both tensors need one dtype.
     """
     is_trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not is_trained or x.device.type != "cpu":
+    if not is_trained or x.device.type != "cpu" or is_transformed():
         return _convolve(x, weight, stride)
     if not can_pool(x):
         return _depthwise_conv3d(x, weight, list(stride))
@@ -42,12 +45,13 @@ def _convolve(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     return convolved.permute(0, 2, 3, 4, 1).contiguous()
 
 
-@torch.library.custom_op("videoattn::depthwise_conv3d", mutates_args=())
+@kernel_operation("videoattn::depthwise_conv3d", REMEDY)
 def _depthwise_conv3d(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     return _convolve(x, weight, stride)
 
 
 @_depthwise_conv3d.register_fake
+@refuses_tangents("videoattn::depthwise_conv3d", REMEDY)
 def _(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     return x.new_empty(x.shape[0], *pooled_size(x.shape[1:4], weight.shape[1:], stride), x.shape[4])
 

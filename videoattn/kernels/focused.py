@@ -1,6 +1,6 @@
 """Focused linear attention and its depthwise convolution in one pass over q, k and v, by `focused_linear.cpp`.
 
-`videoattn.operators.focused_linear` says what is computed, and has the plain form.
+`videoattn.operators.focused_linear` says what is computed, and `videoattn.kernels.focused_plain` is the plain form.
 """
 
 import ctypes
@@ -12,9 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels.compiler import explain_absence, load_library
+from videoattn.kernels.focused_plain import attend_plainly
 from videoattn.kernels.layout import DTYPES, View, empty_like_projection, make_readable, make_views, split
+from videoattn.kernels.transforms import (
+    gradients_of,
+    is_transformed,
+    kernel_operation,
+    refuses_tangents,
+    register_derivative,
+)
 
+REMEDY = "call videoattn.kernels.focused.attend, or set IMPLEMENTATION: plain"
 # Powers up to this one are formed by multiplying, where they are whole numbers.
 WHOLE_POWERS = 16
 # scale, by_frame, by_place, space, time, bias
@@ -39,6 +48,8 @@ def attend(
     space [d, 1, kh, kw] and along time [d, 1, kt, 1], and the bias [d], without which nothing is convolved. With it,
     the patches of both queries and keys stand on `grid` (t, h, w). Raises ValueError where these don't fit.
     """
+    if is_transformed():
+        return attend_plainly(tensors, scale, parameters, grid, prefix, power)
     out, _, _ = focused_linear(list(tensors), scale, *parameters, list(grid), prefix, power)
     return out
 
@@ -46,7 +57,7 @@ def attend(
 # ---- the operation: also returns the norms of q and k by token, as `focus.h` describes them, [calls, n, 3]
 
 
-@torch.library.custom_op("videoattn::focused_linear", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::focused_linear", REMEDY, device_types="cpu")
 def focused_linear(
     tensors: Sequence[Tensor], scale: Tensor, by_frame: Tensor | None, by_place: Tensor | None, space: Tensor | None,
     time: Tensor | None, bias: Tensor | None, grid: Sequence[int], prefix: int, power: float,
@@ -59,7 +70,7 @@ def focused_linear(
     return out, norms[0], norms[1]
 
 
-@torch.library.custom_op("videoattn::focused_linear_backward", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::focused_linear_backward", REMEDY, device_types="cpu")
 def focused_linear_backward(
     gradient: Tensor, q_norms: Tensor, k_norms: Tensor, tensors: Sequence[Tensor], scale: Tensor,
     by_frame: Tensor | None, by_place: Tensor | None, space: Tensor | None, time: Tensor | None, bias: Tensor | None,
@@ -93,11 +104,13 @@ def _contiguous(parameters: Parameters) -> tuple[Any, ...]:
 
 
 @focused_linear.register_fake
+@refuses_tangents("videoattn::focused_linear", REMEDY)
 def _(tensors: Sequence[Tensor], scale: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_outputs(tensors, scale)
 
 
 @focused_linear_backward.register_fake
+@refuses_tangents("videoattn::focused_linear_backward", REMEDY)
 def _(gradient: Tensor, q_norms: Any, k_norms: Any, tensors: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     parameters = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments[:6] if x is not None]
     return [*(empty_like_projection(x) for x in tensors), *parameters]
@@ -119,6 +132,24 @@ def _backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
 
 
 focused_linear.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _plain_gradients(
+    gradient: Tensor, q_norms: Tensor, k_norms: Tensor, tensors: Sequence[Tensor], scale: Tensor, *arguments: Any
+) -> list[Tensor]:
+    *parameters, grid, prefix, power = arguments
+    given = [x for x in parameters if x is not None]
+
+    def run(*inputs: Tensor) -> Tensor:
+        scale, *rest = inputs[len(tensors) :]
+        own = iter(rest)
+        every = [None if x is None else next(own) for x in parameters]
+        return attend_plainly(inputs[: len(tensors)], scale, every, grid, prefix, power)
+
+    return gradients_of(run, [*tensors, scale, *given], gradient)
+
+
+register_derivative(focused_linear_backward, _plain_gradients)
 
 
 # Torch's counter takes a multiply-add for two operations. Backward: forward's again but for the products with the sums
@@ -215,7 +246,9 @@ def _run(
         return
     library = load_library("focused_linear")
     if library is None:
-        raise RuntimeError("focused linear attention needs a C++ compiler on this machine; use its plain form")
+        raise RuntimeError(
+            f"focused linear attention has no kernel here ({explain_absence('focused_linear')}); use its plain form"
+        )
     arguments = _Arguments(
         make_views(views), *(x.data_ptr() for x in norms), make_views(gradients),
         *(None if x is None else x.data_ptr() for x in by_parameters),

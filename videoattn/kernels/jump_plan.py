@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.kernels.jumps import jump_attention
+from videoattn.kernels.plain import attend_by_jumps, jump_mask
+from videoattn.kernels.transforms import is_transformed
 
 
 class JumpPlan(nn.Module):
@@ -76,7 +77,8 @@ class JumpPlan(nn.Module):
         """
         if self.block > 1 and not self.one_query_each and tensors[0].is_cuda:
             raise ValueError("on a GPU attention between blocks takes queries and keys on one grid alone")
-        mixed, _ = jump_attention(
+        run = attend_by_jumps if is_transformed() else jump_attention
+        mixed, _ = run(
             list(tensors), self.moves, self.counts, self.starts, self.queries, self.keys, list(self.lengths),
             self.prefix, self.block, zero_logit, self.num_pairs,
         )  # fmt: skip
@@ -84,38 +86,8 @@ class JumpPlan(nn.Module):
 
     def mask(self, start: int, stop: int) -> Tensor:
         """True at the pairs of the patch queries from `start` to `stop`, [heads, stop - start, prefix + Nk]."""
-        device = self.moves.device
-        at = torch.arange(self.num_queries, device=device)
-        if self.queries is not None and self.starts is not None:
-            sorted_at = torch.searchsorted(self.starts, at.int(), right=True) - 1
-            at = torch.empty_like(at).index_copy(0, self.queries.long(), sorted_at)
-        at = at[start:stop, None]
-        if self.block > 1:
-            return self._block_mask(at)
-        lengths = torch.tensor(self.lengths, device=device)
-        strides = torch.tensor([math.prod(self.lengths[i + 1 :]) for i in range(len(self.lengths))], device=device)
-        axes, steps, jumps = self.moves.long()[:, None].unbind(-1)  # [heads, 1, K] each
-        moved = at // strides[axes] % lengths[axes] + steps
-        used = torch.arange(axes.shape[-1], device=device) < self.counts[:, None, None]
-        inside = (moved >= 0) & (moved < lengths[axes]) & used
-        return self._keys_at((at + jumps).where(inside, self.num_positions), self.num_positions)
-
-    def _block_mask(self, at: Tensor) -> Tensor:
-        """As `mask`, of the queries at positions `at` [n, 1]."""
-        num_blocks = -(-self.num_positions // self.block)
-        used = torch.arange(self.moves.shape[1], device=at.device) < self.counts[:, None, None]
-        there = at // self.block + self.moves[:, None, :, 2].long()
-        inside = (there >= 0) & (there < num_blocks) & used
-        return self._keys_at(there.where(inside, num_blocks), num_blocks)
-
-    def _keys_at(self, there: Tensor, num_places: int) -> Tensor:
-        """The mask of the keys at places [heads, n, K]: positions, or blocks of them; `num_places` stands for none."""
-        mask = torch.zeros(*there.shape[:2], num_places + 1, dtype=torch.bool, device=there.device)
-        seen = torch.ones((), dtype=torch.bool, device=there.device).expand_as(there)  # torch's tracing takes no `True`
-        mask = mask.scatter(-1, there, seen)[..., :-1]
-        mask = mask.repeat_interleave(self.block, dim=-1)[..., : self.num_positions] if self.block > 1 else mask
-        mask = mask if self.keys is None else mask[..., self.keys.argsort()]
-        return F.pad(mask, (self.prefix, 0), value=True)
+        tables = (self.moves, self.counts, self.starts, self.queries, self.keys)
+        return jump_mask(*tables, self.lengths, self.prefix, self.block, start, stop)
 
 
 def head_moves(offsets: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int]) -> list[np.ndarray]:

@@ -21,16 +21,20 @@ from videoattn.kernels import jumps_cpu
 from videoattn.kernels.jumps_cpu import Tables
 from videoattn.kernels.jumps_cpu import is_compiled as is_compiled
 from videoattn.kernels.layout import DTYPES, empty_gradients, empty_outputs, make_readable, split
+from videoattn.kernels.plain import attend_by_jumps
+from videoattn.kernels.transforms import gradients_of, kernel_operation, refuses_tangents, register_derivative
 from videoattn.kernels.triton_launch import suits_short
 
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Where torch wants a derivative that the kernels have no formula for.
+REMEDY = "call JumpPlan.attend, or set IMPLEMENTATION: masked"
 
 
 # ---- the operation: as `JumpPlan.attend`, with the plan's tables; also returns log Σ exp of each query's logits.
 
 
-@torch.library.custom_op("videoattn::jump_attention", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::jump_attention", REMEDY, device_types="cpu")
 def jump_attention(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
     keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
@@ -42,7 +46,7 @@ def jump_attention(
     return out, logsumexp
 
 
-@torch.library.custom_op("videoattn::jump_attention_backward", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::jump_attention_backward", REMEDY, device_types="cpu")
 def jump_attention_backward(
     gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], moves: Tensor, counts: Tensor,
     starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,
@@ -58,11 +62,13 @@ def jump_attention_backward(
 
 
 @jump_attention.register_fake
+@refuses_tangents("videoattn::jump_attention", REMEDY)
 def _(tensors: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return empty_outputs(tensors)
 
 
 @jump_attention_backward.register_fake
+@refuses_tangents("videoattn::jump_attention_backward", REMEDY)
 def _(gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return empty_gradients(tensors)
 
@@ -80,6 +86,15 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 
 jump_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _plain_gradients(
+    gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], *plan: Any
+) -> list[Tensor]:
+    return gradients_of(lambda *given: attend_by_jumps(given, *plan)[0], tensors, gradient)
+
+
+register_derivative(jump_attention_backward, _plain_gradients)
 
 
 # Torch's counter takes a multiply-add for two operations. Backward: the logits anew, and four products more.
@@ -149,6 +164,7 @@ def _suits_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int)
 
 
 @jump_attention.register_kernel("cuda")
+@refuses_tangents("videoattn::jump_attention", REMEDY)
 def attend_on_gpu(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
     keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
@@ -175,6 +191,7 @@ def attend_on_gpu(
 
 
 @jump_attention_backward.register_kernel("cuda")
+@refuses_tangents("videoattn::jump_attention_backward", REMEDY)
 def differentiate_on_gpu(
     gradient: Tensor, out: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor], moves: Tensor, counts: Tensor,
     starts: Tensor | None, queries: Tensor | None, keys: Tensor | None, lengths: Sequence[int], prefix: int,

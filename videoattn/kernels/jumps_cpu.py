@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels.compiler import explain_absence, load_library
 from videoattn.kernels.layout import DTYPES, make_views
 
 Tables = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -64,7 +64,9 @@ def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], logsumexp: Ten
         return
     library = load_library("jump_attention")
     if library is None:
-        raise RuntimeError("jump attention needs a C++ compiler on this machine; use another implementation")
+        raise RuntimeError(
+            f"jump attention has no kernel here ({explain_absence('jump_attention')}); use another implementation"
+        )
     failed = getattr(library, name)(ctypes.byref(problem), make_views(tensors), ctypes.c_void_p(logsumexp.data_ptr()))
     if failed:
         raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")

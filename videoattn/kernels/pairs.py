@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from videoattn.kernels.transforms import is_transformed, kernel_operation, refuses_tangents
+
+REMEDY = "call PairPlan.products or PairPlan.sums, or set IMPLEMENTATION: masked"
+
 
 class PairPlan(nn.Module):
     """Which keys each query of each head is paired with, as int32 tables that are not part of a checkpoint.
@@ -55,13 +59,15 @@ class PairPlan(nn.Module):
 
     def products(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Inner products of [..., heads, Nq, d] with [..., heads, Nk, d] at the pairs: [..., heads, Nq, K]."""
-        products = pair_products(queries.flatten(0, -4), keys.flatten(0, -4), self.keys, self.slots, self.starts)
-        return products.view(*queries.shape[:-1], -1)
+        run = _plain_products if is_transformed() else pair_products
+        products = run(queries.flatten(0, -4), keys.flatten(0, -4), self.keys, self.slots, self.starts)
+        return products.view(*queries.shape[:-1], self.keys.shape[-1])
 
     def sums(self, weights: Tensor, values: Tensor) -> Tensor:
         """For each query the weighted sum of the values [..., heads, Nk, d] of its keys: [..., heads, Nq, d]."""
-        sums = pair_sums(weights.flatten(0, -4), values.flatten(0, -4), self.keys, self.slots, self.starts)
-        return sums.view(*weights.shape[:-1], -1)
+        run = _plain_sums if is_transformed() else pair_sums
+        sums = run(weights.flatten(0, -4), values.flatten(0, -4), self.keys, self.slots, self.starts)
+        return sums.view(*weights.shape[:-1], values.shape[-1])
 
 
 def _table_rows(keys: Tensor, b: Tensor) -> Tensor:
@@ -75,32 +81,38 @@ def _table_rows(keys: Tensor, b: Tensor) -> Tensor:
 # The operations take the tables of a `PairPlan`, a [calls, heads, Nq, d] and b [calls, heads, Nk, d].
 
 
-@torch.library.custom_op("videoattn::pair_products", mutates_args=())
+@kernel_operation("videoattn::pair_products", REMEDY)
 def pair_products(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Inner products of rows of `a` and `b`, [calls, heads, Nq, K]."""
+    if len(a) == 0:  # embedding bags take no empty batch
+        return a.new_empty(*a.shape[:3], keys.shape[-1])
     rows = _table_rows(keys, b)
     num_bags, num_slots = rows.shape
     bags = torch.arange(num_bags, dtype=torch.int32, device=a.device)
     # The derivative of a bag's sum by its weights is what is wanted; torch has no public name for it.
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        a.reshape(num_bags, -1), b.reshape(-1, b.shape[-1]), rows.view(-1), bags * num_slots,
-        bags[:, None].expand(-1, num_slots).reshape(-1), 0,
+        a.reshape(num_bags, a.shape[-1]), b.reshape(-1, b.shape[-1]), rows.view(-1), bags * num_slots,
+        bags[:, None].expand(-1, num_slots).contiguous().view(-1), 0,
     )  # fmt: skip
     return products.view(*a.shape[:3], num_slots)
 
 
-@torch.library.custom_op("videoattn::pair_sums", mutates_args=())
+@kernel_operation("videoattn::pair_sums", REMEDY)
 def pair_sums(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Weighted sums of rows of `b` for each query, [calls, heads, Nq, d]."""
+    if len(b) == 0:
+        return b.new_empty(*weights.shape[:3], b.shape[-1])
     rows, table = _table_rows(keys, b), b.reshape(-1, b.shape[-1])
     sums = F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights.reshape(rows.shape))
-    return sums.view(*weights.shape[:3], -1)
+    return sums.view(*weights.shape[:3], b.shape[-1])
 
 
-@torch.library.custom_op("videoattn::pair_sums_by_key", mutates_args=())
+@kernel_operation("videoattn::pair_sums_by_key", REMEDY)
 def pair_sums_by_key(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     """Weighted sums of rows of `a` for each key, [calls, heads, Nk, d]."""
     num_calls, num_heads, num_queries, dim = a.shape
+    if num_calls == 0:
+        return a.new_empty(0, num_heads, (len(starts) - 1) // num_heads, dim)
     calls = torch.arange(num_calls, dtype=torch.int32, device=a.device)[:, None]
     rows = slots // keys.shape[-1] + calls * (num_heads * num_queries)
     ends = F.pad((starts[:-1] + calls * len(slots)).view(-1), (0, 1), value=num_calls * len(slots))
@@ -112,16 +124,19 @@ def pair_sums_by_key(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, st
 
 
 @pair_products.register_fake
+@refuses_tangents("videoattn::pair_products", REMEDY)
 def _(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     return a.new_empty(*a.shape[:3], keys.shape[-1])
 
 
 @pair_sums.register_fake
+@refuses_tangents("videoattn::pair_sums", REMEDY)
 def _(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     return b.new_empty(*weights.shape[:3], b.shape[-1])
 
 
 @pair_sums_by_key.register_fake
+@refuses_tangents("videoattn::pair_sums_by_key", REMEDY)
 def _(weights: Tensor, a: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
     return a.new_empty(*a.shape[:2], (starts.shape[0] - 1) // a.shape[1], a.shape[-1])
 
@@ -156,6 +171,23 @@ def _sums_by_key_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ..
 pair_products.register_autograd(_products_backward, setup_context=_save_inputs)
 pair_sums.register_autograd(_sums_backward, setup_context=_save_inputs)
 pair_sums_by_key.register_autograd(_sums_by_key_backward, setup_context=_save_inputs)
+
+
+# ---- their plain forms, which gather rows first
+
+
+def _plain_products(a: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    return (a.unsqueeze(-2) * _rows_of_pairs(b, keys)).sum(-1)
+
+
+def _plain_sums(weights: Tensor, b: Tensor, keys: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
+    return (weights.unsqueeze(-1) * _rows_of_pairs(b, keys)).sum(-2)
+
+
+def _rows_of_pairs(b: Tensor, keys: Tensor) -> Tensor:
+    """[calls, heads, Nq, K, d]."""
+    heads = torch.arange(keys.shape[0], device=keys.device)[:, None, None]
+    return b[:, heads, keys.long()]
 
 
 # Torch's counter takes a multiply-add for two operations. Unused slots are computed, and count.

@@ -9,16 +9,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels.compiler import explain_absence, load_library
 from videoattn.kernels.layout import DTYPES, make_readable, make_views
+from videoattn.kernels.transforms import (
+    gradients_of,
+    is_transformed,
+    kernel_operation,
+    refuses_tangents,
+    register_derivative,
+)
+
+REMEDY = "call depthwise_conv3d"
 
 
 def can_pool(x: Tensor) -> bool:
-    """Whether the operation takes such a tensor on this machine. It stays out of traces, which are for others, too."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and _is_at_hand()
+    """Whether the operation takes such a tensor on this machine.
+
+    It stays out of traces, which are for others, too, and out of transforms, for which it has no formulas.
+    """
+    return x.device.type == "cpu" and x.dtype in DTYPES and _is_at_hand() and not is_transformed()
 
 
 @torch.compiler.assume_constant_result
@@ -29,7 +42,7 @@ def _is_at_hand() -> bool:
 # ---- the operation. Strides are three for each tensor in turn, so that its signature holds plain numbers only.
 
 
-@torch.library.custom_op("videoattn::pool_tokens", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::pool_tokens", REMEDY, device_types="cpu")
 def pool_tokens(
     x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int], prefix: int
 ) -> list[Tensor]:
@@ -47,7 +60,7 @@ def pool_tokens(
     return outputs
 
 
-@torch.library.custom_op("videoattn::pool_tokens_backward", mutates_args=(), device_types="cpu")
+@kernel_operation("videoattn::pool_tokens_backward", REMEDY, device_types="cpu")
 def pool_tokens_backward(
     gradients: Sequence[Tensor], x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int],
     prefix: int, needs_x: bool, needs_filters: Sequence[bool],
@@ -92,11 +105,13 @@ def _empty_outputs(
 
 
 @pool_tokens.register_fake
+@refuses_tangents("videoattn::pool_tokens", REMEDY)
 def _(x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int], prefix: int) -> list[Tensor]:
     return _empty_outputs(x, filters, strides, grid, prefix)
 
 
 @pool_tokens_backward.register_fake
+@refuses_tangents("videoattn::pool_tokens_backward", REMEDY)
 def _(
     gradients: Any, x: Tensor, filters: Sequence[Tensor], strides: Any, grid: Any, prefix: int, needs_x: bool,
     needs_filters: Sequence[bool],
@@ -119,6 +134,31 @@ def _backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
 
 
 pool_tokens.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _plain(
+    x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int], prefix: int
+) -> list[Tensor]:
+    outputs = []
+    for i, weight in enumerate(filters):
+        tokens = x[:, :, :, i].permute(0, 2, 3, 1).to(weight.dtype)  # [B, heads, d, N]
+        volumes = tokens[..., prefix:].flatten(0, 1).unflatten(-1, tuple(grid))
+        padding, stride = [size // 2 for size in weight.shape[1:]], tuple(strides[3 * i : 3 * i + 3])
+        pooled = F.conv3d(volumes, weight.unsqueeze(1), stride=stride, padding=padding, groups=len(weight))
+        pooled = pooled.flatten(2).unflatten(0, tokens.shape[:2])
+        outputs.append(torch.cat([tokens[..., :prefix], pooled], dim=-1).transpose(2, 3).to(x.dtype))
+    return outputs
+
+
+def _plain_gradients(
+    gradients: Sequence[Tensor], x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int],
+    prefix: int, needs_x: bool, needs_filters: Sequence[bool],
+) -> list[Tensor]:  # fmt: skip
+    found = gradients_of(lambda x, *filters: _plain(x, filters, strides, grid, prefix), [x, *filters], gradients)
+    return [y for y, is_needed in zip(found, [needs_x, *needs_filters], strict=True) if is_needed]
+
+
+register_derivative(pool_tokens_backward, _plain_gradients)
 
 
 # Torch's counter takes a multiply-add for two operations. A filter of one tap copies.
@@ -184,6 +224,6 @@ def _run(name: str, problem: _Problem, tensors: Sequence[Tensor], filters: Tenso
         return
     library = load_library("pool_tokens")
     if library is None:
-        raise RuntimeError("pooling needs a C++ compiler on this machine; use depthwise_conv3d")
+        raise RuntimeError(f"pooling has no kernel here ({explain_absence('pool_tokens')}); use depthwise_conv3d")
     if getattr(library, name)(ctypes.byref(problem), make_views(tensors), ctypes.c_void_p(filters.data_ptr())):
         raise MemoryError(f"{name} of {tuple(tensors[0].shape)} ran out of memory")

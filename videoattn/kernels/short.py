@@ -12,17 +12,30 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from videoattn.kernels.layout import empty_gradients, empty_outputs, make_readable, split
+from videoattn.kernels.plain import mix_by_softmax
+from videoattn.kernels.transforms import (
+    gradients_of,
+    is_transformed,
+    kernel_operation,
+    refuses_tangents,
+    register_derivative,
+)
 from videoattn.kernels.triton_launch import suits_short
+
+REMEDY = "call torch's scaled_dot_product_attention"
 
 
 def fits(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> bool:
-    """Whether `short_attention` takes these, q alone being packed: on a GPU, few tokens, of q as many as of k and v."""
-    if not q.is_cuda or not suits_short(q.shape[-1], q.dtype, q.shape[2]):
+    """Whether `short_attention` takes these, q alone being packed: on a GPU, few tokens, of q as many as of k and v.
+
+    Not under transforms, for which it has no formulas.
+    """
+    if not q.is_cuda or is_transformed() or not suits_short(q.shape[-1], q.dtype, q.shape[2]):
         return False
     return all(x is None or (x.shape == q.shape and x.dtype == q.dtype) for x in (k, v))
 
 
-@torch.library.custom_op("videoattn::short_attention", mutates_args=(), device_types=("cuda", "cpu"))
+@kernel_operation("videoattn::short_attention", REMEDY, device_types=("cuda", "cpu"))
 def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mixed values [rows, groups·heads, n, d], and of each query log Σ exp of its logits.
 
@@ -36,7 +49,7 @@ def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return out, logsumexp
 
 
-@torch.library.custom_op("videoattn::short_attention_backward", mutates_args=(), device_types=("cuda", "cpu"))
+@kernel_operation("videoattn::short_attention_backward", REMEDY, device_types=("cuda", "cpu"))
 def short_attention_backward(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     from videoattn.kernels import triton_short
 
@@ -47,11 +60,13 @@ def short_attention_backward(gradient: Tensor, logsumexp: Tensor, tensors: Seque
 
 
 @short_attention.register_fake
+@refuses_tangents("videoattn::short_attention", REMEDY)
 def _(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return empty_outputs(tensors)
 
 
 @short_attention_backward.register_fake
+@refuses_tangents("videoattn::short_attention_backward", REMEDY)
 def _(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return empty_gradients(tensors)
 
@@ -67,6 +82,13 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> list[Tensor]:
 
 
 short_attention.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _plain_gradients(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return gradients_of(lambda *given: mix_by_softmax(given)[0], tensors, gradient)
+
+
+register_derivative(short_attention_backward, _plain_gradients)
 
 
 # Torch's counter takes a multiply-add for two operations. Backward: the logits anew, and four products more.

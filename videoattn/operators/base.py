@@ -1,10 +1,8 @@
 """The contract of every attention operator: q, k, v in, mixed v out, no projections and no norms."""
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
@@ -74,10 +72,3 @@ class AttentionOperator(nn.Module):
     def extra_repr(self) -> str:
         q, kv = self.site.q_grid, self.site.kv_grid
         return f"{q.t}x{q.h}x{q.w}+{q.prefix}" + ("" if q == kv else f" on {kv.t}x{kv.h}x{kv.w}+{kv.prefix}")
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast would round logits and sums to 16 bits, where they overflow; not every device (meta) has it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

@@ -2,10 +2,10 @@
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.kernels.jumps import has_triton
+from videoattn.kernels.plain import softmax_attention
 from videoattn.kernels.short import fits, short_attention
 from videoattn.operators.base import AttentionOperator, AttentionSite
 
@@ -31,7 +31,7 @@ class DenseAttention(AttentionOperator):
             return mixed
         if k is None or v is None:
             q, k, v = q.unbind(3)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return softmax_attention(q, k, v, bias)
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         logits = q @ k.transpose(-2, -1) / math.sqrt(self.site.head_dim)

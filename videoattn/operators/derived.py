@@ -5,16 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from videoattn.kernels.transforms import is_transformed
+
 Signature = tuple[object, ...]
 
 
 class Derived:
     """Remembers one tensor that is a function of one parameter, for as long as the parameter has the same values.
 
-    Only without gradients, and never in what is compiled, exported or traced: there it is computed in place. On a CPU a
-    copy of the parameter is compared by value, so that nothing can change it unseen. Elsewhere comparing would wait for
-    the device, and the address and torch's count of in-place changes stand for the values: writing through `.data`
-    escapes them, and `clear` is for that. At most `max_bytes` are kept; a larger tensor is computed in every call.
+    Only without gradients, and never in what is compiled, exported, traced or transformed by torch.func: there it is
+    computed in place. On a CPU a copy of the parameter is compared by value, so that nothing can change it unseen.
+    Elsewhere comparing would wait for the device, and the address and torch's count of in-place changes stand for the
+    values: writing through `.data` escapes them, and `clear` is for that. At most `max_bytes` are kept; a larger tensor
+    is computed in every call.
 
     Copies of a module, its pickles and its checkpoints start without what is remembered.
     """
@@ -56,6 +59,7 @@ def may_keep(parameter: Tensor) -> bool:
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
+        or is_transformed()
         or torch._C._get_tracing_state() is not None
         or not isinstance(parameter, nn.Parameter)
         or parameter.is_inference()

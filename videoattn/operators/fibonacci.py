@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.grid import cells_under
+from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.jump_plan import JumpPlan
 from videoattn.kernels.jumps import has_kernel
 from videoattn.kernels.pairs import PairPlan
+from videoattn.kernels.plain import softmax_attention, without_autocast
+from videoattn.kernels.transforms import is_transformed
 from videoattn.kernels.triton_launch import suits_blocks
-from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS
 from videoattn.operators.fibonacci_sets import (
     HeadsPermutation,
@@ -102,10 +105,12 @@ class FibonacciAttention(AttentionOperator):
         suited = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
         self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in suited)
         if implementation == "compiled" and not self.kernels:
-            needed = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU"
-            raise ValueError(
-                f"IMPLEMENTATION: compiled {'takes no bias' if site.has_bias else needed}; set IMPLEMENTATION: auto"
-            )
+            needed, why = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU", ""
+            if site.has_bias:
+                needed = "takes no bias"
+            elif explain_absence("jump_attention"):
+                why = f" (on a CPU: {explain_absence('jump_attention')})"
+            raise ValueError(f"IMPLEMENTATION: compiled {needed}; set IMPLEMENTATION: auto{why}")
         pairs = implementation == "pairs" or (implementation == "auto" and "cpu" not in self.kernels)
         tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
         self.pairs = PairPlan(*tables, kv.tokens) if tables else None
@@ -127,7 +132,7 @@ class FibonacciAttention(AttentionOperator):
         if self.keep is None and self.keeps_mask:
             with torch.inference_mode(False):  # it may serve in training later
                 mask = self._mask(0, self.site.q_grid.tokens)
-            if torch.compiler.is_compiling() or type(mask) is not Tensor:  # of a trace, of no use after it
+            if torch.compiler.is_compiling() or is_transformed() or type(mask) is not Tensor:  # of no use afterwards
                 return mask
             self.keep = mask
         return self.keep
@@ -183,7 +188,7 @@ class FibonacciAttention(AttentionOperator):
         if q.shape[1] > len(keep):
             keep = keep.repeat(q.shape[1] // len(keep), 1, 1)  # the fused product broadcasts no groups of heads
         mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return softmax_attention(q, k, v, mask)
 
     def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
         """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""

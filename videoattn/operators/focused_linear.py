@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videoattn.grid import TokenGrid
+from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.focused import attend, is_compiled
+from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split
-from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.kernels.plain import without_autocast
+from videoattn.operators.base import AttentionOperator, AttentionSite
 
 Implementation = Literal["auto", "plain", "compiled"]
 
-EPS = 1e-6
 # Depth in time of the convolution on a site that has frames and locations, where its space part comes first.
 JOINT_TIME_TAPS = 3
 
@@ -72,7 +75,8 @@ class FocusedLinearAttention(AttentionOperator):
         self.compiled = implementation != "plain" and is_compiled()
         if implementation == "compiled" and not self.compiled:
             raise ValueError(
-                "IMPLEMENTATION: compiled needs a C++ compiler, found by CXX or as c++; set IMPLEMENTATION: auto"
+                "IMPLEMENTATION: compiled needs a C++ compiler, found by CXX or as c++; set IMPLEMENTATION: auto "
+                f"({explain_absence('focused_linear')})"
             )
         self.kernel_size = kernel_size
         q, kv, d = site.q_grid, site.kv_grid, site.head_dim
@@ -111,79 +115,30 @@ class FocusedLinearAttention(AttentionOperator):
     ) -> Tensor:
         if bias is not None:
             raise ValueError("focused_linear attention has no logits to add a bias to")
-        tensors = (q,) if k is None or v is None else (q, k, v)
-        with without_autocast(q.device):
-            if self.compiled and q.device.type == "cpu":
-                return self._run_compiled(tensors)
-            if self.implementation == "compiled" and q.device.type != "meta":
-                raise ValueError(
-                    f"IMPLEMENTATION: compiled takes tensors on a CPU, got {q.device}; set IMPLEMENTATION: auto"
-                )
-            wide = torch.promote_types(q.dtype, torch.float32)
-            q, k, v = (x.to(wide) for x in split(tensors))
-            out = self._mix(q, k, v)
-            if self.kernel_size > 0:
-                out = out + self._convolve(v)
-            return out.to(tensors[0].dtype)
-
-    def _run_compiled(self, tensors: Sequence[Tensor]) -> Tensor:
-        """As the plain form; values of another grid are convolved outside the kernel, as they are resampled first."""
-        dtype, grid = tensors[0].dtype, self.site.q_grid
+        tensors: Sequence[Tensor] = (q,) if k is None or v is None else (q, k, v)
+        dtype, grid, kv = q.dtype, self.site.q_grid, self.site.kv_grid
+        by_kernel = self.compiled and q.device.type == "cpu"
+        if self.implementation == "compiled" and not by_kernel and q.device.type != "meta":
+            raise ValueError(
+                f"IMPLEMENTATION: compiled takes tensors on a CPU, got {q.device}; set IMPLEMENTATION: auto"
+            )
         wide = torch.promote_types(dtype, torch.float32)
-        apart = self.kernel_size > 0 and grid != self.site.kv_grid
-        if dtype not in DTYPES or apart:
+        resamples = self.kernel_size > 0 and grid != kv  # values, before they are convolved
+        if not by_kernel or dtype not in DTYPES or resamples:
             tensors = [x.to(wide) for x in tensors]
-        kernels = (None, None, None) if apart else (self.dwc_space, self.dwc_time, self.dwc_bias)
-        parameters = [None if x is None else x.to(wide) for x in (self.pos_time, self.pos_space, *kernels)]
-        scale = F.softplus(self.scale.to(wide))
-        out = attend(tensors, scale, parameters, (grid.t, grid.h, grid.w), grid.prefix, self.power)
-        if apart:
-            out = out + self._convolve(split(tensors)[2])
-        return out.to(dtype)
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = (self.site.num_heads, self.site.head_dim)
-        q, k, v = (x.unflatten(1, (-1, self.site.num_heads)) for x in (q, k, v))  # [rows, groups, heads, N, d]
-        positions = self._positions()
-        if self.site.kv_grid.prefix > 0:
-            positions = F.pad(positions, (0, 0, self.site.kv_grid.prefix, 0))
-        k = k + positions.to(k.dtype).unflatten(1, heads).transpose(0, 1)
-        scale = F.softplus(self.scale.to(k.dtype)).unflatten(0, heads).unsqueeze(1)
-        q, k = (focus((x.relu() + EPS) / scale, self.power) for x in (q, k))
-        total = q @ k.sum(dim=-2).unsqueeze(-1) + k.shape[-2] * EPS
-        return (q @ (k.transpose(-2, -1) @ v) / total).flatten(1, 2)
-
-    def _positions(self) -> Tensor:
-        """The embedding of each patch key, [t·h·w, heads·d]."""
-        if self.pos_time is None or self.pos_space is None:
-            positions = self.pos_space if self.pos_time is None else self.pos_time
-            assert positions is not None
-            return positions
-        return (self.pos_time[:, None] + self.pos_space).flatten(0, 1)
-
-    def _convolve(self, v: Tensor) -> Tensor:
-        """DWC of the patches' values on the query grid [rows, groups·heads, Nq, d], zero for prefix tokens.
-
-        Works with tokens slowest and channels fastest, the layout in which depthwise convolution is fast.
-        """
-        assert self.dwc_bias is not None
-        grid, kv = self.site.q_grid, self.site.kv_grid
-        rows, heads, _, d = v.shape
-        x = v[:, :, kv.prefix :].transpose(1, 2).flatten(2)
-        if (grid.t, grid.h, grid.w) != (kv.t, kv.h, kv.w):
-            x = x.unflatten(1, (kv.t, kv.h, kv.w)).permute(0, 4, 1, 2, 3)
-            x = F.interpolate(x, size=(grid.t, grid.h, grid.w), mode="trilinear", align_corners=False)
-            x = x.permute(0, 2, 3, 4, 1)
-        if self.dwc_space is not None:
-            x = x.reshape(rows * grid.t, grid.h, grid.w, heads * d)
-            x = _depthwise(x, self.dwc_space.repeat(heads, 1, 1, 1))
-        if self.dwc_time is not None:
-            x = x.reshape(rows, grid.t, grid.h * grid.w * heads, d)
-            x = _depthwise(x, self.dwc_time)
-        x = x.reshape(rows, grid.patches, heads, d) + self.dwc_bias.to(x.dtype)
-        if grid.prefix > 0:
-            x = F.pad(x, (0, 0, 0, 0, grid.prefix, 0))
-        return x.transpose(1, 2)
+        size, embeddings = (grid.t, grid.h, grid.w), [self.pos_time, self.pos_space]
+        kernels = [self.dwc_space, self.dwc_time, self.dwc_bias]
+        with without_autocast(q.device):
+            parameters = [None if x is None else x.to(wide) for x in embeddings + kernels]
+            used = [*parameters[:2], None, None, None] if resamples else parameters
+            scale = F.softplus(self.scale.to(wide))
+            out = (attend if by_kernel else attend_plainly)(tensors, scale, used, size, grid.prefix, self.power)
+            if resamples:
+                space, time, dwc_bias = parameters[2:]
+                assert dwc_bias is not None
+                patches = resample(split(tensors)[2][:, :, kv.prefix :], kv, grid)
+                out = out + convolve(patches, space, time, dwc_bias, size, grid.prefix)
+            return out.to(dtype)
 
     def macs(self) -> int:
         """Products and every tap of the convolution, at the border too, as convolutions are counted elsewhere."""
@@ -195,21 +150,9 @@ class FocusedLinearAttention(AttentionOperator):
         return f"{super().extra_repr()}, power={self.power}, kernel_size={self.kernel_size}"
 
 
-def focus(x: Tensor, power: float) -> Tensor:
-    """x^p / ‖x^p‖ · ‖x‖ for positive x [rows, groups, heads, N, d], the norms over heads and d together.
-
-    The map commutes with a positive factor, so each token is divided by its largest channel first: no power overflows,
-    and no norm is zero. For the same reason the factor needs no gradient.
-    """
-    largest = x.detach().amax(dim=(2, 4), keepdim=True)
-    x = x / largest
-    powered = x.pow(power)
-    norms: list[Tensor] = [torch.linalg.vector_norm(y, dim=(2, 4), keepdim=True) for y in (x, powered)]
-    return powered * (largest * norms[0] / norms[1])
-
-
-def _depthwise(x: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve maps [B, height, width, C] with one kernel per channel [C, 1, kh, kw], zeros beyond the border."""
-    padding = (kernel.shape[2] // 2, kernel.shape[3] // 2)
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.to(x.dtype), padding=padding, groups=kernel.shape[0])
-    return y.permute(0, 2, 3, 1)
+def resample(patches: Tensor, grid: TokenGrid, to: TokenGrid) -> Tensor:
+    """Patches [rows, groups·heads, N, d] on another grid, linearly interpolated along t, h and w."""
+    rows, heads, _, d = patches.shape
+    x = patches.permute(0, 1, 3, 2).reshape(rows, heads * d, grid.t, grid.h, grid.w)
+    x = F.interpolate(x, size=(to.t, to.h, to.w), mode="trilinear", align_corners=False)
+    return x.reshape(rows, heads, d, to.patches).transpose(2, 3)

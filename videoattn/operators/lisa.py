@@ -4,11 +4,11 @@ import math
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
-from videoattn.operators.base import AttentionOperator, AttentionSite, without_autocast
+from videoattn.kernels.plain import softmax_attention, without_autocast
+from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import LISA_TIME_OF_MAC
 from videoattn.operators.derived import Derived
 from videoattn.operators.lisa_forms import Axes, Ffts, Form, Pairs
@@ -140,31 +140,33 @@ class LisaAttention(AttentionOperator):
                 out = self.mix_patches(q[:, :, prefix:].to(wide), k.to(wide), v.to(wide))
         if prefix == 0:
             return out.to(dtype)
-        class_out = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
+        class_out = softmax_attention(q[:, :, :prefix], k, v)
         return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
     def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
         """What all keys give to patch queries, without `normalize` for q and k as they are.
 
-        For a share of heads and rows at a time, so that what is written in between stays in the cache.
+        For a share of heads and rows at a time, so that what is written in between stays in the cache. A graph of the
+        call takes all rows at once: a loop over shares would fix their number in it.
         """
-        form, (num_rows, dtype) = self.form, (len(q), q.dtype)
+        form, dtype, num_heads = self.form, q.dtype, self.site.num_heads
+        shape = (q.shape[0], q.shape[1] // num_heads)
         rows_at_once, heads_at_once = form.share()
+        is_graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         parameters = [self._table(form, 0, dtype), self._table(form, 1, dtype), self.P.to(dtype)]
         if self.g is not None:
             parameters.append(self.g.to(dtype))
         shares = [share.split(heads_at_once) for share in parameters]
         for x in (q, k, v):
-            x = x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1)
+            x = x.unflatten(1, (shape[1], num_heads)).flatten(0, 1)
             shares.append(x.split(heads_at_once, 1))
         heads = []
         for r1, r2, *rest, q, k, v in zip(*shares, strict=True):
             r1, r2 = self._finish(form, r1, dtype), self._finish(form, r2, dtype)
-            rows = []
-            for inputs in zip(q.split(rows_at_once), k.split(rows_at_once), v.split(rows_at_once), strict=True):
-                rows.append(self._mix_share(form, *inputs, r1, r2, *rest, normalize=normalize))
+            parts = [[x] if is_graph else x.split(rows_at_once) for x in (q, k, v)]
+            rows = [self._mix_share(form, *x, r1, r2, *rest, normalize=normalize) for x in zip(*parts, strict=True)]
             heads.append(concatenate(rows, 0))
-        out: Tensor = concatenate(heads, 1).unflatten(0, (num_rows, -1)).flatten(1, 2)
+        out: Tensor = concatenate(heads, 1).unflatten(0, shape).flatten(1, 2)
         return out
 
     def _mix_share(
@@ -193,13 +195,14 @@ class LisaAttention(AttentionOperator):
         self._refuse_bias(bias)
         prefix, pairs = self.site.kv_grid.prefix, Pairs(self.site, self.num_patterns, self.wrap)
         q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
-        q_unit, k_unit = (x.unflatten(1, (-1, self.site.num_heads)).flatten(0, 1) for x in (q_unit, k_unit))
+        shape = (q.shape[0], q.shape[1] // self.site.num_heads)
+        q_unit, k_unit = (x.unflatten(1, (shape[1], -1)).flatten(0, 1) for x in (q_unit, k_unit))
         r1, r2 = (pairs.finish(r, q.dtype, self.cells) for r in (self.r1, self.r2))
         P, g = self.P.to(q.dtype), None if self.g is None else self.g.to(q.dtype)
         patch_rows: Tensor = torch.cat(
             [x for x in pairs.weights(q_unit, k_unit, r1, r2, P, g) if x is not None], dim=-1
         )
-        patch_rows = patch_rows.unflatten(0, (len(q), -1)).flatten(1, 2)
+        patch_rows = patch_rows.unflatten(0, shape).flatten(1, 2)
         if prefix == 0:
             return patch_rows.to(q.dtype)
         # element-wise, in float32 at least: autocast would round a product to a type in which large logits overflow

@@ -95,7 +95,7 @@ class Pairs(Form):
         """Of class keys [B, heads, Nq, prefix], where there are any, and of patch keys [B, heads, Nq, Nk]."""
         prefix, num_keys = self.site.kv_grid.prefix, self.site.kv_grid.patches
         # P as further keys: products of its few rows on their own would take as long as those of all keys
-        keys = torch.cat([k, P.expand(len(k), -1, -1, -1)], 2)
+        keys = torch.cat([k, P.expand(k.shape[0], -1, -1, -1)], 2)
         class_keys, patches, static = (q @ keys.transpose(-2, -1)).split([prefix, num_keys, self.num_patterns], -1)
         # one product for each head and query, over the rows of the batch: [heads·Nq, L, B], then [heads·Nq, B, Nk]
         patches, static = (x.permute(1, 2, 3, 0).flatten(0, 1) for x in (patches, static))

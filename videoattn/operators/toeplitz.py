@@ -58,6 +58,8 @@ def fourier_sums(x: Tensor, spectrum: Tensor, grid: TokenGrid, wrap: bool) -> Te
     Sequences are padded with zeros so far that nothing wraps around, unless it should. On the way back each axis is cut
     to its N as soon as it is transformed, which takes about half the time of one transform of all axes.
     """
+    if x.shape[0] == 0:  # MKL transforms no empty batch
+        return x.unsqueeze(3) * spectrum.real.flatten(2)[:, None, :, :1]
     lengths, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
     dims = tuple(range(-len(sizes), 0))
     x_spectrum = torch.fft.rfftn(x.transpose(-2, -1).unflatten(-1, lengths), s=sizes, dim=dims)

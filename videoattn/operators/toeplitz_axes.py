@@ -45,7 +45,7 @@ def axes_sums(x: Tensor, matrices: Tensor, grid: TokenGrid) -> Tensor:
     x = torch.bmm(matrices, x.reshape(len(matrices), 2 * grid.t, columns))  # h·(2w-1) × 2·t·L × columns
     x = torch.matmul(of_w.T, x.reshape(grid.h, 2 * (2 * grid.w - 1), -1))  # h × 2·w × t·L·columns
     x = of_h.T @ x.reshape(2 * grid.h, -1)  # h × w·t·L·columns
-    return x.reshape(grid.h * grid.w * grid.t, -1, columns)
+    return x.reshape(grid.h * grid.w * grid.t, matrices.shape[1] // (2 * grid.t), columns)
 
 
 def by_columns(x: Tensor, grid: TokenGrid) -> Tensor:

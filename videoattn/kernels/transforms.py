@@ -1,0 +1,113 @@
+"""Derivatives and batches of operations beyond what their kernels compute: an output, and its first derivative.
+
+Everything else that torch asks for takes the plain form of an operation, written in torch's own: forward-mode
+derivatives, the transforms of `torch.func`, and derivatives of a gradient. Functions that call an operation ask
+`is_transformed` first.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+
+@torch.compiler.assume_constant_result
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func, or forward-mode differentiation, is in progress."""
+    # torch has no public name for either
+    return forward_ad._current_level >= 0 or bool(torch._C._are_functorch_transforms_active())
+
+
+def refuses_tangents(name: str, remedy: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a kernel, or its form for fake tensors, to raise NotImplementedError in forward-mode differentiation.
+
+    Torch hands a kernel the values alone and takes the tangents of its outputs for zero.
+    """
+
+    def decorate(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(kernel)
+        def run(*arguments: Any, **options: Any) -> Any:
+            if forward_ad._current_level >= 0:
+                raise NotImplementedError(
+                    f"{name} has no derivative in forward mode (torch.func.jvp, torch.autograd.forward_ad); {remedy}"
+                )
+            return kernel(*arguments, **options)
+
+        return run
+
+    return decorate
+
+
+def kernel_operation(name: str, remedy: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a kernel to be a `torch.library.custom_op` that can be batched and refuses tangents.
+
+    `torch.func.vmap` runs it once for each element of the batch.
+    """
+
+    def decorate(kernel: Callable[..., Any]) -> Any:
+        operation = torch.library.custom_op(name, refuses_tangents(name, remedy)(kernel), mutates_args=(), **options)
+
+        def batch(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
+            values, spec = pytree.tree_flatten(arguments)
+            dims = pytree.tree_leaves(in_dims, is_leaf=lambda x: x is None)
+            results = []
+            for i in range(info.batch_size):
+                own = [x if dim is None else x.select(dim, i) for x, dim in zip(values, dims, strict=True)]
+                results.append(operation(*pytree.tree_unflatten(own, spec)))
+            stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *results)
+            return stacked, pytree.tree_map(lambda _: 0, stacked)
+
+        operation.register_vmap(batch)
+        return operation
+
+    return decorate
+
+
+def register_derivative(operation: Any, plain: Callable[..., Sequence[Tensor]]) -> None:
+    """Let torch differentiate `operation`, which returns a list, by differentiating `plain`, which returns the same."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+        values, ctx.spec = pytree.tree_flatten(inputs)
+        ctx.is_tensor = [isinstance(x, Tensor) for x in values]
+        ctx.others = [None if isinstance(x, Tensor) else x for x in values]
+        ctx.save_for_backward(*(x for x in values if isinstance(x, Tensor)))
+
+    def backward(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+        is_repeated = torch.is_grad_enabled()
+        with torch.enable_grad():
+            tensors = iter(_apart(ctx.saved_tensors))
+            values = [next(tensors) if is_tensor else x for is_tensor, x in zip(ctx.is_tensor, ctx.others, strict=True)]
+            inputs = pytree.tree_unflatten(values, ctx.spec)
+            wanted = [x for x in values if isinstance(x, Tensor) and x.requires_grad]
+            found = torch.autograd.grad(
+                list(plain(*inputs)), wanted, list(gradients), create_graph=is_repeated, allow_unused=True
+            )
+        by_tensor = {id(x): gradient for x, gradient in zip(wanted, found, strict=True)}
+        return tuple(
+            [by_tensor.get(id(x)) for x in each] if _has_tensors(each) else by_tensor.get(id(each)) for each in inputs
+        )
+
+    operation.register_autograd(backward, setup_context=save)
+
+
+def gradients_of(
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], gradients: Tensor | Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of `function(*inputs)`, given those by its outputs, such that they have derivatives."""
+    with torch.enable_grad():
+        inputs = _apart([x if x.requires_grad else x.detach().requires_grad_() for x in inputs])
+        outputs = function(*inputs)
+        return list(torch.autograd.grad(outputs, inputs, gradients, create_graph=True, materialize_grads=True))
+
+
+def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give each tensor a node of its own in autograd's graph, as the same one may stand in two places."""
+    return [x.view_as(x) if x.requires_grad else x for x in tensors]
+
+
+def _has_tensors(argument: Any) -> bool:
+    return isinstance(argument, list | tuple) and len(argument) > 0 and isinstance(argument[0], Tensor)
