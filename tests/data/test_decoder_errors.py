@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.test_decode import BACKENDS
 from tests.shared_files import SHARED
 from videoattn.data.annotations import read_annotations
 from videoattn.data.dataset import Draw, VideoDataset
@@ -20,7 +21,6 @@ from videoattn.data.probe import Prober, ProbeTask, read_probe
 from videoattn.data.sampling import ClipSampler
 from videoattn.data.transforms import TrainTransform
 
-BACKENDS = ("auto", "pyav", "decord")
 ERRORS = [
     AttributeError("'NoneType' object has no attribute 'x'"),
     ZeroDivisionError("division by zero"),

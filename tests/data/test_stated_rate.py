@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.data.test_decode import BACKENDS
 from tests.shared_files import SHARED
 from videoattn.data.annotations import read_annotations
 from videoattn.data.dataset import ViewDataset
@@ -18,7 +19,6 @@ from videoattn.data.probe import Prober, ProbeTask
 from videoattn.data.sampling import ClipSampler, dense_indices
 from videoattn.data.transforms import TestTransform
 
-BACKENDS = ("auto", "pyav", "decord")
 SLOW = list(range(0, 80, 2))  # in ticks of 1/25 s: 12.5 frames a second, where 25 are stated
 TIMED = [
     {"name": "a.mkv"},

@@ -22,7 +22,8 @@ class DecordReader(VideoReader):
 
     def __init__(self, source: VideoSource, scan: PacketScan, *, short_side: int = 0) -> None:
         super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
-        self._source, self.scan = source, scan
+        self._source = source
+        self.scan: PacketScan = scan
         if not scan.suits_decord:
             raise DecodeError(
                 f"{self.path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
@@ -44,9 +45,9 @@ class DecordReader(VideoReader):
         options = {"ctx": decord.cpu(0), "num_threads": 1, "fault_tol": _ANY_RECOVERED_FRAME}
         with LibraryCalls(f"{self.path}: decord cannot open it", "wrong_backend"):
             content = self._source.begin(in_utf8=True)
-            if self.scan.container != "avi" or isinstance(content, str):
+            if isinstance(content, str):
                 return decord.VideoReader(content, **options)
-            with tempfile.NamedTemporaryFile() as file:  # decord crashes on damaged avi in memory
+            with tempfile.NamedTemporaryFile() as file:  # decord crashes on damaged files in memory
                 shutil.copyfileobj(content, file)
                 file.flush()
                 return decord.VideoReader(file.name, **options)

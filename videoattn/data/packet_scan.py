@@ -50,12 +50,7 @@ class PacketScan:
     width: int
     height: int
     has_variable_rate: bool = False
-    container: str = ""  # FFmpeg's name
-
-    @property
-    def only_pyav_seeks(self) -> bool:
-        """Whether decord now and then gave frames of other times after a seek."""
-        return self.container == "avi"
+    only_pyav_seeks: bool = False  # decord now and then gave frames of other times from such files (avi)
 
     @property
     def is_seekable(self) -> bool:
@@ -150,7 +145,7 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
         raise DecodeError(f"{file}: has no frame rate")
     make = partial(
         PacketScan, num_frames=num_frames, num_present=num_present, start=start, codec=codec, width=stream.width,
-        height=stream.height, container=container,
+        height=stream.height, only_pyav_seeks=container == "avi",
         suits_decord=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
         and all(packet.shown >= start for packet in packets),
     )  # fmt: skip

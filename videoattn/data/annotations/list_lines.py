@@ -9,7 +9,7 @@ from videoattn.data.annotations.video_list import AnnotationError
 
 Line = tuple[int, bytes, list[bytes]]  # the number of its first line in the file, from 1, its bytes, and its fields
 _MARK, _UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_BLOCK_BYTES = 2**18
+_BLOCK_BYTES = 2**14
 _LONGEST = 8192  # bytes of a line with a quoted line break: twice what Linux takes for a path
 
 
