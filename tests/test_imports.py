@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.data.loader", "videoattn.engine.optim", "videoattn.zoo",
     "videoattn.config", "videoattn.config_file", "videoattn.config_keys", "videoattn.command_line",
+    "videoattn.models.departures",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))
