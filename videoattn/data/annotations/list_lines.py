@@ -3,13 +3,13 @@
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from itertools import chain
 
 from videoattn.data.annotations.video_list import AnnotationError
 
 Line = tuple[int, bytes, list[bytes]]  # the number of its first line in the file, from 1, its bytes, and its fields
 _MARK, _UTF_16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_BLOCK_BYTES = 2**14
+_BLOCK_BYTES = 2**16
 _LONGEST = 8192  # bytes of a line with a quoted line break: twice what Linux takes for a path
 
 
@@ -27,40 +27,34 @@ def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
     Raises AnnotationError, naming the line, on an empty line before others, and on a line that is not UTF-8 text or
     whose quotes are not closed; also where the file cannot be read. Source of the quoting: RFC 4180.
     """
-    source, delimiter, empty = os.fspath(file), separator.encode(), 0
+    source, delimiter, number, empty = os.fspath(file), separator.encode(), 0, 0
     try:
         with open(source, "rb") as stream:
-            lines = enumerate(_lines(stream, source), start=1)
-            for number, (line, is_plain) in lines:
-                body = line.rstrip(b"\r\n")
-                fields = body.split(delimiter)
-                if not fields[0] or len(fields) < 2:
-                    if not body or body.isspace():
+            while block := stream.readlines(_BLOCK_BYTES):
+                if not number:
+                    block[0] = _without_mark(block[0], source)
+                is_plain = _is_plain(b"".join(block))  # asked of many lines at a time, which is quicker
+                lines = iter(block)
+                for line in lines:
+                    number += 1
+                    body = line.rstrip(b"\r\n")
+                    fields = body.split(delimiter)
+                    if (len(fields) < 2 or not fields[0]) and (not body or body.isspace()):
                         empty = empty or number
                         continue
-                if empty:
-                    raise AnnotationError(
-                        f"{source}:{empty}: is an empty line, expected path{separator}label; only at the end of a list "
-                        "may lines be empty"
-                    )
-                if is_plain or _is_plain(body):
-                    yield number, line, fields
-                else:
-                    yield _special_line(number, line, (more for _, (more, _) in lines), separator, source)
+                    if empty:
+                        raise AnnotationError(
+                            f"{source}:{empty}: is an empty line, expected path{separator}label; only at the end of a "
+                            "list may lines be empty"
+                        )
+                    if is_plain or _is_plain(body):
+                        yield number, line, fields
+                        continue
+                    special, num_lines = _special_line(number, line, chain(lines, stream), separator, source)
+                    yield special
+                    number += num_lines - 1
     except OSError as error:
         raise AnnotationError(f"{source}: cannot be read: {error.strerror}") from error
-
-
-def _lines(stream: BinaryIO, source: str) -> Iterator[tuple[bytes, bool]]:
-    """Lines without the byte order mark, and whether they are plain for certain; it is asked of many at a time."""
-    is_first = True
-    while block := stream.readlines(_BLOCK_BYTES):
-        if is_first:
-            block[0] = _without_mark(block[0], source)
-            is_first = False
-        is_plain = _is_plain(b"".join(block))
-        for line in block:
-            yield line, is_plain
 
 
 def _is_plain(text: bytes) -> bool:
@@ -85,8 +79,11 @@ def _without_mark(line: bytes, source: str) -> bytes:
     return line.removeprefix(_MARK)
 
 
-def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: str, source: str) -> Line:
-    """A line with other characters than ASCII, quotes, or characters that no line should have."""
+def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: str, source: str) -> tuple[Line, int]:
+    """A line with other characters than ASCII, quotes, or characters that no line should have.
+
+    Quotes may ask for some of the lines after it. Return also how many lines of the file it takes.
+    """
     place = f"{source}:{number}"
     if b"\0" in line:
         raise AnnotationError(f"{place}: {line[:60]!r} holds a zero byte, expected text")
@@ -99,7 +96,7 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
                 f"{place}: {text[:60]!r} holds a carriage return, expected lines that end in a newline, and quotes "
                 "around a path with such a character"
             )
-        return number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)]
+        return (number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)]), 1
     taken = [line]
     try:
         fields = next(csv.reader(_texts(text, more, taken, place), delimiter=separator, strict=True))
@@ -108,7 +105,7 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
             f"{place}: {text.rstrip()[:200]!r}: {error}; expected quoted fields to end on their line, and a name that "
             'begins with a quote as """x"".mp4"'
         ) from error
-    return number, b"".join(taken), [field.encode() for field in fields]
+    return (number, b"".join(taken), [field.encode() for field in fields]), len(taken)
 
 
 def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> Iterator[str]:
