@@ -39,8 +39,10 @@ from videoattn.config_file import (
 )
 from videoattn.data import build_loader
 from videoattn.data.annotations import VideoList, check_same_order
+from videoattn.data.annotations.class_folders import format_counts
+from videoattn.data.missing import check_videos
 from videoattn.engine.checkpoint import BEST, list_checkpoints
-from videoattn.engine.distributed import init_distributed, shutdown
+from videoattn.engine.distributed import init_distributed, shared_errors, shutdown
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
@@ -87,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = loader.class_names
         if names is not None and len(names) != cfg.model.num_classes:
             raise ValueError(f"MODEL.NUM_CLASSES is {cfg.model.num_classes}, {loader.videos.source} has {len(names)}")
+        with shared_errors():
+            if process.is_main:
+                check_videos(loader.videos, limit=1.0)
         model = build_model(cfg)
         load_report = load_weights(
             model,
@@ -120,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.write(folder, names, describe(cfg, loader.videos, load_report, changed))
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
-            lines = results.lines(beside_accuracy(load_report.departures, load_report.initialised))
+            lines = results.lines(beside_accuracy(load_report))
+            if loader.videos.left_out:
+                lines.append(f"not listed, as no videos by their names: {format_counts(loader.videos.left_out)}")
             if row is not None:
                 lines += compare_with_row(row, changed, cfg, results)
             for line in lines:
@@ -180,14 +187,14 @@ def render_clips(row: ZooRow) -> Path:
     return folder
 
 
-def beside_accuracy(departures: list[Departure] | None, new_layers: Sequence[str]) -> str:
-    """What a reader of the accuracy has to know of the weights besides."""
-    if departures is None:
+def beside_accuracy(report: LoadReport) -> str:
+    """Return what a reader of the accuracy has to know of the weights; empty where they are used as trained."""
+    if report.departures is None:
         said = "the checkpoint does not say its settings, so they were not compared"
     else:
-        said = "; ".join(f"{one.key} {one.here} instead of {one.checkpoint}" for one in departures)
+        said = "; ".join(f"{one.key} {one.here} instead of {one.checkpoint}" for one in report.departures)
         said = f"not as trained: {said}" if said else ""
-    random = f"{len(new_layers)} tensors have random initial values" if new_layers else ""
+    random = f"{len(report.initialised)} tensors have random initial values" if report.initialised else ""
     return "; ".join(filter(None, [said, random]))
 
 
@@ -245,7 +252,7 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
         "model": cfg.model.model_name,
         "protocol": protocol,
         "departures": departures,
-        "annotations": {"path": videos.source, "sha256": videos.digest()},
+        "annotations": {"path": videos.source, "sha256": videos.digest(), "left_out": dict(videos.left_out)},
         "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": sha256(report.source)},
     }
 

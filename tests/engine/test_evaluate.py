@@ -526,8 +526,25 @@ def test_wrong_lists_and_missing_weights_are_found_before_the_model_is_built(
     ):
         assert run_tool(main, [*run, *changes]) == 2
         assert message in capsys.readouterr().err and not built
+        assert message in (run_folder / "run/test/run.log").read_text()
+    (run_folder / "test.csv").write_text("gone.mp4 0\nlost.mp4 1\n")
+    assert run_tool(main, run) == 2
+    assert "2 of 2 videos" in capsys.readouterr().err and not built
 
 
 def test_clips_longer_than_their_video_are_said() -> None:
     lines = run(FakeLoader([batch(TWO_VIEWS, num_short=2)], [1])).lines()
     assert "2 of the clips are longer than their video, so that frames repeat" in lines
+
+
+def test_files_left_out_of_class_folders_are_said_with_the_accuracy(
+    run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        (run_folder / "folders/test" / name).mkdir(parents=True)
+        (run_folder / "folders/test" / name / "clip.mp4").write_bytes((run_folder / "left/clip.mp4").read_bytes())
+    (run_folder / "folders/test/a/notes.docx").write_text("x")
+    weights = str(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth")
+    assert run_tool(main, ["--weights", weights, "DATA.PATH_TO_DATA_DIR", str(run_folder / "folders")]) == 0
+    assert "not listed, as no videos by their names: 1 .docx" in capsys.readouterr().out
+    assert json.loads((run_folder / "run/test/results.json").read_text())["annotations"]["left_out"] == {".docx": 1}
