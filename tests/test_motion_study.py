@@ -28,9 +28,9 @@ import motion_study_runs as running  # noqa: E402
 TINY = study.Size(
     image=32, patch=16, width=16, depth=2, heads=2, skipped="1", batch=4, lr=1e-3, precision="fp32", rounds=2,
     short=study.Clips(num_classes=8, num_train=16, num_val=8, rendered_frames=18, num_frames=4, sampling_rate=2,
-                      num_views=2, epochs=1),
+                      num_views=2, epochs=2),
     long=study.Clips(num_classes=6, num_train=12, num_val=6, rendered_frames=24, num_frames=6, sampling_rate=4,
-                     num_views=1, epochs=1),
+                     num_views=1, epochs=2),
 )  # fmt: skip
 METHODS = ("fibonacci", "focused_linear", "lisa", "skipat")
 
@@ -131,7 +131,7 @@ def test_sizes_reach_the_configs(tmp_path: Path) -> None:
         6,
     )
     assert (cfg.timesformer.embed_dim, cfg.timesformer.depth, cfg.timesformer.patch_size) == (16, 2, 16)
-    assert (cfg.solver.base_lr, cfg.solver.max_epoch, cfg.train.batch_size, cfg.rng_seed) == (1e-3, 1, 4, 7)
+    assert (cfg.solver.base_lr, cfg.solver.max_epoch, cfg.train.batch_size, cfg.rng_seed) == (1e-3, 2, 4, 7)
     assert cfg.data.path_to_data_dir == str(tmp_path / "data/long") and run.data_settings["num_frames"] == 24
 
 
