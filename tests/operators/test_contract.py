@@ -147,11 +147,14 @@ def test_hard_inputs_give_finite_outputs_and_gradients(name, options, axis, pref
         assert x.grad is None or x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
-def test_exported_program_gives_the_same_output(name, options):
-    at, operator = build(name, options, Axis.JOINT, 1, False)
-    program = torch.export.export(operator, tuple(qkv(at, seed=1)))
-    torch.testing.assert_close(program.module()(*qkv(at)), operator(*qkv(at)))
+@pytest.mark.parametrize(("name", "options"), [*SETTINGS, ("lisa", {}), ("fibonacci", {})], ids=[*IDS, "lisa", "fib"])
+@pytest.mark.parametrize("where", [(Axis.JOINT, 1, False), pytest.param((Axis.TIME, 0, True), marks=pytest.mark.slow)])
+def test_a_program_exported_with_a_dynamic_batch_takes_every_batch(name, options, where):
+    at, operator = build(name, options, *where)
+    rows = torch.export.Dim("rows", min=1, max=1024)
+    program = torch.export.export(operator, tuple(qkv(at, seed=1)), dynamic_shapes=({0: rows},) * 3).module()
+    for size in (1, 2, 5, 200):  # the last are more rows than some methods take at a time
+        torch.testing.assert_close(program(*qkv(at, rows=size)), operator(*qkv(at, rows=size)))
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+_BATCHING = torch.library.Library("videoattn", "IMPL")  # registrations live as long as it
+
 
 @torch.compiler.assume_constant_result
 def is_transformed() -> bool:
@@ -45,7 +47,8 @@ def refuses_tangents(name: str, remedy: str) -> Callable[[Callable[..., Any]], C
 def kernel_operation(name: str, remedy: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a kernel to be a `torch.library.custom_op` that can be batched and refuses tangents.
 
-    `torch.func.vmap` runs it once for each element of the batch.
+    `torch.func.vmap` runs it once for each element of the batch. Autograd's older way to batch gradients is refused
+    where torch has no loop of its own, as it has for operations without lists of tensors.
     """
 
     def decorate(kernel: Callable[..., Any]) -> Any:
@@ -61,7 +64,15 @@ def kernel_operation(name: str, remedy: str, **options: Any) -> Callable[[Callab
             stacked = pytree.tree_map(lambda *parts: torch.stack(parts), *results)
             return stacked, pytree.tree_map(lambda _: 0, stacked)
 
+        def refuse_batch(*arguments: Any, **options: Any) -> None:
+            raise NotImplementedError(
+                f"{name} can't be batched by is_grads_batched or vectorize of torch.autograd; use torch.func.vmap or "
+                f"torch.func.jacrev instead, or {remedy}"
+            )
+
         operation.register_vmap(batch)
+        if "Tensor[]" in str(operation._opoverload._schema):
+            _BATCHING.impl(name.split("::")[1], refuse_batch, "Batched")
         return operation
 
     return decorate
