@@ -1,6 +1,7 @@
 """LiSA: values mixed by learned functions of relative position, each as strong as query and keys make it."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -163,7 +164,7 @@ class LisaAttention(AttentionOperator):
         heads = []
         for r1, r2, *rest, q, k, v in zip(*shares, strict=True):
             r1, r2 = self._finish(form, r1, dtype), self._finish(form, r2, dtype)
-            parts = [[x] if is_graph else x.split(rows_at_once) for x in (q, k, v)]
+            parts: list[Sequence[Tensor]] = [[x] if is_graph else x.split(rows_at_once) for x in (q, k, v)]
             rows = [self._mix_share(form, *x, r1, r2, *rest, normalize=normalize) for x in zip(*parts, strict=True)]
             heads.append(concatenate(rows, 0))
         out: Tensor = concatenate(heads, 1).unflatten(0, shape).flatten(1, 2)
