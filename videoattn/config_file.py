@@ -107,11 +107,11 @@ def _detail(note: Note) -> str:
 
 
 def _group_keys(notes: Sequence[Note]) -> str:
-    """The keys in one line: those of a section that has several as `SECTION (how many)`."""
+    """The keys in one line: those of a section that has several as `SECTION (how many keys)`."""
     sections = [note.key.partition(".")[0] if "." in note.key else "" for note in notes]
     counts = Counter(sections)
     names = [
-        f"{section}.* ({counts[section]})" if section and counts[section] > 1 else note.key
+        f"{section} ({counts[section]} keys)" if section and counts[section] > 1 else note.key
         for note, section in zip(notes, sections, strict=True)
     ]
     return ", ".join(dict.fromkeys(names))
