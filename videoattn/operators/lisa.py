@@ -164,7 +164,10 @@ class LisaAttention(AttentionOperator):
         for r1, r2, *rest, q, k, v in zip(*shares, strict=True):
             r1, r2 = self._finish(form, r1, dtype), self._finish(form, r2, dtype)
             parts = [[x] if is_graph else x.split(rows_at_once) for x in (q, k, v)]
-            rows = [self._mix_share(form, *x, r1, r2, *rest, normalize=normalize) for x in zip(*parts, strict=True)]
+            rows = [
+                self._mix_share(form, row_q, row_k, row_v, r1, r2, *rest, normalize=normalize)
+                for row_q, row_k, row_v in zip(*parts, strict=True)
+            ]
             heads.append(concatenate(rows, 0))
         out: Tensor = concatenate(heads, 1).unflatten(0, shape).flatten(1, 2)
         return out
