@@ -90,8 +90,8 @@ def test_names_that_do_not_fit_are_refused(names: Sequence[str] | None, pairs: l
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"FLIP_LABELS": "exchange", "RANDOM_FLIP": False}, "FLIP_LABELS exchange expects RANDOM_FLIP True"),
-        ({"FLIP_PAIRS": [["a", "b"]]}, "FLIP_PAIRS expects FLIP_LABELS exchange, got keep"),
+        ({"FLIP_LABELS": "exchange", "RANDOM_FLIP": False}, "FLIP_LABELS exchange expects DATA.RANDOM_FLIP True"),
+        ({"FLIP_PAIRS": [["a", "b"]]}, "FLIP_PAIRS expects DATA.FLIP_LABELS exchange, got keep"),
         ({"FLIP_LABELS": "exchange", "FLIP_PAIRS": [["a", "b", "c"]]}, r"expects a list of \[name, name\] or \[name\]"),
         ({"FLIP_LABELS": "exchange", "FLIP_PAIRS": [[]]}, r"expects a list of \[name, name\] or \[name\]"),
     ],
