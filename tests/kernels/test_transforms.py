@@ -209,6 +209,7 @@ def test_short_attention_refuses_tangents_and_has_second_derivatives():
     torch.testing.assert_close(second_derivatives(run, inputs), second_derivatives(plain, inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @interpreted
 def test_jump_attention_of_a_gpu_refuses_tangents_and_has_second_derivatives():
     run, inputs = jump_attention()

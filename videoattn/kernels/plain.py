@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoattn.kernels.layout import split
-from videoattn.kernels.transforms import is_transformed
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast would round logits and sums to 16 bits, where they overflow; not every device (meta) has it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+from videoattn.kernels.transforms import is_transformed, without_autocast
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ derivatives, the transforms of `torch.func`, and derivatives of a gradient. Func
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def is_transformed() -> bool:
     """Return whether a transform of torch.func, or forward-mode differentiation, is in progress."""
     # torch has no public name for either
     return forward_ad._current_level >= 0 or bool(torch._C._are_functorch_transforms_active())
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast would round logits and sums to 16 bits, where they overflow; not every device (meta) has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def refuses_tangents(name: str, remedy: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -89,7 +97,7 @@ def register_derivative(operation: Any, plain: Callable[..., Sequence[Tensor]]) 
 
     def backward(ctx: Any, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
         is_repeated = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), without_autocast(gradients[0].device):
             tensors = iter(_apart(ctx.saved_tensors))
             values = [next(tensors) if is_tensor else x for is_tensor, x in zip(ctx.is_tensor, ctx.others, strict=True)]
             inputs = pytree.tree_unflatten(values, ctx.spec)

@@ -13,8 +13,8 @@ from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.jump_plan import JumpPlan
 from videoattn.kernels.jumps import has_kernel
 from videoattn.kernels.pairs import PairPlan
-from videoattn.kernels.plain import softmax_attention, without_autocast
-from videoattn.kernels.transforms import is_transformed
+from videoattn.kernels.plain import softmax_attention
+from videoattn.kernels.transforms import is_transformed, without_autocast
 from videoattn.kernels.triton_launch import suits_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS

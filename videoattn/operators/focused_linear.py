@@ -13,7 +13,7 @@ from videoattn.kernels.compiler import explain_absence
 from videoattn.kernels.focused import attend, is_compiled
 from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split
-from videoattn.kernels.plain import without_autocast
+from videoattn.kernels.transforms import without_autocast
 from videoattn.operators.base import AttentionOperator, AttentionSite
 
 Implementation = Literal["auto", "plain", "compiled"]

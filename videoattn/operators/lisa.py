@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
-from videoattn.kernels.plain import softmax_attention, without_autocast
+from videoattn.kernels.plain import softmax_attention
+from videoattn.kernels.transforms import without_autocast
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import LISA_TIME_OF_MAC
 from videoattn.operators.derived import Derived
