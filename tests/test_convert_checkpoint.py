@@ -13,6 +13,8 @@ from videoattn.command_line import run_tool
 from videoattn.models.checkpoints import load_weights, mvit_from_ours, mvit_to_ours
 from videoattn.models.weight_files import read_weight_file
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_a_timesformer_goes_to_transformers_and_back(tmp_path: Path) -> None:
     source = small_model()
@@ -58,3 +60,12 @@ def test_an_existing_file_is_kept_unless_asked(tmp_path: Path, capsys: pytest.Ca
     path = save(mvit_from_ours(small_mvit(clip_size=SQUARE).state_dict(), "slowfast"), tmp_path / "a.pyth")
     assert run_tool(main, [str(path), str(path), "--to", "slowfast"]) == 2
     assert "add --overwrite to replace it" in capsys.readouterr().err
+
+
+def test_attention_that_the_other_format_cannot_say_is_not_dropped_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = ROOT / "model_zoo/motion_timesformer_fibonacci.safetensors", tmp_path / "b.safetensors"
+    assert run_tool(main, [str(path), str(out), "--to", "huggingface"]) == 2 and not out.exists()
+    assert "can't say that a model attends by ATTENTION.TIME fibonacci" in capsys.readouterr().err
+    assert run_tool(main, [str(path), str(out), "--to", "huggingface", "--as-dense"]) == 0 and out.exists()

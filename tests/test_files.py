@@ -78,7 +78,7 @@ def test_every_flipped_bit_of_a_tensor_is_found(tmp_path: Path) -> None:
     start = content.find(torch.arange(64.0).numpy().tobytes())
     content[start + 1000] ^= 4
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"weights\.pyth is damaged: the checksum \(CRC-32\) of weights/data/0"):
+    with pytest.raises(ValueError, match=r"weights\.pyth is damaged: the checksum \(CRC-32\) of data/0 in it"):
         check_archive(path)
 
 

@@ -117,7 +117,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_if_whole
     (newest.parent / BEST).unlink()
     DAMAGES["cut in half"](newest)
     train_net.main(arguments(data))
-    assert f"WARNING: a bad checkpoint is passed over for an older one: {newest} is damaged" in run_log(data)
+    assert f"WARNING: a bad checkpoint is not used: {newest} is damaged" in run_log(data)
     assert f"continuing from {checkpoints(data)[0]} (epoch 1, step 0)" in run_log(data)
     again = load_checkpoint(newest)["model_state"]
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
@@ -131,7 +131,7 @@ def test_a_list_that_changed_is_refused_and_one_that_moved_is_not(data: Path, tm
     write_list(data / "train.csv", [f"v{number}" for number in range(8)])
     data.rename(tmp_path / "moved")
     train_net.main(arguments(tmp_path / "moved", "SOLVER.MAX_EPOCH", 1))
-    assert "continuing from" in run_log(data)
+    assert "all 1 epochs of SOLVER.MAX_EPOCH are done by" in run_log(data)
 
 
 def test_a_diverged_run_names_the_command_that_continues_it_with_a_lower_rate(data: Path) -> None:
@@ -225,7 +225,7 @@ def test_no_damage_to_the_newest_checkpoint_ends_a_run(data: Path, damage: str) 
     (newest.parent / BEST).unlink()
     DAMAGES[damage](newest)
     assert run_tool(train_net.main, averaged) == 0
-    assert "WARNING: a bad checkpoint is passed over" in run_log(data) and "weights_only" not in run_log(data)
+    assert "WARNING: a bad checkpoint is not used" in run_log(data) and "weights_only" not in run_log(data)
 
 
 def torchrun(*values: object) -> subprocess.Popen[str]:
@@ -250,3 +250,27 @@ def test_processes_of_torchrun_list_all_bad_clips_and_end_together(data: Path) -
         output, _ = process.communicate(timeout=300)
     assert process.returncode and output.count("error: another training run is writing") == 1
     assert "Traceback" not in output.partition("torch/distributed")[0]
+
+
+def test_a_finished_run_is_left_as_it_is(data: Path) -> None:
+    train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1))
+    settings = (data.parent / "run" / "config.yaml").read_bytes()
+    train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1, "SOLVER.BASE_LR", 0.001))
+    assert (data.parent / "run" / "config.yaml").read_bytes() == settings
+
+
+def test_the_best_of_another_run_is_not_called_the_best_of_this_one(data: Path, tmp_path: Path) -> None:
+    train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1))
+    (checkpoint,) = (data.parent / "run" / "checkpoints").glob("checkpoint_epoch_*.pyth")
+    other = ["OUTPUT_DIR", tmp_path / "other", "TRAIN.CHECKPOINT_FILE_PATH", checkpoint,
+             "TRAIN.CHECKPOINT_EPOCH_RESET", "False"]  # fmt: skip
+    with pytest.raises(ValueError, match="has finished 1 epochs, so SOLVER.MAX_EPOCH 1 leaves nothing to train"):
+        train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1, *other))
+    train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 2, *other))
+    assert "after epoch 2" in (tmp_path / "other/run.log").read_text()
+    assert (tmp_path / "other/checkpoints/checkpoint_best.pyth").is_file()
+
+
+def test_fine_tuning_needs_weights(data: Path) -> None:
+    with pytest.raises(ValueError, match="TRAIN.FINETUNE True expects weights to start from"):
+        train_net.main(arguments(data, "TRAIN.FINETUNE", "True"))

@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import nn
+
 from videoattn.command_line import run_tool
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.models.checkpoints import from_checkpoint, save_weights
+from videoattn.models.departures import describe_model
 from videoattn.models.timesformer import TimeSformer
 from videoattn.models.timesformer_weights import count_heads
 from videoattn.models.weight_files import read_weight_file
@@ -35,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="where the file leaves it open")
     parser.add_argument("--no-ema", action="store_true", help="the last weights of a training, not their average")
     parser.add_argument("--trust", action="store_true", help="run code that a pickle may hold; only for your own files")
+    parser.add_argument("--as-dense", action="store_true", help="drop attention other than dense, which OUT can't say")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     if args.target.exists() and not args.overwrite:
@@ -46,10 +50,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     ema: Any = False if args.no_ema else "auto"
     clip_size = tuple(args.clip_size) if args.clip_size else None
     model: Any = from_checkpoint(args.source, num_heads=args.num_heads, clip_size=clip_size, trust=args.trust, ema=ema)
+    if args.to != "videoattn" and not args.as_dense:
+        refuse_sparse_attention(model, args.to)
     cfg = read_weight_file(args.source, trust=args.trust, ema=ema).cfg if args.to == "videoattn" else None
     heads = count_heads(model) if isinstance(model, TimeSformer) else None
     save_weights(model.state_dict(), args.target, args.to, num_heads=heads, clip_size=model.clip_size, cfg=cfg)
     logger.info("written: %s (%s, %.1f MB)", args.target, args.to, args.target.stat().st_size / 1e6)
+
+
+def refuse_sparse_attention(model: nn.Module, family: str) -> None:
+    """Raise ValueError where a model attends otherwise than all that read a family's files take for granted."""
+    described = describe_model(model)
+    others = [
+        f"{key} {text}"
+        for key, value in described.items()
+        if key.startswith("ATTENTION.")
+        for text in dict.fromkeys(value)
+        if text != "dense"
+    ]
+    if others:
+        raise ValueError(
+            f"files of {family} can't say that a model attends by {', '.join(others)}, so they would be read as dense; "
+            "convert --to videoattn, or add --as-dense if that is meant"
+        )
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = init_distributed(cfg.dist_backend, cfg.device)
     try:
         if process.is_main:
+            make_folder(folder, "TEST.SAVE_RESULTS_PATH" if cfg.test.save_results_path else "OUTPUT_DIR")
             set_up_logging(folder)
         for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
@@ -126,8 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
             lines = results.lines(beside_accuracy(load_report))
+            if not results.num_labelled:
+                lines.append("no video of the list has a label, so there is no accuracy")
             if loader.videos.left_out:
-                lines.append(f"not listed, as no videos by their names: {format_counts(loader.videos.left_out)}")
+                lines.append(f"ignored files that are not videos, by ending: {format_counts(loader.videos.left_out)}")
             if row is not None:
                 lines += compare_with_row(row, changed, cfg, results)
             for line in lines:
@@ -137,6 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"no video could be evaluated; the first: {results.failures[0].reason}")
     finally:
         shutdown()
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make the folder of the results. Raises OSError that names the setting where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{key}: {folder} can't be made a folder for results: {error.strerror}") from error
 
 
 def read_config(path: Path | None, weights: str | None, overrides: list[str]) -> tuple[Config, ConfigReport]:
@@ -239,8 +250,9 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
     protocol |= {"dataset": test.dataset, "split": test.split, "segment_clips": test.segment_clips}
-    protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "sampling", "use_offset_sampling",
-                                         "test_crop_size", "mean", "std", "decoding_backend"})  # fmt: skip
+    protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "frames_fps", "sampling",
+                                         "use_offset_sampling", "train_jitter_scales", "test_crop_size", "mean", "std",
+                                         "decoding_backend", "decoding_short_size"})  # fmt: skip
     if data.sampling == "auto":
         protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
     kept = {name: value for name, value in asdict(report).items() if name not in ("class_names", "departures")}

@@ -116,7 +116,9 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
             make_checkpoint_folder(folder / "checkpoints")
             candidates = Candidates(folder / "checkpoints", this_run.check)
             found = find_checkpoint(cfg, candidates, this_run)
-            write_run_files(cfg, folder)
+            check_epochs(cfg, found, folder)
+            if found is None or found[1]["epoch"] < cfg.solver.max_epoch:
+                write_run_files(cfg, folder)
             if found is None or not this_run.list_file.is_file():
                 write_list(loader.videos, this_run.list_file)
     continued = gather_objects(found is not None)[0]
@@ -139,16 +141,21 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
         ema_decay=cfg.ema.decay if cfg.ema.enabled else None,
         compile_model=cfg.train.compile,
     )
+    class_names = loader.class_names or (found[1].get("class_names") if found else None)
     path, state = resume(trainer, candidates, found, notes) if continued else (None, TrainState())
     del found  # its tensors
     if process.is_main:
         logger.info(
-            "%s: %.2f M parameters; %d training and %d validation videos; %d steps of %d clips an epoch; on %s x %d",
+            "%s: %.2f M parameters; %d training and %d validation videos; %d steps of %d clips an epoch; device %s, "
+            "processes: %d",
             cfg.model.model_name, sum(p.numel() for p in model.parameters()) / 1e6, loader.num_videos,
             val_loader.num_videos, loader.num_batches // loader.accumulate,
             loader.batch_size * loader.accumulate * process.world_size, process.device, process.world_size,
         )  # fmt: skip
-        if path:
+        if path and state.epoch >= cfg.solver.max_epoch:
+            logger.info("all %d epochs of SOLVER.MAX_EPOCH are done by %s: there is nothing left to train",
+                        cfg.solver.max_epoch, path)  # fmt: skip
+        elif path:
             logger.info("continuing from %s (epoch %d, step %d)", path, state.epoch, state.step)
     options = TrainOptions(
         max_epoch=cfg.solver.max_epoch,
@@ -174,7 +181,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
             log=log,
             validate=build_validate(cfg, process, val_loader),
             config_text=dump_config(cfg),
-            class_names=loader.class_names,
+            class_names=class_names,
             notes=notes,
         )
     finally:
@@ -185,7 +192,8 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
         best = "no validation figure exists, since no validation video could be evaluated"
         best = f"best top-1 {state.best}" if state.best else best
         logger.info("trained in %.1f minutes, %s; results in %s", (time.perf_counter() - started) / 60, best, folder)
-        logger.info("evaluate: python tools/test_net.py --cfg %s", folder / "config.yaml")
+        own = " TEST.CHECKPOINT_FILE_PATH ''" if cfg.test.checkpoint_file_path else ""
+        logger.info("evaluate: python tools/test_net.py --cfg %s%s", folder / "config.yaml", own)
 
 
 def write_run_files(cfg: Config, folder: Path) -> None:
@@ -204,8 +212,19 @@ def check_weights(cfg: Config) -> None:
     path, key = cfg.timesformer.pretrained_model, "TIMESFORMER.PRETRAINED_MODEL"
     if cfg.train.checkpoint_file_path:
         path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
+    if cfg.train.finetune and not path:
+        raise ValueError("TRAIN.FINETUNE True expects weights to start from: set TRAIN.CHECKPOINT_FILE_PATH")
     if path and not path.startswith("timm:") and not Path(path).is_file():
         raise ValueError(f"{key} {path}: no such file; expected weights to start from")
+
+
+def check_epochs(cfg: Config, found: tuple[Path, Content] | None, folder: Path) -> None:
+    """Raise ValueError where another run's checkpoint leaves nothing to train."""
+    if found is not None and found[0].parent != folder / "checkpoints" and found[1]["epoch"] >= cfg.solver.max_epoch:
+        raise ValueError(
+            f"{found[0]} has finished {found[1]['epoch']} epochs, so SOLVER.MAX_EPOCH {cfg.solver.max_epoch} leaves "
+            "nothing to train; expected a larger number"
+        )
 
 
 def find_checkpoint(cfg: Config, candidates: Candidates, this_run: Run) -> tuple[Path, Content] | None:

@@ -179,9 +179,12 @@ def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigRepor
 
 
 def _pair(items: Sequence[object]) -> list[tuple[str, object]]:
+    if isinstance(items, str | Mapping):
+        raise ConfigError([f"overrides expects a list such as ['RNG_SEED', 1], got {items!r}"])
     for key in items[::2]:
         if not isinstance(key, str) or key.startswith("-"):
-            raise ConfigError([f"{COMMAND_LINE}: expected a key such as RNG_SEED, got {key!r}; options come before"])
+            hint = "put options such as --verbose before the KEY VALUE pairs"
+            raise ConfigError([f"{COMMAND_LINE}: expected a key such as RNG_SEED, got {key!r}; {hint}"])
     if len(items) % 2:
         raise ConfigError([f"{COMMAND_LINE}: expected KEY VALUE pairs, but {items[-1]!r} is left without a value"])
     return list(zip(map(str, items[::2]), items[1::2], strict=True))

@@ -66,7 +66,8 @@ def check_archive(path: str | os.PathLike[str]) -> None:
             raise
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: the checksum (CRC-32) of {damaged} in it is wrong")
+        member = damaged.partition("/")[2] or damaged  # the first folder is the name that the file was written under
+        raise ValueError(f"{path} is damaged: the checksum (CRC-32) of {member} in it is wrong")
 
 
 # How files begin that are often found in the place of another.

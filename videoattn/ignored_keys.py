@@ -45,7 +45,7 @@ IGNORED: dict[str, Ignored] = {
     "LOG_MODEL_INFO": Ignored("tools/profile_net.py counts parameters and multiply-accumulates"),
     "TEST.ENABLE": Ignored("tools/test_net.py evaluates, tools/train_net.py does not"),
     **_section(
-        "BN", "no model here has batch normalisation",
+        "BN", "TimeSformer and MViT have no batch normalisation, and pytorchvideo's networks have their own",
         "EPSILON GLOBAL_SYNC MOMENTUM NORM_TYPE NUM_BATCHES_PRECISE NUM_SPLITS NUM_SYNC_DEVICES USE_PRECISE_STATS "
         "WEIGHT_DECAY",
     ),
@@ -146,7 +146,7 @@ IGNORED: dict[str, Ignored] = {
     "MODEL.DROPCONNECT_RATE": Ignored("neither TimeSformer nor MViT reads it"),
     "MODEL.FC_INIT_STD": Ignored("neither TimeSformer nor MViT reads it"),
     "MODEL.HEAD_ACT": Ignored("models return logits here; TEST.AGGREGATE says what evaluation adds up"),
-    "MODEL.FROZEN_BN": Ignored("no model here has batch normalisation"),
+    "MODEL.FROZEN_BN": _unsupported("batch normalisation that is not trained", False),
     "MODEL.DETACH_FINAL_FC": _unsupported("training of the head alone", False),
     "MODEL.FP16_ALLREDUCE": _unsupported("gradients exchanged in half precision", False),
     "DATA.CROP_SIZE": Ignored("TRAIN_CROP_SIZE and TEST_CROP_SIZE rule"),

@@ -66,6 +66,10 @@ class Protocol:
             "DATA.MEAN": self.mean,
             "DATA.STD": self.std,
             "DATA.REVERSE_INPUT_CHANNEL": self.channel_order == "BGR",
+            "DATA.TARGET_FPS": 30.0,
+            "DATA.DECODING_SHORT_SIZE": 0,
+            "DATA.ENSEMBLE_METHOD": "sum",
+            "TEST.SEGMENT_CLIPS": "same",
         }
 
 

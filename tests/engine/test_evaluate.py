@@ -461,7 +461,8 @@ def test_the_program_says_in_one_line_what_is_missing(
     torch.save(torch.load(checkpoint) | {"class_names": ["a", "b", "c"]}, checkpoint)
     (run_folder / "names.txt").write_text("a\nc\nb\n")
     message = error(*run, "DATA.CLASS_NAMES", str(run_folder / "names.txt"))
-    assert f"class 1 is 'c' in {run_folder}/test.csv and 'b' in {checkpoint}; expected the same order" in message
+    assert f"class 1 is 'c' in {run_folder}/test.csv (by DATA.CLASS_NAMES" in message
+    assert f"and 'b' in {checkpoint}; expected the same order" in message
     (run_folder / "test.csv").write_text("damaged.mp4 1\n")
     message = error(*run)
     assert "no video could be evaluated" in message and "damaged.mp4" in message and message.count("\n") == 1
@@ -546,5 +547,5 @@ def test_files_left_out_of_class_folders_are_said_with_the_accuracy(
     (run_folder / "folders/test/a/notes.docx").write_text("x")
     weights = str(run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth")
     assert run_tool(main, ["--weights", weights, "DATA.PATH_TO_DATA_DIR", str(run_folder / "folders")]) == 0
-    assert "not listed, as no videos by their names: 1 .docx" in capsys.readouterr().out
+    assert "ignored files that are not videos, by ending: 1 .docx" in capsys.readouterr().out
     assert json.loads((run_folder / "run/test/results.json").read_text())["annotations"]["left_out"] == {".docx": 1}

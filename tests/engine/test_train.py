@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(tmp_pa
 
 
 def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
-    with pytest.raises(TooManyBadClipsError, match="6 of 30 clips .*MAX_BAD_FRACTION = 0.15"):
+    with pytest.raises(TooManyBadClipsError, match="6 of 30 clips .*MAX_BAD_FRACTION 0.15"):
         run(tmp_path, loader=Clips(bad=1), max_bad_fraction=0.15)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["reason"] for e in events if e["event"] == "bad_clip"] == ["bad.mp4: no frames"] * 6

@@ -10,7 +10,7 @@ from videoattn.config_attention import OPERATOR_SECTIONS
 from videoattn.config_file import dump_config, load_config
 from videoattn.grid import TokenGrid
 from videoattn.models import build_model
-from videoattn.models.checkpoints import CheckpointError, LoadReport, from_checkpoint, load_weights
+from videoattn.models.checkpoints import CheckpointError, LoadReport, from_checkpoint, load_weights, save_weights
 from videoattn.models.departures import describe_data
 from videoattn.operators import OPERATORS, AttentionSite
 from videoattn.seeding import torch_seed
@@ -79,6 +79,11 @@ def test_a_files_own_settings_have_no_departure(
         (SMALL, "DATA.STD [0.2,0.2,0.2]", ("DATA.STD", "[0.225, 0.225, 0.225]", "[0.2, 0.2, 0.2]")),
         (SMALL, "DATA.REVERSE_INPUT_CHANNEL True", ("channel order (DATA.REVERSE_INPUT_CHANNEL)", "RGB", "BGR")),
         (SMALL, "TEST.DATASET ssv2", ("DATA.SAMPLING", "dense", "segments")),
+        (SMALL, "TEST.NUM_SPATIAL_CROPS 1 DATA.TRAIN_JITTER_SCALES [64,80]",
+         ("short side (DATA.TRAIN_JITTER_SCALES)", "32", "64")),
+        (SMALL, "DATA.DECODING_SHORT_SIZE 24", ("DATA.DECODING_SHORT_SIZE", "0", "24")),
+        (SMALL, "DATA.FRAMES_FPS 12", ("DATA.FRAMES_FPS", "0.0", "12.0")),
+        (MVIT, "MVIT.PATCH_PADDING [1,2,2]", ("MVIT.PATCH_PADDING", "1x3x3", "1x2x2")),
         (MVIT, "MVIT.POOL_KV_STRIDE_ADAPTIVE [1,4,4]",
          ("MVIT.POOL_KV_STRIDE", "1x2x2 in block 0, 1x1x1 in block 1", "1x4x4 in block 0, 1x2x2 in block 1")),
         (MVIT, "MVIT.RESIDUAL_POOLING True", ("MVIT.RESIDUAL_POOLING", "False", "True")),
@@ -182,3 +187,29 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
     torch.save({"model_state": state | {"norm.weight": state["norm.weight"].long()}}, path)
     with pytest.raises(CheckpointError, match=r"of another type: norm.weight torch.int64 instead of torch.float32"):
         load_weights(model, path)
+
+
+def test_a_file_that_says_only_its_clip_size_is_not_compared(tmp_path: Path) -> None:
+    cfg = load_config(None, SMALL)
+    model = build_model(cfg)
+    path = tmp_path / "converted.pyth"
+    save_weights(model.state_dict(), path, "timesformer", num_heads=3, clip_size=(4, 24, 24))
+    assert load_weights(model, path, data=describe_data(cfg, testing=True)).departures is None
+
+
+def test_a_model_that_this_version_does_not_have_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(None, SMALL)
+    path = tmp_path / "newer.pyth"
+    text = dump_config(cfg).replace("timesformer_tiny", "timesformer_huge")
+    torch.save({"model_state": build_model(cfg).state_dict(), "cfg": text}, path)
+    assert load_weights(build_model(cfg), path).departures is None and "timesformer_huge" in caplog.text
+    with pytest.raises(CheckpointError, match="newer.pyth: MODEL.MODEL_NAME expects one of .*timesformer_huge"):
+        from_checkpoint(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = build_model(load_config(None, SMALL))
+    state = model.state_dict()
+    torch.save({"model_state": state | {"norm.bias": state["norm.bias"] * torch.nan}}, tmp_path / "nan.pyth")
+    with pytest.raises(CheckpointError, match="nan.pyth: .*1 not finite: norm.bias"):
+        load_weights(model, tmp_path / "nan.pyth")

@@ -6,6 +6,7 @@ decoded, no more. Clips are written into anonymous shared memory (not /dev/shm, 
 collating them is the only copy that is made.
 """
 
+import logging
 import mmap
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from videoattn.data.batch import Sample
 from videoattn.data.dataset import Watch
 from videoattn.data.decode import DecodeError
 from videoattn.data.worker_pool import Lost, WorkerPool, start_clock
+
+logger = logging.getLogger(__name__)
 
 _NUM_RETRIES = 1  # a machine that was suspended, or short of memory, is not the video's fault
 _NO_VIDEO = -1
@@ -142,6 +145,9 @@ class ClipWorkers:
                 raise RuntimeError(f"workers end before they open a video: {result.reason}")
         elif self._times_lost[video] > _NUM_RETRIES:
             self.lost[video] = task.lost[video] = result.reason
+        else:
+            path = self._dataset.path(task.key)
+            logger.warning("a worker is replaced and its clip retried: %s (%s)", path, result.reason)
         self._current[task.slot] = _NO_VIDEO
         self._pool.submit(task, most=len(self._slots))
 

@@ -83,6 +83,8 @@ def open_video(
             if is_frame_range(file):
                 return FrameReader(file, frames_fps, short_side=short_side)
             raise DecodeError(f"{file}: does not exist", "missing")
+        if not os.path.isfile(file):  # opening a pipe would wait for somebody who writes to it
+            raise DecodeError(f"{file}: is a pipe or a device, expected a file", "not_a_video")
         source = VideoSource(file, file)
     stream = open_stream(source)
     try:

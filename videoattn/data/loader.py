@@ -124,7 +124,7 @@ def _train_plan(cfg: Config, videos: VideoList, rank: int, world_size: int, num_
     if len(videos) < micro_batch * accumulate:
         raise ValueError(
             f"{videos.source}: {len(videos)} videos do not fill an optimizer step of {micro_batch * accumulate} clips "
-            f"({named}, GLOBAL_BATCH_SIZE {cfg.global_batch_size})"
+            f"({named}, GLOBAL_BATCH_SIZE {cfg.global_batch_size}): lower these"
         )
     first, last, block = rank * share, (rank + 1) * share, cfg.data.shuffle_block
     return TrainPlan(len(videos), micro_batch, accumulate, first, last, cfg.rng_seed, block)

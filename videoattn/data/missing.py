@@ -27,8 +27,8 @@ def check_videos(videos: VideoList, limit: float | None = None) -> None:
         raise ValueError(f"{text}; expected paths that are right from the list's folder, or below DATA.PATH_PREFIX")
     num_tried = len(chosen) + len(missing)  # a missing one is replaced by another
     if limit is not None and len(chosen) == len(videos) and len(missing) > limit * num_tried:
-        raise ValueError(f"{text}, more than DATA.MAX_BAD_FRACTION {limit}")
-    logger.warning("WARNING: %s", text)
+        raise ValueError(f"{text}, more than DATA.MAX_BAD_FRACTION {limit}; list those that exist, or raise the key")
+    logger.warning("%s", text)
 
 
 def _exists(path: str) -> bool:

@@ -65,7 +65,7 @@ def set_up_logging(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(folder / "run.log", encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         logger.addHandler(handler)
 
 
@@ -87,6 +87,15 @@ def close_log_file() -> None:
         if isinstance(handler, logging.FileHandler):
             logger.removeHandler(handler)
             handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """Begins the text of a warning with WARNING."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is the library's
+        if record.levelno == logging.WARNING:
+            record.message = f"WARNING: {record.message}"
+        return super().formatMessage(record)
 
 
 class _BarFriendlyHandler(logging.StreamHandler):

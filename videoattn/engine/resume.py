@@ -65,11 +65,12 @@ class Run:
         self._check_step(content)
         refused, allowed = self._changes(content)
         if refused:
-            hint = " (it may change where the command line gives it)" if set(refused) & set(GIVEN_KEYS) else ""
+            given = " or ".join(key for key in refused if key in GIVEN_KEYS)
+            hint = f" To change {given} within a run, give it on the command line." if given else ""
             raise ValueError(
-                f"{path} was made with other settings ({', '.join(refused.values())}){hint}, so the run can't continue "
-                f"from it; set another OUTPUT_DIR, there to start from its weights alone by {_START}, or to continue "
-                "in spite of it with TRAIN.CHECKPOINT_EPOCH_RESET False besides"
+                f"{path} was made with other settings ({', '.join(refused.values())}), so the run can't continue from "
+                f"it. Set another OUTPUT_DIR and {_START} {path}, which starts anew from its weights; add "
+                f"TRAIN.CHECKPOINT_EPOCH_RESET False to continue from its epoch.{hint}"
             )
         others = self._other_differences(content)
         if others:
@@ -77,7 +78,10 @@ class Run:
                              "another OUTPUT_DIR")  # fmt: skip
         check_same_order(self.videos.class_names, self.videos.source, content.get("class_names"), str(path))
         for text in allowed:
-            logger.warning("WARNING: continuing with %s", text)
+            logger.warning("continuing with %s", text)
+        names, before = self.videos.class_names, content.get("class_names")
+        if names is not None and before is not None and list(names) != list(before):
+            logger.warning("the names of classes were others when the run began, such as %r", before[0])
 
     def compare(self, path: Path, content: Content) -> None:
         """Warn of all that differs from a checkpoint which the user has named, rather than refuse it.
@@ -87,12 +91,13 @@ class Run:
         self._check_step(content)
         check_same_order(self.videos.class_names, self.videos.source, content.get("class_names"), str(path))
         refused, allowed = self._changes(content)
+        refused.pop(_START, None)  # it names the checkpoint itself
         others = self._other_differences(content)
         if others and content["step"]:
             raise ValueError(f"{path} is from within an epoch, which can't go on: {'; '.join(others)}")
         lines = [*refused.values(), *allowed, *others]
         if lines:
-            logger.warning("WARNING: %s was made in another way:\n  %s", path, "\n  ".join(lines))
+            logger.warning("%s was made with other settings:\n  %s", path, "\n  ".join(lines))
 
     def _check_step(self, content: Content) -> None:
         steps = content.get("steps", self.notes["steps"])
@@ -182,7 +187,7 @@ class Candidates:
     def _refuse(self, path: Path, reason: str) -> None:
         reason = reason if str(path) in reason else f"{path}: {reason}"
         self.refused[path] = reason
-        logger.warning("WARNING: a bad checkpoint is passed over for an older one: %s", reason)
+        logger.warning("a bad checkpoint is not used: %s", reason)
 
     def _read(self, path: Path, epoch: int | None = None, step: int | None = None) -> Content | None:
         try:
@@ -211,8 +216,10 @@ def resume(
         if candidates is not None and found is not None:
             path, content, state = candidates.restore(trainer, found)
             if state.best is not None and content.get("val_list") not in (None, notes["val_list"]):
-                logger.warning("WARNING: the validation list has changed, so the best epoch is sought anew from here")
+                logger.warning("the validation list has changed, so the search for the best epoch starts again")
                 state.best = None
+            if path.parent != candidates.folder:
+                state.best = None  # its weights are kept in the other folder
             chosen = path, state
     shared = gather_objects(chosen)[0]
     assert shared is not None

@@ -239,4 +239,5 @@ def parse_description(text: str) -> tuple[Callable[..., nn.Module], dict[str, An
     Raises ValueError with all problems of the text.
     """
     cfg = read_description(text)
-    return MODELS[cfg.model.model_name], model_arguments(cfg)
+    arguments = model_arguments(cfg)  # knows whether there is such a model
+    return MODELS[cfg.model.model_name], arguments

@@ -50,6 +50,7 @@ def describe_model(model: nn.Module) -> Description:
     if pooled:
         described["MVIT.POOL_Q_STRIDE"] = tuple(_stride(mixer.pool_q) for mixer in pooled)
         described["MVIT.POOL_KV_STRIDE"] = tuple(_stride(mixer.pool_k) for mixer in pooled)
+        described["MVIT.PATCH_PADDING"] = _padding(model)
         described["MVIT.RESIDUAL_POOLING"] = tuple(str(mixer.residual_pooling) for mixer in pooled)
     return described
 
@@ -63,9 +64,13 @@ def describe_data(cfg: Config, *, testing: bool, class_names: Sequence[str] | No
     dataset = cfg.test.dataset if testing else cfg.train.dataset
     sampling = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     rates = {"DATA.SAMPLING_RATE": data.sampling_rate, "DATA.TARGET_FPS": data.target_fps}
+    is_resized = not testing or (cfg.test.num_spatial_crops == 1 and dataset == "kinetics")  # else: to the crop
     return {
         "DATA.SAMPLING": sampling,
         **(rates if sampling == "dense" else {}),
+        **({"short side (DATA.TRAIN_JITTER_SCALES)": data.train_jitter_scales[0]} if is_resized else {}),
+        "DATA.DECODING_SHORT_SIZE": data.decoding_short_size,
+        "DATA.FRAMES_FPS": data.frames_fps,
         "DATA.MEAN": data.mean,
         "DATA.STD": data.std,
         "channel order (DATA.REVERSE_INPUT_CHANNEL)": "BGR" if data.reverse_input_channel else "RGB",
@@ -76,7 +81,8 @@ def describe_data(cfg: Config, *, testing: bool, class_names: Sequence[str] | No
 def find_departures(file: WeightFile, model: nn.Module, data: Description | None = None) -> list[Departure] | None:
     """Compare what a file says about itself with the model that it fills and the `data` that the model is fed.
 
-    Return None where the file does not say its settings. Settings that cannot be read are a logged warning, and None.
+    Return None where the file does not say its settings, unless the little that it says differs already. Settings that
+    cannot be read are a logged warning, and None.
     """
     said: dict[str, Any] = {_CLASS_NAMES: file.class_names}
     if "clip_size" in file.settings:
@@ -88,9 +94,8 @@ def find_departures(file: WeightFile, model: nn.Module, data: Description | None
             first = str(error).splitlines()[0]
             logger.warning("%s: its own settings can't be read, so they are not compared: %s", file.source, first)
             return None
-    if len(said) == 1 and file.class_names is None:
-        return None
-    return compare_descriptions(said, {**describe_model(model), **(data or {})})
+    departures = compare_descriptions(said, {**describe_model(model), **(data or {})})
+    return departures if file.cfg is not None else departures or None
 
 
 def compare_descriptions(said: Description, here: Description) -> list[Departure]:
@@ -114,8 +119,9 @@ def _describe_settings(file: WeightFile) -> Description:
     """Describe the model and data of a file's own settings. Raises ValueError where they can't be read."""
     cfg = read_description(file.cfg or "")
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"test_crop_size": cfg.data.train_crop_size})})
+    arguments = model_arguments(cfg)  # knows whether there is such a model
     with torch.device("meta"):
-        model = MODELS[cfg.model.model_name](**model_arguments(cfg))
+        model = MODELS[cfg.model.model_name](**arguments)
     return {**describe_model(model), **describe_data(cfg, testing=False)}
 
 
@@ -137,6 +143,12 @@ def _describe_mixer(mixer: TokenMixer) -> str:
     if isinstance(mixer, ReusedWeights):
         return "skipped (PHI weights)"
     return "skipped (PHI leff)" if isinstance(getattr(mixer, "phi", None), Leff) else "skipped (PHI identity)"
+
+
+def _padding(model: nn.Module) -> str:
+    """Return the padding of the patch embedding, the model's first convolution."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv3d))
+    return "x".join(map(str, first.padding))
 
 
 def _stride(pool: TokenPool | None) -> str:

@@ -95,7 +95,7 @@ def note_resized(
 def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state in the model's order.
 
-    Raises CheckpointError naming tensors that are missing, unexpected, of another shape, or integers instead of floats.
+    Raises CheckpointError naming tensors that are missing, unexpected, of another shape or type, or not finite.
     """
     problems = {
         "missing": [name for name in target if name not in state],
@@ -105,6 +105,11 @@ def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[
             for name, value in target.items()
             if name in state and state[name].shape != value.shape
         ],
+        "not finite": [
+            name
+            for name in target
+            if name in state and state[name].is_floating_point() and not bool(state[name].isfinite().all())
+        ],
         "of another type": [
             f"{name} {state[name].dtype} instead of {value.dtype}"
             for name, value in target.items()
@@ -113,5 +118,8 @@ def complete(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[
     }
     found = [f"{len(names)} {what}: {some_names(names)}" for what, names in problems.items() if names]
     if found:
-        raise CheckpointError("; ".join(found))
+        raise CheckpointError(
+            f"of the {len(target)} tensors of the model, {'; '.join(found)}: is it of another model, or other "
+            "settings of MODEL or ATTENTION?"
+        )
     return {name: state[name] for name in target}

@@ -147,8 +147,8 @@ def _read_pickle(path: Path, trust: bool, mapped: bool) -> Any:
             raise CheckpointError(f"{path} can't be read: {type(error).__name__}: {_without_advice(error)}") from error
         raise CheckpointError(
             f"{path} needs code to be loaded ({', '.join(needed)}), and such a file can run anything. If you trust "
-            "where it comes from, pass trust=True, or convert it once with "
-            "torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE)"
+            "where it comes from, convert it once in Python, by torch.save(torch.load(FILE, weights_only=False)[KEY], "
+            "NEW_FILE) with the KEY of its weights, or pass trust=True to load_weights"
         ) from error
 
 

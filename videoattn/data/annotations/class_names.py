@@ -21,7 +21,9 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{source}: is not UTF-8 text: {error}") from error
     except OSError as error:
-        raise AnnotationError(f"{source}: cannot be read: {error.strerror}") from error
+        raise AnnotationError(
+            f"{source}: cannot be read: {error.strerror}; DATA.CLASS_NAMES names this file, '' leaves it out"
+        ) from error
     while names and not names[-1]:
         names.pop()
     if not names:
@@ -70,8 +72,8 @@ def check_same_order(names: Sequence[str] | None, source: str, others: Sequence[
         return
     number = next(number for number, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     raise AnnotationError(
-        f"class {number} is {names[number]!r} in {source} and {others[number]!r} in {other_source}; "
-        "expected the same order of classes in both"
+        f"class {number} is {names[number]!r} in {source} (by DATA.CLASS_NAMES, if that is set) and {others[number]!r} "
+        f"in {other_source}; expected the same order of classes in both"
     )
 
 
