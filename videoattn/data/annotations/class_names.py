@@ -72,8 +72,8 @@ def check_same_order(names: Sequence[str] | None, source: str, others: Sequence[
         return
     number = next(number for number, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
     raise AnnotationError(
-        f"class {number} is {names[number]!r} in {source} (by DATA.CLASS_NAMES, if that is set) and {others[number]!r} "
-        f"in {other_source}; expected the same order of classes in both"
+        f"class {number} is {names[number]!r} in {source} and {others[number]!r} in {other_source}; "
+        "expected the same order of classes in both (DATA.CLASS_NAMES, if that is set, names those of all lists)"
     )
 
 
