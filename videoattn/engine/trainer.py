@@ -94,7 +94,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = self.clip(self.model.parameters())
         if not math.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() >= _MIN_LOSS_SCALE):
-            raise FloatingPointError(f"the gradient norm became {norm} (loss {float(total):.4g})")
+            raise FloatingPointError(f"with a loss of {float(total):.4g}, the gradient norm became {norm}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
