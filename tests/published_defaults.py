@@ -251,7 +251,7 @@ TIMESFORMER_DEFAULTS = {
 
 
 def dump_of(file: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What the original program stores of a run by a file: its defaults with the file on top."""
+    """Return the settings that the original program stores of a run by a file: its defaults with the file on top."""
     return nest({key: copy.deepcopy(value) for key, value in {**defaults, **dict(flatten(file))}.items()})
 
 

@@ -2,25 +2,23 @@
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.programs import run_program
 from videoattn.kernels.jumps import is_compiled
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, script: str = "attention.py") -> subprocess.CompletedProcess[str]:
-    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search_path})
+    return run_program(f"benchmarks/{script}", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
 def test_contenders_take_turns_and_are_written_down(tmp_path: Path) -> None:
     out = tmp_path / "attention.json"

@@ -277,6 +277,7 @@ def start_rendering(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_renders_and_the_other_waits(tmp_path: Path) -> None:
     folder, begun = tmp_path / "motion", time.monotonic()
     first = start_rendering(folder)

@@ -166,4 +166,3 @@ def test_the_ignored_keys_of_a_dump_are_one_short_line(tmp_path: Path) -> None:
     assert len(lines) == 1 and len(lines[0]) < 600 and "AVA (18 keys)" in lines[0] and "--verbose" in lines[0]
     verbose = format_report(report, verbose=True)
     assert all(f"  {note.key} " in verbose and note.reason in verbose for note in report.ignored)
-

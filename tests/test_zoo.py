@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.loopback import Loopback, loopback, send
+from tests.programs import run_program
 from videoattn.config_file import load_config
 from videoattn.models import build_model
 from videoattn.models.checkpoints import from_checkpoint, from_ours, load_weights, mvit_from_ours
@@ -45,7 +46,12 @@ OFFICIAL = {  # the configuration that describes the same evaluation
 }
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+# of each network one row is quick, and its larger rows are slow
+QUICK_ROWS = {"timesformer_base_k400", "mvit_v1_b_16x4_k400", "mvit_v2_s_16x4_k400", *(row.name for row in OURS)}
+COUNTED = [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name not in QUICK_ROWS)) for row in ROWS]
+
+
+@pytest.mark.parametrize("row", COUNTED)
 def test_parameters_and_multiply_accumulates_are_those_of_the_model(row: Any, counted: dict[Any, float]) -> None:
     with torch.device("meta"):
         model: Any = build_model(row.config())
@@ -78,7 +84,8 @@ def test_a_row_is_evaluated_as_the_official_configuration_says(name: str) -> Non
 
 
 def test_the_page_is_what_the_rows_say() -> None:
-    subprocess.run([sys.executable, ROOT / "docs/write_model_zoo.py", "--check"], check=True, cwd=ROOT)
+    done = run_program("docs/write_model_zoo.py", "--check")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
@@ -101,17 +108,10 @@ def test_our_rows_reproduce_their_number(row: Any, tmp_path: Path) -> None:
     assert f"{row.name}: reproduced, to the digit" in done.stdout
 
 
-def run_test_net(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    command = [sys.executable, "tools/test_net.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
-
-
 def test_one_message_says_all_that_a_row_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run_test_net(
-        "--zoo", "timesformer_base_k400", VIDEOATTN_CACHE=str(tmp_path), https_proxy="http://127.0.0.1:9"
-    )
+    monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = run_program("tools/test_net.py", "--zoo", "timesformer_base_k400")
     assert done.returncode == 2 and not done.stdout
     path = tmp_path / "TimeSformer_divST_8x32_224_K400.pyth"
     assert done.stderr.startswith(f"error: timesformer_base_k400 needs {path.name}, which is not at {path}, and ")
@@ -120,9 +120,10 @@ def test_one_message_says_all_that_a_row_needs(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_row_that_does_not_exist_is_told_from_its_neighbours() -> None:
-    done = run_test_net("--zoo", "motion_timesformer_fibonaci")
+    done = run_program("tools/test_net.py", "--zoo", "motion_timesformer_fibonaci")
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr
-    done = run_test_net("--zoo", "motion_timesformer_fibonacci", "--cfg", "configs/Motion/divided.yaml")
+    config = ["--cfg", "configs/Motion/divided.yaml"]
+    done = run_program("tools/test_net.py", "--zoo", "motion_timesformer_fibonacci", *config)
     assert done.returncode == 2 and "expected no --cfg FILE besides" in done.stderr
 
 
@@ -147,14 +148,13 @@ def load_tool(name: str) -> Any:
     return module
 
 
-def run_train_net(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/train_net.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def make_clips(folder: Path, *options: str) -> None:
+    command = [sys.executable, "datasets/make_motion.py", folder, *options]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path) -> None:
-    make = [sys.executable, "datasets/make_motion.py", tmp_path, "--num-train", "8", "--num-val", "8"]
-    subprocess.run([*make, "--size", "64x64"], cwd=ROOT, check=True, capture_output=True)
+    make_clips(tmp_path, "--num-train", "8", "--num-val", "8", "--size", "64x64")
     settings = dict(find_row("motion_timesformer_fibonacci").all_settings())
     settings |= {
         "MODEL.NUM_CLASSES": 9, "DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64,
@@ -163,9 +163,9 @@ def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path)
         "DATA_LOADER.NUM_WORKERS": 0, "GLOBAL_BATCH_SIZE": 8,
     }  # fmt: skip
     pairs = [item for pair in settings.items() for item in pair]
-    refused = run_train_net(*pairs)
+    refused = run_program("tools/train_net.py", *pairs)
     assert refused.returncode == 2 and "TRAIN.FINETUNE True" in refused.stderr
-    done = run_train_net(*pairs, "TRAIN.FINETUNE", "True")
+    done = run_program("tools/train_net.py", *pairs, "TRAIN.FINETUNE", "True")
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     assert "motion_timesformer_fibonacci.safetensors" in said and "initialised: head.weight, head.bias" in said
@@ -173,10 +173,10 @@ def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path)
 
 
 def test_training_from_a_row_that_does_not_exist_is_told_from_its_neighbours(tmp_path: Path) -> None:
-    make = [sys.executable, "datasets/make_motion.py", tmp_path, "--num-train", "16", "--num-val", "1"]
-    subprocess.run([*make, "--size", "32x32"], cwd=ROOT, check=True, capture_output=True)
-    done = run_train_net(
-        "--cfg", "configs/Motion/divided.yaml", "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "run",
+    make_clips(tmp_path, "--num-train", "16", "--num-val", "1", "--size", "32x32")
+    done = run_program(
+        "tools/train_net.py", "--cfg", "configs/Motion/divided.yaml",
+        "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "run",
         "TRAIN.CHECKPOINT_FILE_PATH", "zoo:motion_timesformer_fibonaci", "DATA.CLASS_NAMES", "",
     )  # fmt: skip
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr

@@ -48,16 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     timed.add_argument("--measure", action="store_true", help="run the model: latency, clips per second, peak memory")
     timed.add_argument("--train", action="store_true", help="measure forward and backward passes in training mode")
     timed.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: DEVICE of the settings)")
-    timed.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips per pass (default: 1)")
+    timed.add_argument("--batch-size", type=int, metavar="N", help="clips per pass (default: 1)")
     timed.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: that of TEST, or TRAIN")
-    timed.add_argument("--warmup", type=int, default=3, metavar="N", help="passes before timing starts (default: 3)")
-    timed.add_argument("--repeats", type=int, default=10, metavar="N", help="timed passes (default: 10)")
+    timed.add_argument("--warmup", type=int, metavar="N", help="passes before timing starts (default: 3)")
+    timed.add_argument("--repeats", type=int, metavar="N", help="timed passes (default: 10)")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
-    if args.depth < 1:
-        raise ValueError(f"--depth expects at least 1, got {args.depth}")
-    if args.json and not args.json.resolve().parent.is_dir():
-        raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}")
+    check_options(args)
     cfg, report = read_config(args.cfg, args.model, parse_overrides(args))
     if said := format_report(report, args.verbose):
         print(said, file=sys.stderr)
@@ -84,9 +81,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nwritten to {args.json}")
 
 
-def read_config(
-    path: Path | None, model_name: str | None, overrides: Sequence[str]
-) -> tuple[Config, ConfigReport]:
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for an option that is out of range, or that has no effect without --measure."""
+    if args.depth < 1:
+        raise ValueError(f"--depth expects at least 1, got {args.depth}")
+    for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} expects at least {least}, got {value}")
+    measuring = [name for name in ("train", "device", "batch_size", "precision", "warmup", "repeats")
+                 if getattr(args, name) not in (None, False)]  # fmt: skip
+    if measuring and not args.measure:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in measuring)
+        raise ValueError(f"{names}: expected --measure besides, since counting does not run the model")
+    if args.json and args.json.is_dir():
+        raise ValueError(f"--json {args.json}: expected a file, and this is a folder")
+    if args.json and not args.json.resolve().parent.is_dir():
+        raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}")
+
+
+def read_config(path: Path | None, model_name: str | None, overrides: Sequence[str]) -> tuple[Config, ConfigReport]:
     """Return the config of the file, or of a named model alone for clips of its own size, and its report."""
     if model_name is None:
         return load_config_with_report(path, overrides)
@@ -110,11 +124,11 @@ def measure_model(cfg: Config, clip_size: tuple[int, int, int], args: argparse.N
     return measure(
         model,
         clip_size,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 1,
         device=device,
         precision=args.precision or (cfg.train.precision if args.train else cfg.test.precision),
-        warmup=args.warmup,
-        repeats=args.repeats,
+        warmup=3 if args.warmup is None else args.warmup,
+        repeats=args.repeats or 10,
         train=args.train,
     )
 

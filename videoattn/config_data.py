@@ -19,7 +19,7 @@ from videoattn.config_types import (
 
 
 class Data(Section):
-    """Where videos are and how clips are cut out of them."""
+    """Places of videos, and how clips are cut out of them."""
 
     path_to_data_dir: str = Field("", description="folder with the lists of videos, or with folders of them")
     path_prefix: str = Field("", description="put before every path of an annotation file")

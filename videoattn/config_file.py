@@ -55,7 +55,7 @@ _BASE = "_BASE_"
 
 @dataclass(frozen=True)
 class ConfigReport:
-    """What became of published keys: `ignored` ones change nothing here, `translated` ones were read as another."""
+    """Published keys by their treatment: `ignored` ones change nothing here, `translated` ones were read as another."""
 
     ignored: tuple[Note, ...] = ()
     translated: tuple[Note, ...] = ()

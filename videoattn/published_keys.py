@@ -17,7 +17,7 @@ IMAGENET_VIT = "timm:vit_base_patch16_224.orig_in21k_ft_in1k"
 
 @dataclass(frozen=True)
 class Note:
-    """What became of one published key."""
+    """One published key and its treatment."""
 
     key: str
     value: object

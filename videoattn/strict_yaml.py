@@ -205,9 +205,7 @@ def _collect(
         else:
             if name in places:
                 earlier = [other for other in settings if other == dotted or other.startswith(f"{dotted}.")]
-                repeats.append(
-                    Repeated(dotted, place, places[name], {other: settings.pop(other) for other in earlier})
-                )
+                repeats.append(Repeated(dotted, place, places[name], {other: settings.pop(other) for other in earlier}))
             places.setdefault(name, place)
             _collect(loader, value_node, dotted, source, settings, problems, repeats)
 

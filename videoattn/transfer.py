@@ -56,7 +56,7 @@ def drop_part(partial: Path) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is known of a partial file: its address, its version (an ETag or a date) and the size of the whole."""
+    """Notes on a partial file: its address, its version (an ETag or a date) and the size of the whole."""
 
     url: str
     version: str

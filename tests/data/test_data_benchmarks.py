@@ -1,22 +1,18 @@
 """The benchmarks of readers and loaders run, and leave out what gives other frames."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import run_program
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search_path})
+    return run_program(f"benchmarks/{script}", *arguments)
 
 
 def test_readers_take_turns_and_wrong_frames_are_not_timed(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from videoattn.data.annotations.video_list import VideoList, pack
 from videoattn.data.list_record import describe_change, list_record, write_list
 from videoattn.data.missing import check_videos
 
-NAMES = ["a/x.mp4", "a/y.mp4", "b/tab\tand\nline.mp4", "b/\u00fc,\"quoted\".mp4", "c/z.mp4"]
+NAMES = ["a/x.mp4", "a/y.mp4", "b/tab\tand\nline.mp4", 'b/\u00fc,"quoted".mp4', "c/z.mp4"]
 
 
 def listed(names: list[str], root: str = "/", labels: list[int] | None = None) -> VideoList:

@@ -43,7 +43,7 @@ def _content(change: Callable[[dict[str, Any]], Any]) -> Damage:
 
 
 def _flip_a_bit(path: Path) -> None:
-    """Of the last number in the largest tensor; there are bytes between tensors that mean nothing."""
+    """Change the last number of the largest tensor; some bytes between tensors mean nothing."""
     with zipfile.ZipFile(path) as archive:
         largest = max(archive.infolist(), key=lambda member: member.file_size)
         numbers = archive.read(largest)

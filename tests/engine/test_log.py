@@ -1,4 +1,4 @@
-"""What a run writes about itself: strict JSON lines, and errors where the run's other lines are."""
+"""A run writes strict JSON lines, and errors where the run's other lines are."""
 
 import json
 import math

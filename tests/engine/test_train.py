@@ -180,7 +180,7 @@ def two_processes(rank, folder, port):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What two processes wrote that trained, could not read on, and could not save, one after the other."""
+    """Return the folder of two processes that trained, could not read on, and could not save, one after the other."""
     folder = tmp_path_factory.mktemp("both")
     (folder / "unwritable").mkdir()
     (folder / "unwritable" / "checkpoints").write_text("")

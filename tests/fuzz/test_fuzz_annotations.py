@@ -7,16 +7,15 @@ import json
 import os
 import random
 import re
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.data.conftest import write_video
+from tests.fuzz.time_limit import Hang, time_limit
 from videoattn.data.annotations import VideoList, read_annotations
 from videoattn.data.prepare_index import index_shards
 from videoattn.data.prepare_shard import Sample, write_shard
@@ -311,24 +310,8 @@ def mutated(lines: list[bytes], separator: bytes, rng: random.Random) -> list[by
     return [*lines[:number], line, *lines[number + 1 :]]
 
 
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the body if it hangs."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def outcome(listing: Format, content: bytes) -> str:
-    """What became of a list: read, refused, or a fault, which is told in full."""
+    """Return "read", "refused", or the fault in full."""
     said = listing.reading(content)
     try:
         with time_limit(LIMIT_SECONDS):
@@ -337,7 +320,7 @@ def outcome(listing: Format, content: bytes) -> str:
         text = str(error)
         names_place = re.search(r":\d+: |: item \d+|: line \d+", text)
         return "refused" if listing.file.name in text and names_place else f"no place named: {text}"
-    except TimeoutError:
+    except Hang:
         return "hangs"
     except Exception as error:  # the kinds of faults are what is looked for
         return f"raises {type(error).__name__}: {error}"

@@ -154,7 +154,7 @@ class Task(NamedTuple):
 
 
 def outcomes(task: Task) -> list[str]:
-    """What a clip gives: read as bytes, as evaluation and training read files, whole, and encoded anew."""
+    """Return what a clip gives: read as bytes, as evaluation and training read files, whole, and encoded anew."""
     if task.reader == "encoder":
         try:
             encode_video(

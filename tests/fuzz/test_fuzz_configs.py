@@ -4,11 +4,9 @@ import copy
 import json
 import math
 import random
-import signal
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fuzz.time_limit import Hang, time_limit
 from tests.published_defaults import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, dump_of, fill_kv_strides, flatten, nest
 from tests.test_published_keys import published as published_timesformer
 from tests.test_published_mvit import published as published_mvit
@@ -46,24 +45,6 @@ class Case:
     must_fail: bool = False
     key: str | None = None
     value: object = None
-
-
-class Hang(BaseException):
-    """Raised by the alarm; no handler of the package may swallow it."""
-
-
-@contextmanager
-def limit(seconds: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def sources() -> list[dict[str, Any]]:
@@ -206,7 +187,7 @@ def test_300_mutated_configurations_load_and_build_or_are_refused_by_name(tmp_pa
         case = KINDS[number % len(KINDS)](rng, originals[number // len(KINDS) % len(originals)])
         path.write_text(case.text, encoding="utf-8")
         try:
-            with limit(SECONDS):
+            with time_limit(SECONDS):
                 check_loaded(case, *load_config_with_report(path))
             outcome = "built"
         except ValueError as error:

@@ -22,8 +22,8 @@ ALL_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # quick seeds of `draw` that together have every kind of plan: equal and unequal grids, raster and axial, both orders,
 # both semantics, no prefix to two tokens, and a call that is short
 QUICK = {
-    22: torch.float32, 10: torch.float16, 11: torch.bfloat16, 16: torch.float32, 18: torch.float64, 24: torch.bfloat16,
-    25: torch.float16, 29: torch.float32, 32: torch.float32, 36: torch.float64, 38: torch.float16, 39: torch.float64,
+    22: torch.float32, 10: torch.float16, 16: torch.float32, 18: torch.float64, 24: torch.bfloat16, 32: torch.float32,
+    36: torch.float64, 39: torch.float64,
 }  # fmt: skip
 
 

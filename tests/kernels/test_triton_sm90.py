@@ -46,7 +46,9 @@ def check(launch, vectors: bool = True) -> None:
         assert any(kind.startswith("STG.E.128") for kind in found["kinds"]), found
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", [KERNELS[0], *(pytest.param(kernel, marks=pytest.mark.slow) for kernel in KERNELS[1:])]
+)
 @compiling
 def test_kernels_of_jumps_keep_all_in_registers(kernel):
     check(launches_of_jumps()[kernel])
@@ -121,6 +123,7 @@ def check_blocks(**options) -> None:
             assert any(kind.startswith(("HMMA", "HGMMA")) for kind in kinds), kinds
 
 
+@pytest.mark.slow
 @compiling
 def test_kernels_of_blocks_multiply_on_tensor_cores_without_spilling():
     check_blocks()
@@ -162,6 +165,7 @@ def launches_of_short_calls(
     return launches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_jumps", [False, True])
 @compiling
 def test_kernels_of_short_calls_multiply_on_tensor_cores_without_spilling(by_jumps):

@@ -1,4 +1,4 @@
-"""What the settings build as they come, and what they say of models that can't be built."""
+"""Models of the default settings, and errors for settings of which no model can be built."""
 
 from pathlib import Path
 

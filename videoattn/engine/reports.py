@@ -50,9 +50,7 @@ class ClipReports:
             self._log.write("bad_clip", path=failure.path, reason=failure.reason, rank=rank)
 
 
-def shared_batches(
-    batches: Iterator[Batch], accumulate: int, before_raising: Callable[[], None]
-) -> Iterator[Batch]:
+def shared_batches(batches: Iterator[Batch], accumulate: int, before_raising: Callable[[], None]) -> Iterator[Batch]:
     """The batches of one process, as long as every process gets its own.
 
     Where one fails, all raise (see `share_error`) before the step in which the others would wait for its gradients;
