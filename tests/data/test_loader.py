@@ -284,10 +284,11 @@ def test_clips_by_segments_differ_only_if_shifted(video_folder: Callable[..., Pa
 
 
 SCRIPT = """
-import multiprocessing, time
+import multiprocessing, signal, time
 from pathlib import Path
 from tests.data.test_loader import settings
 from videoattn.data import build_loader
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 {before}
 loader = build_loader(settings(Path({folder!r}), DATA_LOADER={{"NUM_WORKERS": 2}}), "train")
 batches = loader.epoch(0)
