@@ -29,11 +29,11 @@ from interleave import Step, median_ratio, quartiles, release_memory, round_to, 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.grid import Axis
-from videoattn.profile_measure import PeakMemory
+from videoattn.profiling.measure import PeakMemory
 
 ROOT = Path(__file__).parents[1]
 PASSES = ("forward", "train")

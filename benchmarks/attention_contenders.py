@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoattn.grid import Axis, TokenGrid
 from videoattn.operators import AttentionSite, DenseAttention, FibonacciAttention
-from videoattn.operators.fibonacci import Implementation
+from videoattn.operators.fibonacci.operator import Implementation
 
 HEADS, HEAD_DIM = 12, 64
 Attend = Callable[[Tensor], Tensor]  # packed [rows, groups·heads, n, 3, d] to mixed [rows, groups·heads, n, d]

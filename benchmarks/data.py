@@ -31,8 +31,8 @@ from data_readers import decoder_versions, find_clips, round_to_all, what_is_wro
 from data_startup import measure_startup
 from interleave import median_ratio, quartiles
 
-from videoattn.command_line import run_tool
-from videoattn.data.sampling import ClipSampler
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.clips.sampling import ClipSampler
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 

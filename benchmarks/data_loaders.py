@@ -20,9 +20,9 @@ from tqdm import tqdm
 from videoattn.compat import import_pytorchvideo, import_torchvision
 from videoattn.config import Config
 from videoattn.data import build_loader
-from videoattn.data.batch import collate_copies
-from videoattn.data.epochs import Loader
-from videoattn.data.sampling import ClipSampler
+from videoattn.data.clips.batch import collate_copies
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.loader import Loader
 
 BATCH_SIZE = 4
 CROP_SIZE, JITTER = 224, (256, 320)

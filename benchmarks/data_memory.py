@@ -27,8 +27,8 @@ import torch
 from data_readers import decoder_versions, find_clips
 from tqdm import tqdm
 
-from videoattn.command_line import run_tool
-from videoattn.data.decode import DecodeError, check_backend, open_video
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 

@@ -30,9 +30,9 @@ from interleave import median_ratio, quartiles, round_to
 from render_clips import extract, render
 from tqdm import tqdm
 
-from videoattn.command_line import run_tool
-from videoattn.data.decode import DecodeError, check_backend, open_video
-from videoattn.data.sampling import ClipSampler
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write, cache_folder
 

@@ -23,10 +23,10 @@ import torch
 from data_readers import Choose, decoder_versions, find_clips, round_to_all, take_turns
 from render_clips import KINDS, render
 
-from videoattn.command_line import run_tool
-from videoattn.data.decode import open_video
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TrainTransform
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.augment.transforms import TrainTransform
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.readers.open_video import open_video
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write, cache_folder
 

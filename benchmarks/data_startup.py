@@ -13,7 +13,7 @@ from data_loaders import settings
 
 from videoattn.compat import import_torchvision
 from videoattn.data import build_loader
-from videoattn.data.sampling import ClipSampler
+from videoattn.data.clips.sampling import ClipSampler
 
 NUM_WORKERS = 2
 MEGA = 1e6

@@ -28,15 +28,15 @@ import torch
 from interleave import Step, median_ratio, quartiles, release_memory, round_to, take_turns
 from torch import nn
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.grid import Axis
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import TIMESFORMER_SIZES, TimeSformer
 from videoattn.operators import DenseAttention, FibonacciAttention, FocusedLinearAttention, LisaAttention
-from videoattn.profile import profile
-from videoattn.profile_measure import PeakMemory
+from videoattn.profiling.measure import PeakMemory
+from videoattn.profiling.profile import profile
 
 ROOT = Path(__file__).parents[1]
 PASSES = ("inference", "train")

@@ -46,7 +46,7 @@ from motion_study_runs import (
     stopping_on_signals,
 )
 
-from videoattn.command_line import INTERRUPTED, run_tool
+from videoattn.cli.run_tool import INTERRUPTED, run_tool
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from motion_study_runs import FREE_KEYS, Run, read_json, write_json
 
-from videoattn.config_file import dump_config, load_config
+from videoattn.config.load import dump_config, load_config
+from videoattn.config.strict_yaml import read_settings
 from videoattn.files import atomic_write
-from videoattn.strict_yaml import read_settings
 
 
 def fingerprint(run: Run) -> str:

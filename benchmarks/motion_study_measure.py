@@ -11,10 +11,10 @@ import torch
 from motion_study_runs import Programs, Run, Stopped, changed_settings, read_json, write_json
 from torch import nn
 
-from videoattn.config_file import load_config
+from videoattn.config.load import load_config
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.models import build_model
-from videoattn.profile_measure import AUTOCAST, Precision, example_clip
+from videoattn.profiling.measure import AUTOCAST, Precision, example_clip
 from videoattn.seeding import derive_seed, torch_seed
 
 BATCH_SIZES = (1, 8)

@@ -9,7 +9,7 @@ from typing import Any
 from motion_study_runs import Setting, read_json, write_json
 
 from videoattn.files import atomic_write
-from videoattn.profile_table import show
+from videoattn.profiling.table import show
 
 VARIANTS = {
     "short": "eight motions, which no single frame shows",

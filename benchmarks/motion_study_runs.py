@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from videoattn.config_file import ConfigError, changed_keys, dump_config, load_config, parse_config
-from videoattn.engine.checkpoint import list_checkpoints
+from videoattn.config.load import ConfigError, changed_keys, dump_config, load_config, parse_config
+from videoattn.engine.checkpoint.files import list_checkpoints
 from videoattn.files import atomic_write
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from typing import Any
 
 from motion_study_runs import read_training
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 

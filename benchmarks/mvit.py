@@ -30,13 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.compat import import_torchvision
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.models import mvit_v1_b
 from videoattn.models.baselines import Baseline
-from videoattn.models.checkpoints import mvit_from_ours
+from videoattn.models.weights.load import mvit_from_ours
 
 RESULTS = Path(__file__).parent / "results"
 BLOCKS = {0: 1, 1: 1, 2: 1, 3: 1, 4: 10, 14: 1, 15: 1}  # block: how many of the sixteen are like it

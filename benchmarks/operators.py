@@ -28,11 +28,11 @@ import torch
 from interleave import Step, median_ratio, take_turns
 from torch import Tensor
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
-from videoattn.layers.mixer import BuildOperator
+from videoattn.layers.attention import BuildOperator
 from videoattn.operators import (
     AttentionOperator,
     AttentionSite,

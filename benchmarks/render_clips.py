@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from videoattn.data.decode import open_video
+from videoattn.data.readers.open_video import open_video
 from videoattn.files import atomic_write
 
 WIDTH, HEIGHT, RATE, SECONDS = 340, 256, 30, 10

@@ -6,7 +6,7 @@ Examples:
     python benchmarks/tune_triton.py --lengths 196 1568 --dtype float16
 
 Times every candidate at the lengths of benchmarks/attention.py, kernel by kernel; the others run meanwhile with what
-`videoattn.kernels.triton_launch.launch_of` gives them, whose table the result should then change. Needs a GPU.
+`videoattn.kernels.triton.launch.launch_of` gives them, whose table the result should then change. Needs a GPU.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import torch
 from attention_contenders import LENGTHS, fibonacci, pack
 from tqdm import tqdm
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.grid import Axis
-from videoattn.kernels.triton_launch import Kernel, Launch, launch_of
+from videoattn.kernels.triton.launch import Kernel, Launch, launch_of
 
 ROOT = Path(__file__).parents[1]
 TILES, WARPS = (16, 32, 64, 128), (1, 2, 4, 8)
@@ -91,7 +91,7 @@ def launched(kernel: Kernel, launch: Launch) -> Iterator[None]:
     def chosen(name: Kernel, dim: int, dtype: torch.dtype, length: int) -> Launch:
         return launch if name == kernel else launch_of(name, dim, dtype, length)
 
-    modules = [importlib.import_module(f"videoattn.kernels.triton_jumps{part}") for part in ("", "_backward")]
+    modules = [importlib.import_module(f"videoattn.kernels.triton.offsets{part}") for part in ("", "_backward")]
     try:
         for module in modules:
             vars(module)["launch_of"] = chosen

@@ -28,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 from motion_scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short  # noqa: E402
 
-from videoattn.command_line import run_tool  # noqa: E402
+from videoattn.cli.run_tool import run_tool  # noqa: E402
 from videoattn.files import atomic_write  # noqa: E402
 from videoattn.seeding import derive_seed  # noqa: E402
 

@@ -28,14 +28,14 @@ from pattern_rows import GRID, STEP, VERMILION, Row, draw_rows, token_index
 from PIL import Image
 from torch import Tensor
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.files import atomic_write
 from videoattn.grid import TokenGrid
 from videoattn.operators import AttentionOperator, AttentionSite, DenseAttention
-from videoattn.operators.fibonacci import FibonacciAttention
-from videoattn.operators.fibonacci_sets import offset_sets
+from videoattn.operators.fibonacci.operator import FibonacciAttention
+from videoattn.operators.fibonacci.sets import offset_sets
 from videoattn.operators.focused_linear import FocusedLinearAttention
-from videoattn.operators.lisa import LisaAttention
+from videoattn.operators.lisa.operator import LisaAttention
 
 HEADS, D = 3, 16
 LISA_QUERIES = (2, 2, 3), (1, 3, 5)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write model_zoo.md anew from the rows of videoattn.zoo_rows.
+"""Write model_zoo.md anew from the rows of videoattn.zoo.rows.
 
 Examples:
     python docs/write_model_zoo.py
@@ -11,15 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.files import atomic_write
-from videoattn.zoo import ZooRow
-from videoattn.zoo_rows import ZOO
+from videoattn.zoo.protocol import ZooRow
+from videoattn.zoo.rows import ZOO
 
 PAGE = Path(__file__).parents[1] / "model_zoo.md"
 HEAD = """# Model zoo
 
-*Written by `python docs/write_model_zoo.py` from `videoattn/zoo_rows.py`; a test keeps the two together.*
+*Written by `python docs/write_model_zoo.py` from `videoattn/zoo/rows.py`; a test keeps the two together.*
 
     python tools/test_net.py --zoo NAME DATA.PATH_TO_DATA_DIR FOLDER
 

@@ -20,16 +20,16 @@ from typing import Any, get_args
 import torch
 from pydantic.fields import FieldInfo
 
-from videoattn.command_line import run_tool
-from videoattn.config_attention import OPERATOR_SECTIONS, Skip
-from videoattn.config_file import load_config
+from videoattn.cli.run_tool import run_tool
+from videoattn.config.attention import OPERATOR_SECTIONS, Skip
+from videoattn.config.load import load_config
 from videoattn.files import atomic_write
 from videoattn.grid import TokenGrid
 from videoattn.layers.support import render_support
 from videoattn.models import build_model
 from videoattn.operators import AttentionSite, FibonacciAttention
-from videoattn.operators.fibonacci_sets import offset_sets
-from videoattn.profile import Profile, profile
+from videoattn.operators.fibonacci.sets import offset_sets
+from videoattn.profiling.profile import Profile, profile
 
 PAGE = Path(__file__).parent / "attention.md"
 TIMES = Path(__file__).parents[1] / "benchmarks/results/operators_cpu.json"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 
 ROOT = Path(__file__).parents[1]
 

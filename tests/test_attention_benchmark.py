@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.programs import run_program
-from videoattn.kernels.jumps import is_compiled
+from videoattn.kernels.offsets import is_compiled
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from videoattn.config_attention import OPERATOR_SECTIONS, Skip
+from videoattn.config.attention import OPERATOR_SECTIONS, Skip
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import TimeSformer
 from videoattn.operators import OPERATORS, AttentionSite
-from videoattn.operators.fibonacci_sets import offset_sets
-from videoattn.profile import profile
+from videoattn.operators.fibonacci.sets import offset_sets
+from videoattn.profiling.profile import profile
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

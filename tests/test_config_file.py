@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from videoattn.config import Config
-from videoattn.config_attention import OPERATOR_SECTIONS, OperatorSection
-from videoattn.config_file import (
+from videoattn.config.attention import OPERATOR_SECTIONS, OperatorSection
+from videoattn.config.keys import list_fields
+from videoattn.config.load import (
     ConfigError,
     add_config_arguments,
     changed_keys,
@@ -20,7 +21,6 @@ from videoattn.config_file import (
     parse_config,
     parse_overrides,
 )
-from videoattn.config_keys import list_fields
 from videoattn.models import MODELS
 from videoattn.models.build import parse_description
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoattn.config_file import changed_keys, dump_config, load_config, load_config_with_report
+from videoattn.config.load import changed_keys, dump_config, load_config, load_config_with_report
 from videoattn.grid import Axis
 from videoattn.models import build_model
 from videoattn.operators import OPERATORS

@@ -30,7 +30,7 @@ from videoattn.compat import import_timm
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import TimeSformer
-from videoattn.models.checkpoints import to_ours
+from videoattn.models.weights.load import to_ours
 from videoattn.operators import OPERATORS, AttentionSite, FibonacciAttention
 
 

@@ -9,9 +9,9 @@ from tests.models.small_models import assert_same, released, save, small_model
 from tests.models.small_mvits import SQUARE, small_mvit
 from tests.models.test_mvit_weights import published_cfg
 from tools.convert_checkpoint import main
-from videoattn.command_line import run_tool
-from videoattn.models.checkpoints import load_weights, mvit_from_ours, mvit_to_ours
-from videoattn.models.weight_files import read_weight_file
+from videoattn.cli.run_tool import run_tool
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import load_weights, mvit_from_ours, mvit_to_ours
 
 ROOT = Path(__file__).parents[1]
 

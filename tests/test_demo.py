@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from videoattn.config_file import changed_keys, dump_config, load_config
+from videoattn.config.load import changed_keys, dump_config, load_config
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "benchmarks/results/motion_temporal.json").read_text())

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from videoattn.config_file import dump_config, load_config, parse_overrides
+from videoattn.config.load import dump_config, load_config, parse_overrides
 from videoattn.models import build_model
-from videoattn.models.checkpoints import save_weights
-from videoattn.zoo_rows import find_row
+from videoattn.models.weights.load import save_weights
+from videoattn.zoo.rows import find_row
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "model_zoo.md", "CONTRIBUTING.md", "datasets/README.md"]

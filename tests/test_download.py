@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.loopback import Loopback, Request, loopback, reset, send, send_file
-from videoattn import transfer
-from videoattn.download import DownloadError, checksum, fetch
+from videoattn.zoo import transfer
+from videoattn.zoo.download import DownloadError, checksum, fetch
 
 CONTENT = b"WEIGHTS " + bytes(range(256)) * 4_000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

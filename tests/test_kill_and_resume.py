@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
+from videoattn.engine.checkpoint.files import list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 NUM_KILLS = 10

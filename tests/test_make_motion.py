@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videoattn.data.annotations import read_annotations, read_class_names
+from videoattn.data.lists import read_annotations, read_class_names
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "datasets"))

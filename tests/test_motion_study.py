@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from videoattn.config_file import changed_keys, load_config
+from videoattn.config.load import changed_keys, load_config
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

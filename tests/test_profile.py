@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.compat import import_torchvision
 from videoattn.grid import Axis, TokenGrid
-from videoattn.kernels.jumps import is_compiled
+from videoattn.kernels.offsets import is_compiled
 from videoattn.models import TimeSformer, timesformer_base, timesformer_base_hr, timesformer_base_l
 from videoattn.operators import AttentionOperator, AttentionSite, DenseAttention, FibonacciAttention
-from videoattn.profile import MAC_FORMULAS, Profile, UnknownOperationError, measure, profile
-from videoattn.profile_operations import ELEMENTWISE, HARMLESS
-from videoattn.profile_table import format_measurement, format_profile
+from videoattn.profiling.operations import ELEMENTWISE, HARMLESS
+from videoattn.profiling.profile import MAC_FORMULAS, Profile, UnknownOperationError, measure, profile
+from videoattn.profiling.table import format_measurement, format_profile
 
 TINY: dict[str, Any] = {"clip_size": (3, 32, 64), "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
 SMALL = partial(TimeSformer, **TINY)

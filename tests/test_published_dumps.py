@@ -15,16 +15,16 @@ from tests.test_published_keys import published as published_timesformer
 from tests.test_published_mvit import NAMES as MVIT_NAMES
 from tests.test_published_mvit import published as published_mvit
 from videoattn.config import Config
-from videoattn.config_file import changed_keys, dump_config, format_report, load_config, load_config_with_report
-from videoattn.config_keys import list_fields
+from videoattn.config.ignored_keys import IGNORED
+from videoattn.config.keys import list_fields
+from videoattn.config.load import changed_keys, dump_config, format_report, load_config, load_config_with_report
+from videoattn.config.published_keys import TRANSLATED
 from videoattn.grid import TokenGrid
-from videoattn.ignored_keys import IGNORED
 from videoattn.models import MODELS, MViT, TimeSformer, build_model
 from videoattn.models.build import model_arguments, parse_description
-from videoattn.models.checkpoints import CheckpointError, from_checkpoint, load_weights
-from videoattn.models.mvit_names import mvit_from_ours
-from videoattn.models.mvit_plan import plan_blocks
-from videoattn.published_keys import TRANSLATED
+from videoattn.models.mvit.names import mvit_from_ours
+from videoattn.models.mvit.plan import plan_blocks
+from videoattn.models.weights.load import CheckpointError, from_checkpoint, load_weights
 
 TIMESFORMER_NAMES = KINETICS + SSV2
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from videoattn.config import Config
-from videoattn.config_file import (
+from videoattn.config.ignored_keys import IGNORED, MODELS_OF_ARCH, UNSUPPORTED_MODELS
+from videoattn.config.load import (
     ConfigError,
     changed_keys,
     dump_config,
@@ -15,9 +16,8 @@ from videoattn.config_file import (
     load_config,
     load_config_with_report,
 )
-from videoattn.ignored_keys import IGNORED, MODELS_OF_ARCH, UNSUPPORTED_MODELS
+from videoattn.config.published_keys import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, TRANSLATED
 from videoattn.models.baselines import BASELINES, PREFIX
-from videoattn.published_keys import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, TRANSLATED
 
 IMAGENET_VIT = "timm:vit_base_patch16_224.orig_in21k_ft_in1k"
 

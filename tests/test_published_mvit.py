@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from videoattn.config_file import ConfigError, changed_keys, dump_config, load_config, load_config_with_report
+from videoattn.config.load import ConfigError, changed_keys, dump_config, load_config, load_config_with_report
 from videoattn.models import MViT, build_model
 
 OURS = Path(__file__).parents[1] / "configs"

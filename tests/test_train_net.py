@@ -17,8 +17,8 @@ from PIL import Image
 
 from tests.engine.damaged_checkpoints import DAMAGES
 from tools import train_net
-from videoattn.command_line import USER_ERROR, run_tool
-from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint
+from videoattn.cli.run_tool import USER_ERROR, run_tool
+from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = """

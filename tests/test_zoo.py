@@ -14,14 +14,14 @@ import torch
 
 from tests.loopback import Loopback, loopback, send
 from tests.programs import run_program
-from videoattn.config_file import load_config
+from videoattn.config.load import load_config
 from videoattn.models import build_model
-from videoattn.models.checkpoints import from_checkpoint, from_ours, load_weights, mvit_from_ours
-from videoattn.models.timesformer_weights import count_heads
-from videoattn.models.weight_containers import read_container
-from videoattn.profile import profile
-from videoattn.zoo import check_class_order, check_weights, compare, locate_weights
-from videoattn.zoo_rows import ZOO, find_row, weights_file
+from videoattn.models.timesformer.weights import count_heads
+from videoattn.models.weights.containers import read_container
+from videoattn.models.weights.load import from_checkpoint, from_ours, load_weights, mvit_from_ours
+from videoattn.profiling.profile import profile
+from videoattn.zoo.protocol import check_class_order, check_weights, compare, locate_weights
+from videoattn.zoo.rows import ZOO, find_row, weights_file
 
 ROOT = Path(__file__).parents[1]
 ROWS = list(ZOO.values())

@@ -23,18 +23,18 @@ from pathlib import Path
 
 from video_lists import add_list_arguments, check_list_arguments, chosen_splits, configured_list, listed_alone
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
-from videoattn.config_file import load_config, parse_overrides
-from videoattn.data.annotations.video_list import check_names
-from videoattn.data.check import CheckOptions, check_lists
-from videoattn.data.check_report import format_summary
-from videoattn.data.check_table import ERRORS, WARNINGS
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.decode import Backend, open_video
-from videoattn.data.loader import clip_sampler, num_cores, video_opener
-from videoattn.data.probe import ProbeOptions
-from videoattn.data.video_reader import VideoReader
+from videoattn.config.load import load_config, parse_overrides
+from videoattn.data.build import clip_sampler, num_cores, video_opener
+from videoattn.data.check.check import CheckOptions, check_lists
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.check.probe import ProbeOptions
+from videoattn.data.check.report import format_summary
+from videoattn.data.check.table import ERRORS, WARNINGS
+from videoattn.data.lists.video_list import check_names
+from videoattn.data.readers.base import VideoReader
+from videoattn.data.readers.open_video import Backend, open_video
 
 FOUND_ERRORS = 1
 

@@ -19,14 +19,14 @@ from typing import Any, get_args
 
 from torch import nn
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import logger, set_up_logging
-from videoattn.models.checkpoints import from_checkpoint, save_weights
-from videoattn.models.departures import describe_model
-from videoattn.models.timesformer import TimeSformer
-from videoattn.models.timesformer_weights import count_heads
-from videoattn.models.weight_files import read_weight_file
-from videoattn.models.weight_names import Family
+from videoattn.models.timesformer.model import TimeSformer
+from videoattn.models.timesformer.names import Family
+from videoattn.models.timesformer.weights import count_heads
+from videoattn.models.weights.departures import describe_model
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import from_checkpoint, save_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

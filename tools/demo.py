@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0", "TIMESFORMER.DEPTH", "1", "TRAIN.BATCH_SIZE", "8"]

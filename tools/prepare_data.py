@@ -20,13 +20,13 @@ from pathlib import Path
 
 from video_lists import add_list_arguments, check_list_arguments, read_lists
 
-from videoattn.command_line import run_tool
-from videoattn.data.annotations.video_list import check_names
-from videoattn.data.loader import num_cores
-from videoattn.data.prepare_encode import encode_lists
-from videoattn.data.prepare_index import index_shards
-from videoattn.data.prepare_pack import PackSettings, pack_list, parse_bytes
-from videoattn.data.prepare_video import PRESETS, EncodeSettings
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.build import num_cores
+from videoattn.data.lists.video_list import check_names
+from videoattn.data.prepare.encode import encode_lists
+from videoattn.data.prepare.index import index_shards
+from videoattn.data.prepare.pack import PackSettings, pack_list, parse_bytes
+from videoattn.data.prepare.video import PRESETS, EncodeSettings
 
 SOME_FAILED = 1
 ENCODE = """Encode the videos of lists as H.264 in mp4, and write lists of the results.

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
-from videoattn.config_file import (
+from videoattn.config.load import (
     ConfigReport,
     add_config_arguments,
     format_report,
@@ -34,8 +34,8 @@ from videoattn.config_file import (
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.models import MODELS, build_model
-from videoattn.profile import Measurement, measure, profile
-from videoattn.profile_table import format_measurement, format_profile
+from videoattn.profiling.profile import Measurement, measure, profile
+from videoattn.profiling.table import format_measurement, format_profile
 from videoattn.seeding import derive_seed, torch_seed
 
 

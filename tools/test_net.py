@@ -27,9 +27,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
-from videoattn.config_file import (
+from videoattn.config.load import (
     ConfigReport,
     add_config_arguments,
     dump_config,
@@ -38,21 +38,21 @@ from videoattn.config_file import (
     parse_overrides,
 )
 from videoattn.data import build_loader
-from videoattn.data.annotations import VideoList, check_same_order
-from videoattn.data.annotations.class_folders import format_counts
-from videoattn.data.missing import check_videos
-from videoattn.engine.checkpoint import BEST, list_checkpoints
+from videoattn.data.lists import VideoList, check_same_order
+from videoattn.data.lists.class_folders import format_counts
+from videoattn.data.lists.missing import check_videos
+from videoattn.engine.checkpoint.files import BEST, list_checkpoints
 from videoattn.engine.distributed import init_distributed, shared_errors, shutdown
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
 from videoattn.files import atomic_write, cache_folder
 from videoattn.models import build_model
-from videoattn.models.checkpoints import LoadReport, load_weights
-from videoattn.models.departures import Departure, describe_data
-from videoattn.models.weight_files import read_weight_file
-from videoattn.zoo import ZooRow, check_class_order, compare, locate_weights
-from videoattn.zoo_rows import find_row
+from videoattn.models.weights.departures import Departure, describe_data
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import LoadReport, load_weights
+from videoattn.zoo.protocol import ZooRow, check_class_order, compare, locate_weights
+from videoattn.zoo.rows import find_row
 
 ROOT = Path(__file__).parents[1]
 

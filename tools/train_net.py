@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
-from videoattn.config_file import (
+from videoattn.config.load import (
     add_config_arguments,
     changed_keys,
     dump_config,
@@ -38,10 +38,11 @@ from videoattn.config_file import (
     parse_overrides,
 )
 from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
-from videoattn.data.annotations import VideoList, check_same_order
-from videoattn.data.list_record import write_list
-from videoattn.data.missing import check_videos
-from videoattn.engine.checkpoint import list_checkpoints, make_checkpoint_folder
+from videoattn.data.lists import VideoList, check_same_order
+from videoattn.data.lists.missing import check_videos
+from videoattn.data.lists.record import write_list
+from videoattn.engine.checkpoint.files import list_checkpoints, make_checkpoint_folder
+from videoattn.engine.checkpoint.resume import Candidates, Content, Run, read_checkpoint, resume, take_notes
 from videoattn.engine.distributed import (
     Process,
     gather_objects,
@@ -54,16 +55,15 @@ from videoattn.engine.evaluate import evaluate
 from videoattn.engine.log import RunLog, describe_machine, logger, package_versions, set_up_logging
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
 from videoattn.engine.results import Results
-from videoattn.engine.resume import Candidates, Content, Run, read_checkpoint, resume, take_notes
 from videoattn.engine.run_folder import lock_run_folder
 from videoattn.engine.train import TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
-from videoattn.models.checkpoints import load_imagenet_vit, load_weights
-from videoattn.models.departures import describe_data
+from videoattn.models.weights.departures import describe_data
+from videoattn.models.weights.load import load_imagenet_vit, load_weights
 from videoattn.seeding import derive_seed
-from videoattn.zoo_rows import weights_file
+from videoattn.zoo.rows import weights_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from videoattn.config import Config
-from videoattn.config_file import add_config_arguments, format_report, load_config_with_report, parse_overrides
-from videoattn.data.annotations import MissingListError, find_list, read_annotations, read_kinetics_csv
-from videoattn.data.annotations.list_lines import parse_separator
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.loader import class_names
+from videoattn.config.load import add_config_arguments, format_report, load_config_with_report, parse_overrides
+from videoattn.data.build import class_names
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.lists import MissingListError, find_list, read_annotations, read_kinetics_csv
+from videoattn.data.lists.list_lines import parse_separator
 
 SPLITS = ("train", "val", "test")
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from videoattn import models
-    from videoattn.config_file import load_config
-    from videoattn.conversion import convert, restore
+    from videoattn.config.load import load_config
+    from videoattn.convert.replace import convert, restore
     from videoattn.models.build import build_model
-    from videoattn.models.checkpoints import from_checkpoint, load_weights
+    from videoattn.models.weights.load import from_checkpoint, load_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,11 +17,11 @@ __all__ = [
 
 _HOMES = {
     "build_model": "videoattn.models.build",
-    "convert": "videoattn.conversion",
-    "from_checkpoint": "videoattn.models.checkpoints",
-    "load_config": "videoattn.config_file",
-    "load_weights": "videoattn.models.checkpoints",
-    "restore": "videoattn.conversion",
+    "convert": "videoattn.convert.replace",
+    "from_checkpoint": "videoattn.models.weights.load",
+    "load_config": "videoattn.config.load",
+    "load_weights": "videoattn.models.weights.load",
+    "restore": "videoattn.convert.replace",
 }
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videoattn.data.annotations import (
+from videoattn.data.lists import (
     AnnotationError,
     read_annotations,
     read_class_names,
     read_kinetics_csv,
     read_ssv2,
 )
-from videoattn.data.annotations.oddities import find_oddities
+from videoattn.data.lists.oddities import find_oddities
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 from tools.train_net import build_prepare
 from videoattn.config import Config
 from videoattn.data import BatchAugment, build_loader, normalize
-from videoattn.data.rand_augment import RandAugment, apply_operations
+from videoattn.data.augment.rand_augment import RandAugment, apply_operations
 from videoattn.engine.distributed import Process
 from videoattn.seeding import derive_seed
 

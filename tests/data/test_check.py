@@ -20,14 +20,14 @@ import pytest
 
 from tests.data.faulty_clips import NUM_FRAMES, SHORT_FRAMES, ClipMaker
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.command_line import run_tool
-from videoattn.data.annotations import AnnotationError, read_annotations, read_class_names, read_kinetics_csv, read_ssv2
-from videoattn.data.annotations.list_lines import format_line
-from videoattn.data.check import LOG_NAME, CheckOptions, check_lists
-from videoattn.data.check_table import ERRORS, WARNINGS
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.decode import open_video
-from videoattn.data.probe import Probe, ProbeOptions, Prober, ProbeTask
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.check.check import LOG_NAME, CheckOptions, check_lists
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.check.probe import Probe, ProbeOptions, Prober, ProbeTask
+from videoattn.data.check.table import ERRORS, WARNINGS
+from videoattn.data.lists import AnnotationError, read_annotations, read_class_names, read_kinetics_csv, read_ssv2
+from videoattn.data.lists.list_lines import format_line
+from videoattn.data.readers.open_video import open_video
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

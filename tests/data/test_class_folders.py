@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.data.test_frame_files import write as write_frames
-from videoattn.data.annotations import AnnotationError, check_same_order, read_annotations
-from videoattn.data.annotations.video_files import VIDEO_ENDINGS
-from videoattn.data.decode import open_video
+from videoattn.data.lists import AnnotationError, check_same_order, read_annotations
+from videoattn.data.lists.video_files import VIDEO_ENDINGS
+from videoattn.data.readers.open_video import open_video
 
 
 @pytest.fixture

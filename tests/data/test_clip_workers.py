@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from videoattn.data import clip_workers, worker_pool
-from videoattn.data.annotations import VideoList, read_annotations
-from videoattn.data.dataset import VideoDataset, ViewDataset
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.epochs import Loader
-from videoattn.data.plan import EvaluationPlan, TrainPlan
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TestTransform, TrainTransform
+from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.dataset import VideoDataset, ViewDataset
+from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists import VideoList, read_annotations
+from videoattn.data.loader import Loader
+from videoattn.data.readers.open_video import DecodeError, open_video
+from videoattn.data.workers import clip_workers, worker_pool
 
 
 def deadly(path: str, backend: str) -> Any:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from videoattn.data.annotations import VideoList, read_annotations
-from videoattn.data.batch import Batch, Sample, collate_copies, collate_views
-from videoattn.data.dataset import MAX_REPLACEMENTS, Draw, VideoDataset, ViewDataset
-from videoattn.data.decode import Backend, open_video
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TestTransform, TrainTransform
+from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.batch import Batch, Sample, collate_copies, collate_views
+from videoattn.data.clips.dataset import MAX_REPLACEMENTS, Draw, VideoDataset, ViewDataset
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists import VideoList, read_annotations
+from videoattn.data.readers.open_video import Backend, open_video
 
 
 class CountingOpener:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.decode import DecodeError, check_backend, open_video
+from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
 
 
 def has_torchcodec() -> bool:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.data.test_decode import BACKENDS
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.config_file import load_config
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.loader import video_opener
-from videoattn.data.transforms import resize_short_side
+from videoattn.config.load import load_config
+from videoattn.data.augment.transforms import resize_short_side
+from videoattn.data.build import video_opener
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 REAL = [
     ("uniformer_det_demo.mp4", 256),  # 1280x720

@@ -12,14 +12,14 @@ import torch
 
 from tests.data.test_decode import BACKENDS
 from tests.shared_files import SHARED
-from videoattn.data.annotations import read_annotations
-from videoattn.data.dataset import Draw, VideoDataset
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.prepare_encode import Encoded, Encoder, EncodeTask
-from videoattn.data.prepare_video import EncodeSettings, encode_video
-from videoattn.data.probe import Prober, ProbeTask, read_probe
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TrainTransform
+from videoattn.data.augment.transforms import TrainTransform
+from videoattn.data.check.probe import Prober, ProbeTask, read_probe
+from videoattn.data.clips.dataset import Draw, VideoDataset
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists import read_annotations
+from videoattn.data.prepare.encode import Encoded, Encoder, EncodeTask
+from videoattn.data.prepare.video import EncodeSettings, encode_video
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 ERRORS = [
     AttributeError("'NoneType' object has no attribute 'x'"),
@@ -165,7 +165,7 @@ def test_whatever_decord_raises_on_reading_is_a_decode_error(
 def test_frames_for_which_there_is_no_memory_are_a_decode_error(
     make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from videoattn.data import video_reader
+    from videoattn.data.readers import base as video_reader
 
     path = make("a.mp4")
     with open_video(path) as reader:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from tests.data.conftest import HEIGHT, write_video
 from videoattn.config import Config
 from videoattn.data import build_loader
-from videoattn.data.annotations import AnnotationError
-from videoattn.data.flips import NEVER_FLIPPED, flipped_labels
+from videoattn.data.augment.flips import NEVER_FLIPPED, flipped_labels
+from videoattn.data.lists import AnnotationError
 
 SSV2 = (
     "Pulling something from left to right",

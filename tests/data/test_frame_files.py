@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.data.test_loader import contents, epoch, settings
-from videoattn.data.annotations import AnnotationError, read_annotations
-from videoattn.data.decode import DecodeError, open_video
+from videoattn.data.lists import AnnotationError, read_annotations
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 
 def write(folder: Path, names: list[str], size: tuple[int, int] = (8, 6)) -> Path:

@@ -16,12 +16,13 @@ import torch
 
 from tests.data.test_bad_files_in_runs import SMALL_RUN
 from tests.data.test_loader import contents, settings
-from videoattn.data import build_loader, worker_pool
-from videoattn.data import loader as loader_module
-from videoattn.data.batch import Failure
-from videoattn.data.decode import open_video
-from videoattn.data.worker_pool import Lost, WorkerPool, map_surviving
-from videoattn.engine.checkpoint import list_checkpoints, load_checkpoint
+from videoattn.data import build as loader_module
+from videoattn.data import build_loader
+from videoattn.data.clips.batch import Failure
+from videoattn.data.readers.open_video import open_video
+from videoattn.data.workers import worker_pool
+from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
+from videoattn.engine.checkpoint.files import list_checkpoints, load_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

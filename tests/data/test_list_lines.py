@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.data.test_frame_files import write as write_frames
-from videoattn.data.annotations import AnnotationError, read_class_names, read_kinetics_csv
-from videoattn.data.annotations.list_lines import format_line, parse_separator, read_lines
+from videoattn.data.lists import AnnotationError, read_class_names, read_kinetics_csv
+from videoattn.data.lists.list_lines import format_line, parse_separator, read_lines
 
 STRANGE_NAMES = (
     "a b.mp4", "a\tb.mp4", "a,b.mp4", "a;b.mp4", "a\nb.mp4", "a\r\nb.mp4", "a\rb.mp4", 'a"b.mp4', '"a".mp4', '"', ' "a',

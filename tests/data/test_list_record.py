@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from videoattn.data.annotations.video_list import VideoList, pack
-from videoattn.data.list_record import describe_change, list_record, write_list
-from videoattn.data.missing import check_videos
+from videoattn.data.lists.missing import check_videos
+from videoattn.data.lists.record import describe_change, list_record, write_list
+from videoattn.data.lists.video_list import VideoList, pack
 
 NAMES = ["a/x.mp4", "a/y.mp4", "b/tab\tand\nline.mp4", 'b/\u00fc,"quoted".mp4', "c/z.mp4"]
 

@@ -16,12 +16,12 @@ import torch
 
 from videoattn.config import Config
 from videoattn.data import build_loader
-from videoattn.data.annotations import AnnotationError
-from videoattn.data.batch import Batch
-from videoattn.data.dataset import ViewDataset
-from videoattn.data.decode import DecodeError
-from videoattn.data.loader import Split, clip_sampler, read_videos
-from videoattn.data.plan import EvaluationPlan, TrainPlan
+from videoattn.data.build import Split, clip_sampler, read_videos
+from videoattn.data.clips.batch import Batch
+from videoattn.data.clips.dataset import ViewDataset
+from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
+from videoattn.data.lists import AnnotationError
+from videoattn.data.readers.open_video import DecodeError
 
 ROOT = Path(__file__).parents[2]
 
@@ -304,7 +304,7 @@ except KeyboardInterrupt:
 
 # The second worker takes long to start.
 SLOW_START = """
-from videoattn.data import worker_pool as module
+from videoattn.data.workers import worker_pool as module
 start = module.ignore_signals
 module.ignore_signals = lambda: (time.sleep(3 * multiprocessing.current_process().name.endswith("-2")), start())
 """

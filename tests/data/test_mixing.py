@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from videoattn.data.mixing import Mixing, smooth_labels
+from videoattn.data.augment.mixing import Mixing, smooth_labels
 
 
 def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from videoattn.data.annotations import AnnotationError, VideoList, read_annotations
+from videoattn.data.lists import AnnotationError, VideoList, read_annotations
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 VIDEOS = [("zumba", "-aaaaaaaaaa", 2), ("arm wrestling", "bbbbbbbbbbb", 10), ("zumba", "ccccccccccc", 123456)]

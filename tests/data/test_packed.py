@@ -13,12 +13,12 @@ import torch
 
 from tests.data.test_loader import contents, epoch, settings
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.annotations import read_kinetics_csv
-from videoattn.data.check import check_lists
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.packed import PackedVideo, is_url, parse_packed, read_packed, tar_members
-from videoattn.data.prepare_pack import PackSettings, pack_list
+from videoattn.data.check.check import check_lists
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.lists import read_kinetics_csv
+from videoattn.data.prepare.pack import PackSettings, pack_list
+from videoattn.data.readers.open_video import DecodeError, open_video
+from videoattn.data.readers.packed import PackedVideo, is_url, parse_packed, read_packed, tar_members
 
 
 def packed(shard: Path, files: list[Path]) -> list[str]:

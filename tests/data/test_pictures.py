@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from tests.shared_files import SHARED
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.probe import Prober, ProbeTask
+from videoattn.data.check.probe import Prober, ProbeTask
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 DEEP = 30000  # of 65535: 117 of 255
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of png, by channels

@@ -18,14 +18,14 @@ import torch
 
 from tests.data.faulty_clips import ClipMaker
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.command_line import run_tool
-from videoattn.data import prepare_encode
-from videoattn.data.annotations import read_class_folders, read_kinetics_csv, read_ssv2
-from videoattn.data.annotations.list_lines import format_line
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.prepare_encode import LOG_NAME, encode_lists
-from videoattn.data.prepare_video import EncodeError, EncodeSettings, encode_video, small_size
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.lists import read_class_folders, read_kinetics_csv, read_ssv2
+from videoattn.data.lists.list_lines import format_line
+from videoattn.data.prepare import encode as prepare_encode
+from videoattn.data.prepare.encode import LOG_NAME, encode_lists
+from videoattn.data.prepare.video import EncodeError, EncodeSettings, encode_video, small_size
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

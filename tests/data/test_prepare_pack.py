@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from videoattn.command_line import run_tool
-from videoattn.data import prepare_pack
-from videoattn.data.annotations import AnnotationError, read_annotations, read_class_folders, read_kinetics_csv
-from videoattn.data.checked_list import CheckedList
-from videoattn.data.packed import parse_packed, read_packed, tar_members
-from videoattn.data.prepare_index import index_shards
-from videoattn.data.prepare_pack import PackSettings, pack_list, parse_bytes
-from videoattn.data.prepare_shard import Sample, write_shard
+from videoattn.cli.run_tool import run_tool
+from videoattn.data.check.checked_list import CheckedList
+from videoattn.data.lists import AnnotationError, read_annotations, read_class_folders, read_kinetics_csv
+from videoattn.data.prepare import pack as prepare_pack
+from videoattn.data.prepare.index import index_shards
+from videoattn.data.prepare.pack import PackSettings, pack_list, parse_bytes
+from videoattn.data.prepare.shard import Sample, write_shard
+from videoattn.data.readers.packed import parse_packed, read_packed, tar_members
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 

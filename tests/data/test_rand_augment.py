@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from videoattn.compat import import_timm
-from videoattn.data.clip_operations import apply_to_clip
-from videoattn.data.rand_augment import Box, Interpolation, Operation, RandAugment, apply_operations
+from videoattn.data.augment.clip_operations import apply_to_clip
+from videoattn.data.augment.rand_augment import Box, Interpolation, Operation, RandAugment, apply_operations
 
 LEVELS = (0.0, 0.4137, 1.0291, 2.6183, 5.0373, 7.3119, 9.0487, 9.99)
 NAMES = (

@@ -16,7 +16,7 @@ from tests.data.test_decode import (
     decoded_frames,
     upright,
 )
-from videoattn.data.decode import DecodeError, open_video
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 
 def test_avi_without_reordered_pictures_is_sought_by_pyav_alone(make: Callable[..., Path]) -> None:

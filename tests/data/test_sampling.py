@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from videoattn.data.sampling import ClipSampler, dense_indices, dense_test_start, segment_indices, window_length
+from videoattn.data.clips.sampling import ClipSampler, dense_indices, dense_test_start, segment_indices, window_length
 
 K400 = ClipSampler("dense", num_frames=8, sampling_rate=32, target_fps=30)
 MVIT = ClipSampler("dense", num_frames=16, sampling_rate=4, target_fps=30, use_offset=True)

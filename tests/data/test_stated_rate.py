@@ -10,14 +10,14 @@ from PIL import Image
 
 from tests.data.test_decode import BACKENDS
 from tests.shared_files import SHARED
-from videoattn.data.annotations import read_annotations
-from videoattn.data.dataset import ViewDataset
-from videoattn.data.decode import DecodeError, open_video
-from videoattn.data.frame_times import NO_TIME, frame_rate
-from videoattn.data.prepare_video import EncodeSettings, encode_video
-from videoattn.data.probe import Prober, ProbeTask
-from videoattn.data.sampling import ClipSampler, dense_indices
-from videoattn.data.transforms import TestTransform
+from videoattn.data.augment.transforms import TestTransform
+from videoattn.data.check.probe import Prober, ProbeTask
+from videoattn.data.clips.dataset import ViewDataset
+from videoattn.data.clips.sampling import ClipSampler, dense_indices
+from videoattn.data.lists import read_annotations
+from videoattn.data.prepare.video import EncodeSettings, encode_video
+from videoattn.data.readers.frame_times import NO_TIME, frame_rate
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 SLOW = list(range(0, 80, 2))  # in ticks of 1/25 s: 12.5 frames a second, where 25 are stated
 TIMED = [

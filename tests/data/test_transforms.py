@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videoattn.data.batch import normalize
-from videoattn.data.flips import NEVER_FLIPPED
-from videoattn.data.rand_augment import RandAugment
-from videoattn.data.transforms import TestTransform, TrainTransform, resize_short_side
+from videoattn.data.augment.flips import NEVER_FLIPPED
+from videoattn.data.augment.rand_augment import RandAugment
+from videoattn.data.augment.transforms import TestTransform, TrainTransform, resize_short_side
+from videoattn.data.clips.batch import normalize
 from videoattn.seeding import derive_seed
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.annotations import read_annotations
-from videoattn.data.dataset import Draw, VideoDataset, ViewDataset
-from videoattn.data.decode import open_video
-from videoattn.data.packet_scan import PacketScan
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TestTransform, TrainTransform
+from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.dataset import Draw, VideoDataset, ViewDataset
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists import read_annotations
+from videoattn.data.readers.open_video import open_video
+from videoattn.data.readers.packet_scan import PacketScan
 from videoattn.seeding import derive_seed
 
 # in ticks of 1/25 s: twenty frames in quick succession, then twenty slow ones

@@ -8,8 +8,8 @@ from contextlib import closing
 
 import pytest
 
-from videoattn.data import worker_pool
-from videoattn.data.worker_pool import Lost, WorkerPool, map_surviving
+from videoattn.data.workers import worker_pool
+from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
 
 
 def square(number: int) -> int:

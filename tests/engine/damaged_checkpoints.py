@@ -133,8 +133,18 @@ DAMAGES: dict[str, Damage] = {
     "a tensor": _content(lambda content: torch.ones(2)),
     **{
         f"no {key}": _without(key)
-        for key in ("model_state", "optimizer_state", "scaler_state", "ema_state", "ema_updates", "epoch", "step",
-                    "meters", "cfg", "best")
+        for key in (
+            "model_state",
+            "optimizer_state",
+            "scaler_state",
+            "ema_state",
+            "ema_updates",
+            "epoch",
+            "step",
+            "meters",
+            "cfg",
+            "best",
+        )
     },
     "epoch is text": _set("epoch", "2"),
     "epoch below zero": _set("epoch", -1),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.engine.test_train import Clips, build_trainer, equal_states, run
-from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint
+from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
 from videoattn.engine.train import TrainState, restore
 
 

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from tests.data.conftest import write_video
 from tests.engine.test_distributed import free_port, join
 from tools.test_net import main
-from videoattn.command_line import run_tool
-from videoattn.config_file import dump_config, load_config
-from videoattn.data.batch import Batch, Failure, normalize
-from videoattn.data.loader import build_loader
-from videoattn.engine.checkpoint import save_checkpoint
+from videoattn.cli.run_tool import run_tool
+from videoattn.config.load import dump_config, load_config
+from videoattn.data.build import build_loader
+from videoattn.data.clips.batch import Batch, Failure, normalize
+from videoattn.engine.checkpoint.files import save_checkpoint
 from videoattn.engine.distributed import shutdown
 from videoattn.engine.evaluate import Evaluation, evaluate
 from videoattn.engine.results import Results
 from videoattn.models import build_model
-from videoattn.models.checkpoints import load_weights
+from videoattn.models.weights.load import load_weights
 from videoattn.seeding import torch_seed
 
 NUM_CLASSES = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from videoattn.command_line import INTERRUPTED, USER_ERROR, run_tool
+from videoattn.cli.run_tool import INTERRUPTED, USER_ERROR, run_tool
 from videoattn.engine.log import RunLog, set_up_logging
 
 

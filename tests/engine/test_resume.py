@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from tests.engine.damaged_checkpoints import DAMAGES
 from tests.engine.test_train import equal_states, outcome, prepare, run
-from videoattn.data.annotations.video_list import VideoList, pack
-from videoattn.data.list_record import list_record, write_list
-from videoattn.engine.checkpoint import BEST, BadCheckpointError, list_checkpoints, load_checkpoint
+from videoattn.data.lists.record import list_record, write_list
+from videoattn.data.lists.video_list import VideoList, pack
+from videoattn.engine.checkpoint.files import BEST, BadCheckpointError, list_checkpoints, load_checkpoint
+from videoattn.engine.checkpoint.resume import Candidates, Run
 from videoattn.engine.distributed import Process
 from videoattn.engine.optim import parameter_groups
-from videoattn.engine.resume import Candidates, Run
 from videoattn.engine.train import Best, TrainState, restore
 from videoattn.engine.trainer import Trainer
 

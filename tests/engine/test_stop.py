@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.test_train import Clips, run
 from videoattn.engine import train as train_module
-from videoattn.engine.checkpoint import list_checkpoints
+from videoattn.engine.checkpoint.files import list_checkpoints
 from videoattn.engine.train import Interrupted
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from videoattn.data.batch import Batch, Failure, normalize
-from videoattn.data.decode import DecodeError
-from videoattn.engine.checkpoint import BEST, list_checkpoints, load_checkpoint, save_checkpoint
+from videoattn.data.clips.batch import Batch, Failure, normalize
+from videoattn.data.readers.open_video import DecodeError
+from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint, save_checkpoint
 from videoattn.engine.distributed import init_distributed
 from videoattn.engine.log import RunLog
 from videoattn.engine.meters import TooManyBadClipsError
@@ -20,7 +20,7 @@ from videoattn.engine.results import Results
 from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
-from videoattn.models.weight_files import read_weight_file
+from videoattn.models.weights.files import read_weight_file
 from videoattn.seeding import derive_seed
 
 

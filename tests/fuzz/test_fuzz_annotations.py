@@ -16,9 +16,9 @@ import pytest
 
 from tests.data.conftest import write_video
 from tests.fuzz.time_limit import Hang, time_limit
-from videoattn.data.annotations import VideoList, read_annotations
-from videoattn.data.prepare_index import index_shards
-from videoattn.data.prepare_shard import Sample, write_shard
+from videoattn.data.lists import VideoList, read_annotations
+from videoattn.data.prepare.index import index_shards
+from videoattn.data.prepare.shard import Sample, write_shard
 
 Rows = list[tuple[str, int]]
 VIDEOS = ("a.mp4", "b.mp4", "sub/c.mp4", "d e,f;g.mp4")

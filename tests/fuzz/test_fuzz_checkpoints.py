@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.models.small_models import small_model
-from videoattn.models.checkpoints import CheckpointError, save_weights
-from videoattn.models.weight_files import read_weight_file
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import CheckpointError, save_weights
 
 pytestmark = pytest.mark.slow
 FLIPS, PICKLES = 150, 150

@@ -18,13 +18,13 @@ from PIL import Image
 
 from tests.data.conftest import pictures
 from tests.shared_files import CLIPS
-from videoattn.data.annotations.video_list import pack
-from videoattn.data.dataset import Draw, VideoDataset, ViewDataset
-from videoattn.data.decode import DecodeError, check_backend, open_video
-from videoattn.data.prepare_video import EncodeError, EncodeSettings, encode_video
-from videoattn.data.sampling import ClipSampler
-from videoattn.data.transforms import TestTransform, TrainTransform
-from videoattn.data.worker_pool import Lost, map_surviving
+from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.dataset import Draw, VideoDataset, ViewDataset
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists.video_list import pack
+from videoattn.data.prepare.video import EncodeError, EncodeSettings, encode_video
+from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
+from videoattn.data.workers.worker_pool import Lost, map_surviving
 
 NUM_CLIPS, NUM_REAL, NUM_PICTURES, LIMIT_SECONDS = 200, 50, 400, 20.0
 LARGEST = 700_000  # bytes of a real clip

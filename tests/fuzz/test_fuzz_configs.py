@@ -19,13 +19,13 @@ from tests.published_defaults import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, du
 from tests.test_published_keys import published as published_timesformer
 from tests.test_published_mvit import published as published_mvit
 from videoattn.config import Config
-from videoattn.config_file import ConfigReport, load_config_with_report
-from videoattn.config_keys import list_fields
+from videoattn.config.ignored_keys import IGNORED
+from videoattn.config.keys import list_fields
+from videoattn.config.load import ConfigReport, load_config_with_report
+from videoattn.config.published_keys import TRANSLATED
+from videoattn.config.strict_yaml import freeze, read_settings
 from videoattn.engine.optim import build_schedule
-from videoattn.ignored_keys import IGNORED
 from videoattn.models import build_model
-from videoattn.published_keys import TRANSLATED
-from videoattn.strict_yaml import freeze, read_settings
 
 pytestmark = pytest.mark.slow
 

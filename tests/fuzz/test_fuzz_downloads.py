@@ -21,11 +21,11 @@ import safetensors
 import torch
 
 from tests.loopback import Answer, Loopback, Request, loopback, reset, send, send_file
-from videoattn import transfer
-from videoattn.models.checkpoints import save_weights
-from videoattn.models.weight_files import read_weight_file
-from videoattn.zoo import ZooRow, locate_weights
-from videoattn.zoo_rows import find_row
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import save_weights
+from videoattn.zoo import transfer
+from videoattn.zoo.protocol import ZooRow, locate_weights
+from videoattn.zoo.rows import find_row
 
 pytestmark = pytest.mark.slow
 ZOO = Path(__file__).parents[2] / "model_zoo"

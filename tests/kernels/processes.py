@@ -68,7 +68,7 @@ def _begin(interpret: bool) -> None:
     os.environ["TRITON_INTERPRET"] = "1" if interpret else "0"
     torch.set_num_threads(1)
     if interpret:
-        from videoattn.kernels import jumps
+        from videoattn.kernels import offsets as jumps
 
         jumps.jump_attention.register_kernel("cpu", jumps.attend_on_gpu)
         jumps.jump_attention_backward.register_kernel("cpu", jumps.differentiate_on_gpu)

@@ -15,7 +15,7 @@ import torch
 
 from videoattn.files import atomic_write
 from videoattn.grid import TokenGrid
-from videoattn.kernels import compiler
+from videoattn.kernels.cpu import compiler
 from videoattn.operators import AttentionSite, FibonacciAttention, FocusedLinearAttention
 
 needs_compiler = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler on this machine")
@@ -183,7 +183,7 @@ def check_that_auto_takes_plain_forms() -> None:
 def test_without_kernels_auto_takes_plain_forms_and_an_explicit_name_is_an_error(
     tmp_path, monkeypatch, caplog, obstacle
 ):
-    monkeypatch.setattr("videoattn.kernels.jumps.has_triton", lambda: False)
+    monkeypatch.setattr("videoattn.kernels.offsets.has_triton", lambda: False)
     monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", script(tmp_path / "broken", "echo no such luck >&2; exit 1"))
     reason = "no such luck"

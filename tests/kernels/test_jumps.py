@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.grid import TokenGrid, cells_under
-from videoattn.kernels.jump_plan import JumpPlan
-from videoattn.kernels.jumps import is_compiled, jump_attention
-from videoattn.operators.fibonacci_sets import offset_sets, raster_positions
+from videoattn.kernels.offset_plan import JumpPlan
+from videoattn.kernels.offsets import is_compiled, jump_attention
+from videoattn.operators.fibonacci.sets import offset_sets, raster_positions
 
 needs_kernel = pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from videoattn.kernels.pairs import PairPlan, pair_products, pair_sums, pair_sums_by_key
+from videoattn.kernels.gather import PairPlan, pair_products, pair_sums, pair_sums_by_key
 
 HEADS, NQ, NK, SLOTS, D = 2, 5, 4, 3, 6
 

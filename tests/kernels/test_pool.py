@@ -13,8 +13,8 @@ from videoattn.grid import TokenGrid
 from videoattn.kernels.pool import can_pool, pool_tokens
 from videoattn.layers.pooled_attention import Pooling, TokenPool, pool_packed
 from videoattn.models import MViT
-from videoattn.models.mvit_plan import MViTShape
-from videoattn.profile import profile
+from videoattn.models.mvit.plan import MViTShape
+from videoattn.profiling.profile import profile
 
 pytestmark = pytest.mark.skipif(not can_pool(torch.zeros(1)), reason="no C++ compiler on this machine")
 

@@ -11,8 +11,10 @@ from tests.kernels.processes import interpreted
 from tests.kernels.test_jumps import plan_of
 from tests.kernels.test_pairs import HEADS, NQ, SLOTS, D, plan_and_mask
 from videoattn.grid import TokenGrid
-from videoattn.kernels import depthwise, focused, jumps, pairs, pool
-from videoattn.kernels.compiler import load_library
+from videoattn.kernels import depthwise, focused, pool
+from videoattn.kernels import gather as pairs
+from videoattn.kernels import offsets as jumps
+from videoattn.kernels.cpu.compiler import load_library
 from videoattn.kernels.focused_plain import attend_plainly
 from videoattn.kernels.plain import attend_by_jumps
 

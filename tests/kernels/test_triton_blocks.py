@@ -16,8 +16,9 @@ from tests.kernels.processes import DEVICES, interpreted
 from tests.kernels.test_jumps import outcomes, packed, plan_of
 from tests.kernels.test_triton_jumps import bound_of, dense_by, upstream_of
 from videoattn.grid import TokenGrid
-from videoattn.kernels import triton_launch
-from videoattn.operators import AttentionSite, FibonacciAttention, fibonacci
+from videoattn.kernels.triton import launch as triton_launch
+from videoattn.operators import AttentionSite, FibonacciAttention
+from videoattn.operators.fibonacci import operator as fibonacci
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
 # grid, heads of the pattern, groups, head dimension, order, whether q, k and v are one tensor, semantics: blocks that
@@ -108,7 +109,8 @@ def test_several_programs_may_share_the_keys_of_a_prefix_token(device):
 def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
     import triton.language as tl
 
-    from videoattn.kernels import triton_blocks, triton_blocks_backward
+    from videoattn.kernels.triton import blocks as triton_blocks
+    from videoattn.kernels.triton import blocks_backward as triton_blocks_backward
 
     with ExitStack() as stack:
         for module in (triton_blocks, triton_blocks_backward):

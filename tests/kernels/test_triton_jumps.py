@@ -13,8 +13,9 @@ from torch import Tensor
 from tests.kernels.processes import DEVICES, interpreted
 from tests.kernels.test_jumps import draw, outcomes, packed, plan_of, reference
 from videoattn.grid import TokenGrid
-from videoattn.kernels import jumps, triton_launch
-from videoattn.kernels.jumps import has_kernel, jump_attention
+from videoattn.kernels import offsets as jumps
+from videoattn.kernels.offsets import has_kernel, jump_attention
+from videoattn.kernels.triton import launch as triton_launch
 from videoattn.operators import AttentionSite, FibonacciAttention
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -129,8 +130,10 @@ def test_several_programs_may_share_the_keys_of_a_prefix_token(seed, device):
 def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
     import triton.language as tl
 
-    from videoattn.kernels import triton_background, triton_jumps, triton_jumps_backward
-    from videoattn.kernels.triton_arguments import index_type
+    from videoattn.kernels.triton import background as triton_background
+    from videoattn.kernels.triton import offsets as triton_jumps
+    from videoattn.kernels.triton import offsets_backward as triton_jumps_backward
+    from videoattn.kernels.triton.arguments import index_type
 
     near = torch.empty(1, 1, 7, 8, device="meta")
     far = near.as_strided((1, 1, 7, 8), (0, 0, 2**31 // 7 + 1, 1))

@@ -12,9 +12,9 @@ from tests.kernels.test_triton_jumps import bound_of, upstream_of
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.kernels import short
 from videoattn.kernels.layout import empty_gradients, empty_outputs
-from videoattn.kernels.triton_launch import suits_short
+from videoattn.kernels.triton.launch import suits_short
 from videoattn.operators import AttentionSite, DenseAttention
-from videoattn.profile_operations import MAC_FORMULAS
+from videoattn.profiling.operations import MAC_FORMULAS
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
 # tokens of a call, heads, groups, head dimension: whole and broken tiles, a last tile that isn't full
@@ -73,7 +73,9 @@ def test_a_gpu_computes_a_dense_product(shape, dtype):
 @pytest.mark.parametrize("zero_logit", [False, True])
 @interpreted
 def test_both_kernels_for_jumps_compute_the_same(zero_logit, device):
-    from videoattn.kernels import triton_jumps, triton_jumps_backward, triton_short
+    from videoattn.kernels.triton import offsets as triton_jumps
+    from videoattn.kernels.triton import offsets_backward as triton_jumps_backward
+    from videoattn.kernels.triton import short as triton_short
 
     plan, x = plan_of(TokenGrid(9, 1, 1), heads=2).to(device), given(9, 4, 16, torch.float32, device, rows=1).detach()
     views, tables, results = x.unbind(3), (plan.moves, plan.counts, None, None, None), []

@@ -7,7 +7,7 @@ from tests.kernels.processes import compiling
 from tests.kernels.test_jumps import packed, plan_of
 from videoattn.grid import TokenGrid
 from videoattn.kernels.layout import empty_gradients, empty_outputs
-from videoattn.kernels.triton_launch import suits_short
+from videoattn.kernels.triton.launch import suits_short
 
 KERNELS = ["attend_forward", "query_gradients", "key_gradients"]
 # 3 of 65536 registers' worth of blocks of 128 threads stay resident
@@ -19,7 +19,9 @@ def launches_of_jumps(
 ) -> dict:
     """What the kernels are launched with for a clip of 8x14x14 tokens, by name."""
     from tests.kernels.sm90 import record
-    from videoattn.kernels import triton_background, triton_jumps, triton_jumps_backward
+    from videoattn.kernels.triton import background as triton_background
+    from videoattn.kernels.triton import offsets as triton_jumps
+    from videoattn.kernels.triton import offsets_backward as triton_jumps_backward
 
     grid = TokenGrid(8, 14, 14, prefix)
     plan, kv = plan_of(grid, heads=4, **shape), shape.get("kv", grid)
@@ -154,7 +156,7 @@ def launches_of_short_calls(
     length: int = 8, dim: int = 64, dtype: torch.dtype = torch.bfloat16, by_jumps: bool = True, zero_logit: bool = False
 ) -> dict:
     from tests.kernels.sm90 import record
-    from videoattn.kernels import triton_short
+    from videoattn.kernels.triton import short as triton_short
 
     plan, x = plan_of(TokenGrid(length, 1, 1), heads=4), packed(1, length, 64, dim, dtype).detach()
     (out, logsumexp), (gradient,) = empty_outputs([x]), empty_gradients([x])

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from tests.models.small_models import ATTENTION_TYPES, CLIP_SIZE, random_clip, randomize, small_model
 from tests.shared_files import GOLDEN, needs_golden
 from videoattn.grid import Axis, TokenGrid, fold
-from videoattn.layers.mixer import MultiheadAttention
+from videoattn.layers.attention import MultiheadAttention
 from videoattn.layers.skip import Leff, ReusedWeights, SkipAttention, SkipSettings
 from videoattn.models import TimeSformer
-from videoattn.models.timesformer import AXES
+from videoattn.models.timesformer.model import AXES
 from videoattn.operators import DenseAttention, FibonacciAttention
 
 GRID = TokenGrid(4, 3, 5, prefix=1)
@@ -81,7 +81,7 @@ def test_a_whole_vit_equals_the_official_one_in_every_block() -> None:
 
 
 def _ours(state: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
-    from videoattn.layers.mixer import reorder_qkv_rows
+    from videoattn.layers.attention import reorder_qkv_rows
 
     renamed = {}
     for name, value in state.items():

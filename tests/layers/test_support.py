@@ -7,7 +7,7 @@ import pytest
 from tests.models.small_models import small_model
 from videoattn.layers.skip import SkipSettings
 from videoattn.layers.support import REFUSED, SKIPS_AFTER, SLOTS, render_support
-from videoattn.models.timesformer import AXES
+from videoattn.models.timesformer.model import AXES
 from videoattn.operators import OPERATORS
 
 DOCS = Path(__file__).parents[2] / "docs" / "attention.md"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.models import TimeSformer
-from videoattn.models.checkpoints import from_ours
+from videoattn.models.weights.load import from_ours
 
 CLIP_SIZE = (4, 16, 24)
 SMALL: dict[str, Any] = {

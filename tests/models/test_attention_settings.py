@@ -2,9 +2,9 @@
 
 import pytest
 
-from videoattn.config_attention import OPERATOR_SECTIONS
-from videoattn.config_file import load_config
-from videoattn.layers.mixer import MultiheadAttention
+from videoattn.config.attention import OPERATOR_SECTIONS
+from videoattn.config.load import load_config
+from videoattn.layers.attention import MultiheadAttention
 from videoattn.layers.skip import Leff, ReusedWeights, SkipAttention
 from videoattn.models import build_model
 from videoattn.operators import OPERATORS

@@ -9,13 +9,13 @@ from torch import nn
 
 from tests.models.small_models import random_clip, save
 from tools.profile_net import main as profile_net
-from videoattn.command_line import run_tool
+from videoattn.cli.run_tool import run_tool
 from videoattn.compat import import_pytorchvideo
-from videoattn.config_file import dump_config, load_config
+from videoattn.config.load import dump_config, load_config
 from videoattn.models import MODELS, build_model
 from videoattn.models.baselines import BASELINES, PREFIX, Baseline
-from videoattn.models.checkpoints import CheckpointError, from_checkpoint, load_weights, save_weights
-from videoattn.profile import profile
+from videoattn.models.weights.load import CheckpointError, from_checkpoint, load_weights, save_weights
+from videoattn.profiling.profile import profile
 
 PUBLISHED = {  # millions of parameters, G multiply-accumulates of one clip of the published size
     "slow_r50": (32.454, 41.74), "slowfast_r50": (34.566, 50.31), "x3d_xs": (3.794, 0.605), "x3d_s": (3.794, 1.963),

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.models.small_models import assert_same, changed, released, save, small_model
 from videoattn.grid import Axis
 from videoattn.layers.position import resize_space, resize_time
-from videoattn.models.checkpoints import (
+from videoattn.models.weights.load import (
     CheckpointError,
     load_weights,
     save_weights,

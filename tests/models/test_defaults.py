@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from videoattn.config_file import load_config
+from videoattn.config.load import load_config
 from videoattn.models import build_model
 
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from videoattn.config import Config
-from videoattn.config_attention import OPERATOR_SECTIONS
-from videoattn.config_file import dump_config, load_config
+from videoattn.config.attention import OPERATOR_SECTIONS
+from videoattn.config.load import dump_config, load_config
 from videoattn.grid import TokenGrid
 from videoattn.models import build_model
-from videoattn.models.checkpoints import CheckpointError, LoadReport, from_checkpoint, load_weights, save_weights
-from videoattn.models.departures import describe_data
+from videoattn.models.weights.departures import describe_data
+from videoattn.models.weights.load import CheckpointError, LoadReport, from_checkpoint, load_weights, save_weights
 from videoattn.operators import OPERATORS, AttentionSite
 from videoattn.seeding import torch_seed
 

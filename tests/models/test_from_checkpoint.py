@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.models.small_models import SMALL, random_clip, randomize, released, save, small_model
-from videoattn import config_file
+from videoattn.config import load as config_file
 from videoattn.grid import Axis
 from videoattn.models import TimeSformer, build_model
-from videoattn.models.checkpoints import (
+from videoattn.models.weights.load import (
     CheckpointError,
     from_checkpoint,
     from_ours,

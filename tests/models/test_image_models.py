@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.small_models import changed, image_vit, random_clip, randomize, released, save, small_model
-from videoattn.layers.mixer import reorder_qkv_rows
+from videoattn.layers.attention import reorder_qkv_rows
 from videoattn.layers.position import resize_space
 from videoattn.models import TimeSformer
-from videoattn.models import checkpoints as module
-from videoattn.models.checkpoints import (
+from videoattn.models.weights import load as module
+from videoattn.models.weights.load import (
     CheckpointError,
     load_imagenet_vit,
     to_ours,

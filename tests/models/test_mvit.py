@@ -13,11 +13,11 @@ from videoattn.compat import import_pytorchvideo, import_torchvision
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import MODELS, MViT, MViTShape
-from videoattn.models.checkpoints import mvit_from_ours, mvit_to_ours
-from videoattn.models.mvit import MVIT_AXES
-from videoattn.models.mvit_plan import plan_blocks
+from videoattn.models.mvit.model import MVIT_AXES
+from videoattn.models.mvit.plan import plan_blocks
+from videoattn.models.weights.load import mvit_from_ours, mvit_to_ours
 from videoattn.operators import OPERATORS
-from videoattn.profile import profile
+from videoattn.profiling.profile import profile
 
 SLOTS = [("joint", Axis.JOINT), ("divided", Axis.TIME), ("divided", Axis.SPACE)]
 PUBLISHED = [  # parameters and multiply-accumulates as published or counted by torchvision

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from tests.models.small_models import assert_same, changed, random_clip, save
 from tests.models.small_mvits import SQUARE, V1, small_mvit, torchvisions
-from videoattn.config_file import dump_config, load_config
+from videoattn.config.load import dump_config, load_config
 from videoattn.grid import Axis
 from videoattn.layers.pooled_attention import resize_table
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import MODELS, MViT, build_model
-from videoattn.models.checkpoints import (
+from videoattn.models.timesformer.names import MVIT_FAMILIES, Family, find_family
+from videoattn.models.weights.load import (
     CheckpointError,
     from_checkpoint,
     load_weights,
@@ -24,7 +25,6 @@ from videoattn.models.checkpoints import (
     mvit_to_ours,
     save_weights,
 )
-from videoattn.models.weight_names import MVIT_FAMILIES, Family, find_family
 from videoattn.operators import OPERATORS
 
 HOLDS: list[tuple[str, Family]] = [

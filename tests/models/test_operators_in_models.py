@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.models.small_models import ATTENTION_TYPES, CLIP_SIZE, SMALL, random_clip, small_model
 from videoattn.grid import Axis
 from videoattn.models import TimeSformer
-from videoattn.models.timesformer import AXES
+from videoattn.models.timesformer.model import AXES
 from videoattn.operators import OPERATORS
-from videoattn.profile import profile
+from videoattn.profiling.profile import profile
 
 SLOTS = [(attention_type, axis) for attention_type in ATTENTION_TYPES for axis in AXES[attention_type]]
 

@@ -9,8 +9,8 @@ import torch
 from tests.models.small_models import ATTENTION_TYPES, assert_same, random_clip, released, save, small_model
 from videoattn.grid import Axis
 from videoattn.layers.skip import SkipSettings
-from videoattn.models.checkpoints import CheckpointError, load_weights, save_weights
-from videoattn.models.timesformer import AXES
+from videoattn.models.timesformer.model import AXES
+from videoattn.models.weights.load import CheckpointError, load_weights, save_weights
 from videoattn.operators import OPERATORS
 
 

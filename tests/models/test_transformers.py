@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.models.small_models import ATTENTION_TYPES, CLIP_SIZE, random_clip, randomize, small_model
 from videoattn.compat import import_torchvision
-from videoattn.models.checkpoints import from_checkpoint, from_ours, save_weights, to_ours
+from videoattn.models.weights.load import from_checkpoint, from_ours, save_weights, to_ours
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 

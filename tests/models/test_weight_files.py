@@ -19,14 +19,14 @@ from tests.models.small_models import (
     save,
     small_model,
 )
-from videoattn.models.checkpoints import (
+from videoattn.models.weights.containers import DIGEST
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import (
     CheckpointError,
     from_checkpoint,
     load_weights,
     save_weights,
 )
-from videoattn.models.weight_containers import DIGEST
-from videoattn.models.weight_files import read_weight_file
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.", "module.model.", "_orig_mod."])

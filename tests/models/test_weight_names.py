@@ -5,12 +5,12 @@ import torch
 
 from tests.models.small_models import ATTENTION_TYPES, assert_same, released, small_model
 from videoattn.models import TimeSformer
-from videoattn.models.checkpoints import (
+from videoattn.models.timesformer.names import find_family
+from videoattn.models.weights.load import (
     CheckpointError,
     from_ours,
     to_ours,
 )
-from videoattn.models.weight_names import find_family
 
 
 def test_a_released_block_has_these_names() -> None:

@@ -4,7 +4,7 @@ import torch
 
 from videoattn.grid import TokenGrid
 from videoattn.operators import AttentionSite
-from videoattn.operators.lisa import LisaAttention
+from videoattn.operators.lisa.operator import LisaAttention
 
 HEADS, D, L = 2, 4, 3
 METHODS = ("direct", "axes", "fft")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from videoattn.grid import Axis, TokenGrid
-from videoattn.kernels.jumps import is_compiled
+from videoattn.kernels.offsets import is_compiled
 from videoattn.operators import AttentionSite
 
 HEADS, D = 3, 8

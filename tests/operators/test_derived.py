@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.operators.lisa_cases import METHODS, build, qkv, with_prefix
 from videoattn.grid import TokenGrid
-from videoattn.operators import lisa
 from videoattn.operators.derived import Derived
+from videoattn.operators.lisa import operator as lisa
 
 GRID = TokenGrid(2, 3, 5, 1)
 

@@ -10,7 +10,7 @@ from tests.models.small_models import CLIP_SIZE, random_clip, small_model
 from tests.models.small_mvits import CLIP_SIZE as MVIT_CLIP_SIZE
 from tests.models.small_mvits import small_mvit
 from videoattn.grid import Axis
-from videoattn.models.timesformer import AXES
+from videoattn.models.timesformer.model import AXES
 from videoattn.operators import OPERATORS
 
 SLOTS = [(attention_type, axis) for attention_type, axes in AXES.items() for axis in axes]

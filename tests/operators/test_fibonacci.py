@@ -6,10 +6,10 @@ import torch
 
 from tests.shared_files import GOLDEN, needs_golden
 from videoattn.grid import TokenGrid
-from videoattn.kernels.jumps import is_compiled
+from videoattn.kernels.offsets import is_compiled
 from videoattn.operators import AttentionSite, FibonacciAttention
-from videoattn.operators import fibonacci as module
-from videoattn.operators.fibonacci_sets import offset_sets, permute_heads, published_rows
+from videoattn.operators.fibonacci import operator as module
+from videoattn.operators.fibonacci.sets import offset_sets, permute_heads, published_rows
 
 
 def golden(name):

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.operators.test_fibonacci import site
 from videoattn.grid import Axis, TokenGrid
-from videoattn.kernels.jumps import is_compiled
+from videoattn.kernels.offsets import is_compiled
 from videoattn.operators import AttentionSite, FibonacciAttention
-from videoattn.operators import fibonacci as module
+from videoattn.operators.fibonacci import operator as module
 
 
 def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int = 0) -> list[Tensor]:

@@ -14,8 +14,8 @@ from videoattn.grid import Axis, TokenGrid
 from videoattn.kernels.focused_plain import focus
 from videoattn.operators import AttentionSite
 from videoattn.operators.focused_linear import FocusedLinearAttention
-from videoattn.profile import profile
-from videoattn.profile_operations import build_handles
+from videoattn.profiling.operations import build_handles
+from videoattn.profiling.profile import profile
 
 HEADS, D = 3, 8
 EPS = 1e-6

@@ -10,10 +10,10 @@ from fvcore.nn import FlopCountAnalysis
 from tests.operators.lisa_cases import EQUAL, HEADS, METHODS, POOLED, D, L, build, qkv, with_prefix
 from videoattn.grid import TokenGrid
 from videoattn.operators import AttentionSite
-from videoattn.operators.lisa import EPS, LisaAttention
-from videoattn.operators.toeplitz import table_macs
-from videoattn.operators.toeplitz_axes import harmonics_macs
-from videoattn.profile_operations import build_handles
+from videoattn.operators.lisa.operator import EPS, LisaAttention
+from videoattn.operators.lisa.toeplitz import table_macs
+from videoattn.operators.lisa.toeplitz_axes import harmonics_macs
+from videoattn.profiling.operations import build_handles
 
 # ---- batches, types, size of numbers
 

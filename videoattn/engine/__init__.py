@@ -1,0 +1,1 @@
+"""Training and evaluation of a model with a loader; nothing here knows which."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from videoattn.data.batch import Batch, Failure, normalize
+from videoattn.data.clips.batch import Batch, Failure, normalize
 from videoattn.engine.distributed import Process, gather_objects, shared_errors
 from videoattn.engine.log import Stopwatch, progress_bar
 from videoattn.engine.results import Results

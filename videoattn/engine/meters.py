@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from videoattn.data.batch import Batch
+from videoattn.data.clips.batch import Batch
 from videoattn.engine.distributed import all_reduce_sum
 
 MIN_DRAWS = 100  # below this many clips a share of bad ones says little, except at the end of an epoch

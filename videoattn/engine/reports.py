@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from videoattn.data.batch import Batch, Failure
+from videoattn.data.clips.batch import Batch, Failure
 from videoattn.engine.distributed import gather_objects, is_main, share_error, shared_errors
 from videoattn.engine.log import RunLog, logger
 from videoattn.engine.meters import Meters

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from videoattn.data.batch import Failure
+from videoattn.data.clips.batch import Failure
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.engine.metrics import confusion_matrix, mean_class_accuracy, per_class_accuracy, top_k_correct
 from videoattn.files import atomic_write

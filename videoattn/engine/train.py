@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from videoattn.data.batch import Batch
-from videoattn.engine.checkpoint import BadCheckpointError, copy_as_best, save_checkpoint
-from videoattn.engine.checkpoint_check import check_content, check_fields
+from videoattn.data.clips.batch import Batch
+from videoattn.engine.checkpoint.check import check_content, check_fields
+from videoattn.engine.checkpoint.files import BadCheckpointError, copy_as_best, save_checkpoint
 from videoattn.engine.distributed import Process, shared_errors, vote
 from videoattn.engine.log import RunLog, Stopwatch, progress_bar
 from videoattn.engine.meters import Meters, PendingMeters, check_bad_clips, check_loss

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from videoattn.data.batch import Batch
-from videoattn.engine.checkpoint_check import check_fit, first_not_finite, tensors_of_optimizer
+from videoattn.data.clips.batch import Batch
+from videoattn.engine.checkpoint.check import check_fit, first_not_finite, tensors_of_optimizer
 from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import evaluation_mode
 from videoattn.engine.log import Stopwatch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import explain_absence, load_library
+from videoattn.kernels.cpu.compiler import explain_absence, load_library
 from videoattn.kernels.focused_plain import attend_plainly
 from videoattn.kernels.layout import DTYPES, View, empty_like_projection, make_readable, make_views, split
 from videoattn.kernels.transforms import (

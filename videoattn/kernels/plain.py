@@ -74,7 +74,7 @@ def attend_by_jumps(
     tensors: Sequence[Tensor], moves: Tensor, counts: Tensor, starts: Tensor | None, queries: Tensor | None,
     keys: Tensor | None, lengths: Sequence[int], prefix: int, block: int, zero_logit: bool, num_pairs: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return what `videoattn.kernels.jumps.jump_attention` returns."""
+    """Return what `videoattn.kernels.offsets.jump_attention` returns."""
     num_queries = tensors[0].shape[2] - prefix
     mask = jump_mask(moves, counts, starts, queries, keys, lengths, prefix, block, 0, num_queries)
     return mix_by_softmax(tensors, F.pad(mask, (0, 0, prefix, 0), value=True), zero_logit)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from videoattn.kernels.compiler import explain_absence, load_library
+from videoattn.kernels.cpu.compiler import explain_absence, load_library
 from videoattn.kernels.layout import DTYPES, make_readable, make_views
 from videoattn.kernels.transforms import (
     gradients_of,

@@ -20,7 +20,7 @@ from videoattn.kernels.transforms import (
     refuses_tangents,
     register_derivative,
 )
-from videoattn.kernels.triton_launch import suits_short
+from videoattn.kernels.triton.launch import suits_short
 
 REMEDY = "call torch's scaled_dot_product_attention"
 
@@ -42,7 +42,7 @@ def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     `tensors` are q, k and v, [rows, groups·heads, n, d], or one packed [rows, groups·heads, n, 3, d] that `fits`.
     On a CPU only Triton's interpreter runs it.
     """
-    from videoattn.kernels import triton_short
+    from videoattn.kernels.triton import short as triton_short
 
     out, logsumexp = empty_outputs(tensors)
     triton_short.run_forward(split(make_readable(tensors)), out, logsumexp)
@@ -51,7 +51,7 @@ def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @kernel_operation("videoattn::short_attention_backward", REMEDY, device_types=("cuda", "cpu"))
 def short_attention_backward(gradient: Tensor, logsumexp: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    from videoattn.kernels import triton_short
+    from videoattn.kernels.triton import short as triton_short
 
     gradients = empty_gradients(tensors)
     (gradient,) = make_readable([gradient])

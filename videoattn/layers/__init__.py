@@ -1,0 +1,1 @@
+"""Parts of a block: attention modules, skipped attention, positions, patch embedding, MLP."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
 from videoattn.kernels.pool import can_pool, pool_tokens
-from videoattn.layers.mixer import BuildOperator, HandOn, TokenMixer
+from videoattn.layers.attention import BuildOperator, HandOn, TokenMixer
 from videoattn.layers.skip import ReusedWeights
 from videoattn.operators import AttentionSite
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
-from videoattn.layers.mixer import BuildOperator, HandOn, MultiheadAttention, TokenMixer
+from videoattn.layers.attention import BuildOperator, HandOn, MultiheadAttention, TokenMixer
 
 Phi = Literal["leff", "identity", "weights"]
 KERNEL_SIZE = 5

@@ -1,7 +1,7 @@
 """Models, their named sizes, and the builder that reads a config."""
 
 from videoattn.models.build import MODELS, build_model
-from videoattn.models.mvit import (
+from videoattn.models.mvit.model import (
     MVIT_SIZES,
     MViT,
     mvit_v1_b,
@@ -11,8 +11,8 @@ from videoattn.models.mvit import (
     mvit_v2_l,
     mvit_v2_s,
 )
-from videoattn.models.mvit_plan import MViTShape
-from videoattn.models.timesformer import (
+from videoattn.models.mvit.plan import MViTShape
+from videoattn.models.timesformer.model import (
     TIMESFORMER_SIZES,
     TimeSformer,
     timesformer_base,

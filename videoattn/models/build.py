@@ -10,16 +10,16 @@ from typing import Any
 from torch import nn
 
 from videoattn.config import Config
-from videoattn.config import MViT as MViTSection
-from videoattn.config_attention import OperatorSection
-from videoattn.config_types import Section
+from videoattn.config.attention import OperatorSection
+from videoattn.config.sections import MViT as MViTSection
+from videoattn.config.types import Section
 from videoattn.grid import Axis
-from videoattn.layers.mixer import BuildOperator
+from videoattn.layers.attention import BuildOperator
 from videoattn.layers.skip import SkipSettings
 from videoattn.models.baselines import BASELINES, PREFIX, Baseline
-from videoattn.models.mvit import MVIT_AXES, MVIT_SIZES, MViT
-from videoattn.models.mvit_plan import MViTShape
-from videoattn.models.timesformer import AXES, TIMESFORMER_SIZES, TimeSformer
+from videoattn.models.mvit.model import MVIT_AXES, MVIT_SIZES, MViT
+from videoattn.models.mvit.plan import MViTShape
+from videoattn.models.timesformer.model import AXES, TIMESFORMER_SIZES, TimeSformer
 from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention
 
 # "mvit" is what SlowFast calls MViT: no block pools or widens unless the settings say so.
@@ -228,7 +228,7 @@ def read_description(text: str) -> Config:
 
     How the weights were trained is left out. Raises ValueError with all problems of the text.
     """
-    from videoattn.config_file import parse_config
+    from videoattn.config.load import parse_config
 
     return parse_config(text, "the embedded cfg", without=_OF_TRAINING)
 

@@ -2,9 +2,9 @@
 
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.dense import DenseAttention
-from videoattn.operators.fibonacci import FibonacciAttention
+from videoattn.operators.fibonacci.operator import FibonacciAttention
 from videoattn.operators.focused_linear import FocusedLinearAttention
-from videoattn.operators.lisa import LisaAttention
+from videoattn.operators.lisa.operator import LisaAttention
 
 OPERATORS: dict[str, type[AttentionOperator]] = {
     "dense": DenseAttention,

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from videoattn.kernels.jumps import has_triton
+from videoattn.kernels.offsets import has_triton
 from videoattn.kernels.plain import softmax_attention
 from videoattn.kernels.short import fits, short_attention
 from videoattn.operators.base import AttentionOperator, AttentionSite

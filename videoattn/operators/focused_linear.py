@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
-from videoattn.kernels.compiler import explain_absence
+from videoattn.kernels.cpu.compiler import explain_absence
 from videoattn.kernels.focused import attend, is_compiled
 from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split

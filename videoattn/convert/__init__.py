@@ -1,0 +1,1 @@
+"""Attention exchanged inside models of other libraries."""

@@ -1,0 +1,176 @@
+"""What a video file is: there, whole, decodable; its length, size, codec and content, as one line of JSON a file."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from videoattn.data.readers.frame_files import is_frame_range
+from videoattn.data.readers.open_video import Backend, DecodeError, open_video
+from videoattn.data.readers.packed import NamedBytes, PackedVideo, parse_packed, read_packed, shard_state
+
+Decode = Literal["none", "sample", "all"]
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What the answer for a file depends on besides the file.
+
+    `decode`: nothing, the first, middle and last frame, or all of them. `backend` is DATA.DECODING_BACKEND.
+    """
+
+    decode: Decode = "sample"
+    backend: Backend = "auto"
+
+    def __str__(self) -> str:
+        return f"{self.decode} {self.backend}"
+
+
+class Probe(NamedTuple):
+    """What is known of one file; `problem` is the kind of what makes it unusable, or nothing.
+
+    `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
+    same one; of a video inside a tar they are the tar's. `digest` is that of all bytes of a video, of extracted frames
+    their path. Width and height are those stored, before any rotation. `in_order_because` says why frames are not
+    sought but decoded from the start.
+    """
+
+    path: str
+    options: str
+    size: int = -1
+    mtime_ns: int = -1
+    digest: str = ""
+    num_frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    in_order_because: str = ""
+    problem: str = ""
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """What `read_probe` reads."""
+        return json.dumps(self._asdict())  # in ASCII: names of files may be no UTF-8
+
+
+def read_probe(line: str) -> Probe | None:
+    """The probe of a line of JSON, or None where the line is cut off or is none."""
+    try:
+        return Probe(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """A file to look at, with size and time of change as of an earlier look, or -1."""
+
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Probes files one at a time; a file that is as an earlier look found it gives None.
+
+    `opener(video, backend)` opens a path, or what was read from a tar, as training does. Extracted frames are looked at
+    anew each time. A file that training could not use is a problem, whatever is wrong with it; anything but DecodeError
+    and OSError is raised.
+    """
+
+    options: ProbeOptions = ProbeOptions()
+    opener: Callable[..., Any] = field(default=open_video)
+
+    def __call__(self, task: ProbeTask) -> Probe | None:
+        make = partial(Probe, task.path, str(self.options))
+        packed = parse_packed(task.path)
+        if packed is not None:
+            return self._probe_packed(packed, task, make)
+        try:
+            status = os.stat(task.path)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
+            if is_frame_range(task.path):
+                return self._probe_frames(task.path, make, "missing")
+            return make(problem="missing", detail="does not exist")
+        except OSError as error:
+            return make(problem="unreadable", detail=str(error.strerror))
+        if (status.st_size, status.st_mtime_ns) == (task.size, task.mtime_ns):
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            return self._probe_frames(task.path, make, "not_a_file")
+        make = partial(make, size=status.st_size, mtime_ns=status.st_mtime_ns)
+        if not stat.S_ISREG(status.st_mode):
+            return make(problem="not_a_file", detail="is a folder, a pipe or a device")
+        if not status.st_size:
+            return make(problem="empty", detail="has 0 bytes")
+        try:
+            make = partial(make, digest=content_digest(task.path))
+        except OSError as error:
+            return make(problem="unreadable", detail=str(error.strerror), mtime_ns=-1)
+        return self._probe_video(task.path, make)
+
+    def _probe_packed(self, packed: PackedVideo, task: ProbeTask, make: Callable[..., Probe]) -> Probe | None:
+        try:
+            size, mtime_ns = shard_state(packed)
+            if mtime_ns >= 0 and (size, mtime_ns) == (task.size, task.mtime_ns):
+                return None
+            content = read_packed(packed)
+        except DecodeError as error:
+            return make(problem=error.kind, detail=str(error).removeprefix(f"{packed}: "))
+        make = partial(make, size=size, mtime_ns=mtime_ns)
+        if not content:
+            return make(problem="empty", detail="has 0 bytes")
+        make = partial(make, digest=_new_digest(content).hexdigest())
+        return self._probe_video(NamedBytes(task.path, content), make)
+
+    def _probe_frames(self, path: str, make: Callable[..., Probe], unusable: str) -> Probe:
+        make = partial(make, digest=f"path {path}", codec="frames")
+        try:
+            with self.opener(path, self.options.backend) as reader:
+                first, *_ = reader.read([0])
+                make, unusable = partial(make, num_frames=reader.num_frames, fps=reader.fps), "damaged"
+                make = partial(make, height=first.shape[0], width=first.shape[1])
+                self._decode(reader)
+        except DecodeError as error:
+            return make(problem=unusable, detail=str(error).removeprefix(f"{os.path.abspath(path)}: "))
+        return make()
+
+    def _decode(self, reader: Any) -> None:
+        if self.options.decode == "all":
+            reader.decode_all()
+        elif self.options.decode == "sample":
+            reader.read([0, reader.num_frames // 2, reader.num_frames - 1])
+
+    def _probe_video(self, video: str | NamedBytes, make: Callable[..., Probe]) -> Probe:
+        try:
+            with self.opener(video, self.options.backend) as reader:
+                scan = reader.scan
+                make = partial(
+                    make, num_frames=scan.num_frames, fps=scan.fps, width=scan.width, height=scan.height,
+                    codec=scan.codec, in_order_because=scan.in_order_because,
+                )  # fmt: skip
+                if scan.num_present < scan.num_frames:
+                    detail = f"its index lists {scan.num_frames} frames, {scan.num_present} are there"
+                    return make(problem="cut_short", detail=detail)
+                if not scan.width or not scan.height:
+                    return make(problem="zero_size", detail=f"its frames are {scan.width}x{scan.height}")
+                self._decode(reader)
+        except DecodeError as error:
+            name = os.path.abspath(video) if isinstance(video, str) else video.name
+            return make(problem=error.kind, detail=str(error).removeprefix(f"{name}: "))
+        return make()
+
+
+def content_digest(path: str) -> str:
+    """128 bits of BLAKE2b of the whole file. It is read just before it is decoded, so the disk is asked once."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, _new_digest).hexdigest()
+
+
+_new_digest = partial(hashlib.blake2b, digest_size=16)

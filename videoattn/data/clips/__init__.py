@@ -1,0 +1,1 @@
+"""Clips of videos: which frames, from which videos, in which batch."""

@@ -1,0 +1,233 @@
+"""Videos as items: one random clip per draw for training, all views of a video for evaluation."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.batch import Failure, Sample
+from videoattn.data.clips.sampling import ClipSampler
+from videoattn.data.lists import VideoList
+from videoattn.data.readers.open_video import DecodeError, open_video
+from videoattn.seeding import derive_seed
+
+MAX_REPLACEMENTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One random clip of training: everything that its randomness depends on besides the run's seed."""
+
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of each video before it is opened, and which ones, not to be opened again, fail for what reason."""
+
+    begin: Callable[[int], None] | None = None
+    lost: Mapping[int, str] = field(default_factory=dict)
+
+    def announce(self, index: int, path: str) -> None:
+        """Say that a video is about to be opened. Raises DecodeError for one that is lost."""
+        if index in self.lost:
+            raise DecodeError(f"{path}: {self.lost[index]}")
+        if self.begin is not None:
+            self.begin(index)
+
+
+class VideoDataset(Dataset[Sample]):
+    """A random clip of a video for each `Draw`, in `num_copies` augmentations, the same in whatever process.
+
+    The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
+    the sample's failures, and another one is drawn in its place, at most ten times; if all fail, the sample has no
+    clip. `opener(path, backend)` opens a video.
+
+    Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampler: ClipSampler,
+        transform: TrainTransform,
+        *,
+        seed: int,
+        num_copies: int = 1,
+        backend: str = "auto",
+        opener: Callable[..., Any] = open_video,
+    ) -> None:
+        self.videos = videos
+        self.sampler = sampler
+        self.transform = transform
+        self.seed = seed
+        self.num_copies = num_copies
+        self.backend = backend
+        self.opener = opener
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def clips_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's clips."""
+        return (self.num_copies, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
+
+    def path(self, draw: Draw) -> str:
+        """The video of a draw."""
+        return self.videos.path(draw.index)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        return self.sample(draw)
+
+    def sample(self, draw: Draw, watch: Watch = Watch()) -> Sample:
+        """The same, with an eye on which video is opened."""
+        failures: list[Failure] = []
+        for attempt, index in enumerate(self._candidates(draw)):
+            rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
+            path = self.videos.path(index)
+            try:
+                watch.announce(index, path)
+                read = self._read(path, rng)
+            except DecodeError as error:
+                failures.append(Failure(index, path, str(error)))
+                continue
+            parts = (self.seed, "transform", draw.epoch, draw.index, attempt)
+            label = self.videos.label(index)
+            clip = read.clip(0)
+            copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
+            return Sample(
+                clips=torch.stack([frames for frames, _ in copies]).transpose(1, 2),
+                label=label,
+                labels=tuple(label for _, label in copies),
+                video=index,
+                views=(0,) * self.num_copies,
+                failures=tuple(failures),
+                num_short=self.num_copies * read.is_short,
+                in_order_because=read.in_order_because,
+            )
+        return _no_clip(self.sampler, self.transform.crop_size, self.videos.label(draw.index), draw.index, failures)
+
+    def _read(self, path: str, rng: random.Random) -> "_Read":
+        def choose(num_frames: int, fps: float) -> list[Sequence[int]]:
+            return [self.sampler.train(num_frames, fps, rng)]
+
+        return _read(self.opener, path, self.backend, self.sampler, choose)
+
+    def _candidates(self, draw: Draw) -> list[int]:
+        """The drawn index, then others to replace it, all different."""
+        rng = random.Random(derive_seed(self.seed, "replacement", draw.epoch, draw.index))
+        others = rng.sample(range(len(self.videos)), min(len(self.videos), MAX_REPLACEMENTS + 1))
+        return [draw.index, *[index for index in others if index != draw.index][:MAX_REPLACEMENTS]]
+
+
+class ViewDataset(Dataset[Sample]):
+    """All views of a video, `num_clips` in time times the transform's crops in space, from opening it once.
+
+    A view's number is clip * num_crops + crop. A video that cannot be decoded gives a sample without clips that says
+    why, and is never replaced.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        sampler: ClipSampler,
+        transform: TestTransform,
+        *,
+        num_clips: int = 1,
+        backend: str = "auto",
+        opener: Callable[..., Any] = open_video,
+    ) -> None:
+        self.videos = videos
+        self.sampler = sampler
+        self.transform = transform
+        self.num_clips = num_clips
+        self.backend = backend
+        self.opener = opener
+
+    @property
+    def num_views(self) -> int:
+        """Views of each video."""
+        return self.num_clips * self.transform.num_crops
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def clips_shape(self) -> tuple[int, ...]:
+        """Shape of a sample's clips."""
+        return (self.num_views, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
+
+    def path(self, index: int) -> str:
+        """Where a video lies."""
+        return self.videos.path(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, watch: Watch = Watch()) -> Sample:
+        """The same, with an eye on which video is opened."""
+        path, label = self.videos.path(index), self.videos.label(index)
+        try:
+            watch.announce(index, path)
+            read = _read(self.opener, path, self.backend, self.sampler, self._choose)
+        except DecodeError as error:
+            failure = Failure(index, path, str(error))
+            return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
+        crops = self.transform(read.frames)  # [num_crops, frames, 3, S, S]: each frame is resized once
+        views = torch.cat([crops[:, chosen] for chosen in read.rows]).transpose(1, 2)
+        return Sample(
+            views,
+            label,
+            index,
+            tuple(range(self.num_views)),
+            num_short=self.num_views * read.is_short,
+            in_order_because=read.in_order_because,
+        )
+
+    def _choose(self, num_frames: int, fps: float) -> list[Sequence[int]]:
+        return [self.sampler.test(num_frames, fps, clip, self.num_clips) for clip in range(self.num_clips)]
+
+
+class _Read(NamedTuple):
+    """The frames that some clips need, each once, as [n, 3, H, W], and for each clip its rows there."""
+
+    frames: Tensor
+    rows: list[Tensor]
+    is_short: bool
+    in_order_because: str
+
+    def clip(self, number: int) -> Tensor:
+        """A clip's frames; no copy of them where it needs each once and in order, as most do."""
+        rows = self.rows[number]
+        return self.frames if torch.equal(rows, torch.arange(len(self.frames))) else self.frames[rows]
+
+
+def _read(
+    opener: Callable[..., Any],
+    path: str,
+    backend: str,
+    sampler: ClipSampler,
+    choose: Callable[[int, float], list[Sequence[int]]],
+) -> _Read:
+    with opener(path, backend) as reader:
+        if reader.num_frames < 1:
+            raise DecodeError(f"{path}: expected at least one frame, the video has none")
+        clips = choose(reader.num_frames, reader.fps)
+        if sampler.kind == "dense":  # a window is a time; segments are made of frames
+            clips = [reader.on_screen(clip) for clip in clips]
+        short = sampler.is_short(reader.num_frames, reader.fps)
+        needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
+        frames: Tensor = reader.read(needed.tolist())
+        return _Read(frames.permute(0, 3, 1, 2), list(rows), short, reader.in_order_because)
+
+
+def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:
+    clips = torch.empty(0, 3, sampler.num_frames, crop_size, crop_size, dtype=torch.uint8)
+    return Sample(clips, label, index, views=(), failures=tuple(failures))

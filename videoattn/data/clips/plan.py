@@ -1,0 +1,72 @@
+"""Which videos make up each batch of an epoch, in one process of a run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoattn.data.clips.dataset import Draw
+from videoattn.seeding import derive_seed
+
+_OPEN_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A new permutation of all videos each epoch, in whole optimizer steps of `accumulate` micro-batches.
+
+    Of every micro-batch of `micro_batch` videos, a process takes the contiguous share from `first` to `last`. Videos
+    left over after the last whole step wait for the next epoch's permutation. With a `block`, the list is cut into
+    blocks of so many neighbours, which take turns in random order, and the videos of eight blocks at a time are mixed:
+    a disk or an object store then reads few large files at a time, if neighbours share one.
+    """
+
+    num_videos: int
+    micro_batch: int
+    accumulate: int
+    first: int
+    last: int
+    seed: int
+    block: int = 0
+
+    def __len__(self) -> int:
+        return self.num_videos // (self.micro_batch * self.accumulate) * self.accumulate
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[Draw]]:
+        """This process's share of each micro-batch from number `start` on."""
+        order = self._order(epoch)
+        for batch in range(start, len(self)):
+            base = batch * self.micro_batch
+            yield [Draw(epoch, index) for index in order[base + self.first : base + self.last].tolist()]
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        if not self.block:
+            return torch.randperm(self.num_videos, generator=generator)
+        blocks = torch.arange(self.num_videos).split(self.block)
+        turns = torch.randperm(len(blocks), generator=generator).split(_OPEN_BLOCKS)
+        mixed = [torch.cat([blocks[number] for number in some.tolist()]) for some in turns]
+        return torch.cat([videos[torch.randperm(len(videos), generator=generator)] for videos in mixed])
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Every video once, in the order of the list, dealt out to processes like cards and never repeated to fill up."""
+
+    num_videos: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self._mine()) // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """This process's videos in groups of `batch_size`; every epoch is the same."""
+        mine = self._mine()
+        for batch in range(start, len(self)):
+            yield list(mine[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+    def _mine(self) -> range:
+        return range(self.rank, self.num_videos, self.world_size)

@@ -1,0 +1,1 @@
+"""Kinetics' own lists."""

@@ -1,0 +1,37 @@
+"""A look, before anything expensive, at whether the videos of a list exist."""
+
+import logging
+import os
+
+from videoattn.data.lists import VideoList
+from videoattn.data.readers.frame_files import is_frame_range
+from videoattn.data.readers.packed import is_url, parse_packed
+
+logger = logging.getLogger("videoattn")
+
+_MOST_SOUGHT = 1000
+
+
+def check_videos(videos: VideoList, limit: float | None = None) -> None:
+    """Warn of videos that do not exist, as far as a thousand from all over the list tell; URLs are not looked for.
+
+    With `limit`, raise ValueError where none exists, or where more than this share is missing from a list that was
+    looked through as a whole.
+    """
+    chosen = range(0, len(videos), max(1, -(-len(videos) // _MOST_SOUGHT)))
+    missing = [path for path in map(videos.path, chosen) if not _exists(path)]
+    if not missing:
+        return
+    text = f"{len(missing)} of {len(chosen)} videos of {videos.source} do not exist, e.g. {missing[0]}"
+    if limit is not None and len(missing) == len(chosen):
+        raise ValueError(f"{text}; expected paths that are right from the list's folder, or below DATA.PATH_PREFIX")
+    num_tried = len(chosen) + len(missing)  # a missing one is replaced by another
+    if limit is not None and len(chosen) == len(videos) and len(missing) > limit * num_tried:
+        raise ValueError(f"{text}, more than DATA.MAX_BAD_FRACTION {limit}; list those that exist, or raise the key")
+    logger.warning("%s", text)
+
+
+def _exists(path: str) -> bool:
+    packed = parse_packed(path)
+    file = path if packed is None else packed.shard
+    return is_url(file) or os.path.exists(file) or (is_frame_range(file) and os.path.isdir(os.path.dirname(file)))

@@ -1,0 +1,1 @@
+"""Videos prepared for training: encoded anew, packed into shards, indexed."""

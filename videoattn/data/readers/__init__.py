@@ -1,0 +1,1 @@
+"""Frames of a video by number, whatever they are stored in."""

@@ -1,0 +1,132 @@
+"""What every reader of a video offers, whatever the frames are stored in."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videoattn.data.readers.decode_error import DecodeError, LibraryCalls
+from videoattn.data.readers.packet_scan import PacketScan
+
+Image = np.ndarray[Any, np.dtype[np.uint8]]
+_FEW_FRAMES = 64
+
+
+class VideoReader(ABC):
+    """An open video: `num_frames`, `fps` (the average), and frames by number.
+
+    `path` is its name in messages. `backend` is the library that decodes; `in_order_because` says why it decodes from
+    the start, and is empty where it seeks; `scan` is what the packets of a video file tell. Only the first
+    `num_present` frames, by default all, are there. Frames whose short side is longer than `short_side`, unless that is
+    0, are scaled down to it.
+    """
+
+    backend: str
+    in_order_because = ""
+    scan: PacketScan | None = None
+
+    def __init__(
+        self, path: str, num_frames: int, fps: float, num_present: int | None = None, *, short_side: int = 0
+    ) -> None:
+        self.path = path
+        self.num_frames = num_frames
+        self.fps = fps
+        self.num_present = num_frames if num_present is None else num_present
+        self.short_side = short_side
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it decodes from the start instead of seeking."""
+        return bool(self.in_order_because)
+
+    def on_screen(self, indices: Sequence[int]) -> list[int]:
+        """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.
+
+        They differ from `indices` only where the times of frames tell that the rate varies.
+        """
+        return list(indices) if self.scan is None else self.scan.on_screen(indices)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Frames as uint8 RGB [T, H, W, 3], upright; indices in any order, repeated or not.
+
+        Raises IndexError outside the video, and DecodeError when one of the frames cannot be decoded.
+        """
+        wanted = [int(index) for index in indices]
+        if not wanted:
+            raise ValueError(f"{self.path}: read expects at least one frame index, got none")
+        for index in wanted:
+            if not 0 <= index < self.num_frames:
+                raise IndexError(f"frame {index} of {self.path}, which has {self.num_frames}")
+            if index >= self.num_present:
+                raise self._cut_short(index)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted):
+            places.setdefault(index, []).append(place)
+        frames: Image | None = None
+        for number, image in self._images(sorted(places)):  # each copied while it is in the processor's cache
+            if frames is None:
+                with LibraryCalls(f"{self.path}: {len(wanted)} frames do not fit into memory"):
+                    frames = np.empty((len(wanted), *image.shape), np.uint8)
+            if image.shape != frames.shape[1:]:
+                height, width = image.shape[:2]
+                raise DecodeError(
+                    f"{self.path}: frame {number} is {width}x{height}, expected {frames.shape[2]}x{frames.shape[1]} "
+                    f"as frame {min(places)}"
+                )
+            for place in places[number]:
+                frames[place] = image
+        return torch.from_numpy(frames)
+
+    def decode_all(self) -> None:
+        """Decode every frame, keeping few at a time; raises DecodeError where `read` does for one of them."""
+        if self.num_present < self.num_frames:
+            raise self._cut_short(self.num_present)
+        for start in range(0, self.num_frames, _FEW_FRAMES):
+            for _ in self._images(list(range(start, min(start + _FEW_FRAMES, self.num_frames)))):
+                pass
+
+    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a frame of that size, upright, after scaling; the long side is rounded down."""
+        size = self.short_side
+        if not size or min(height, width) <= size:
+            return height, width
+        if width < height:
+            return math.floor(height / width * size), size
+        return size, math.floor(width / height * size)
+
+    def _scaled(self, image: Image) -> Image:
+        """A decoded frame, scaled as swscale's and Pillow's bilinear filters do: each averages what it skips."""
+        size = self._scaled_size(*image.shape[:2])
+        if size == image.shape[:2]:
+            return image
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return np.asarray(scaled[0].permute(1, 2, 0).numpy())
+
+    def _cut_short(self, index: int) -> DecodeError:
+        return DecodeError(
+            f"{self.path}: frame {index} of {self.num_frames} is missing: the file is cut short, "
+            f"only the first {self.num_present} frames are there",
+            "cut_short",
+        )
+
+    @abstractmethod
+    def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
+        """The wanted frames, which are in rising order, with their numbers; some may come twice."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the decoder; more than once is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

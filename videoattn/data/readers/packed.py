@@ -1,0 +1,148 @@
+"""Videos inside tar files, named by their place: `FOLDER/train-000003.tar/MEMBER@OFFSET+SIZE`.
+
+OFFSET and SIZE say where the member's bytes lie, as decimal numbers, so that a reader asks for them alone, without the
+tar's headers; the member's name is for people. Such a path stands in lists wherever that of a file does, so videos of
+shards are drawn, skipped and resumed like files. A shard may lie wherever fsspec reads: a path that begins like a URL
+(`s3://bucket/k400/train-000003.tar/...`, also chained, `filecache::s3://...`) goes to the file system of that name.
+Only uncompressed tars can be read so.
+"""
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from videoattn.data.readers.decode_error import DecodeError, reason_of
+
+_LOCAL = (OSError, ValueError)  # ValueError: no file can have such a name
+_PACKED = re.compile(r"(.+\.tar)/(.+)@([0-9]+)\+([0-9]+)", re.DOTALL)
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class PackedVideo(NamedTuple):
+    """A member of a tar: `size` bytes of the file `shard` from `offset` on."""
+
+    shard: str
+    member: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.member}@{self.offset}+{self.size}"
+
+
+class NamedBytes(io.BytesIO):
+    """Bytes as an open file, with the name that messages about them are to have."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, `s3://...`, or a chain of them, `filecache::s3://...`."""
+    return _URL.match(path) is not None
+
+
+def parse_packed(path: str) -> PackedVideo | None:
+    """What a path `SHARD.tar/MEMBER@OFFSET+SIZE` says, or None for any other path."""
+    match = _PACKED.fullmatch(path)
+    return None if match is None else PackedVideo(match[1], match[2], int(match[3]), int(match[4]))
+
+
+def read_packed(video: PackedVideo) -> bytes:
+    """The member's bytes, all of them.
+
+    Raises DecodeError where there is no such shard, it cannot be read, or it ends before the member does: then the
+    shard is cut short, since the list speaks of bytes that it once had. ValueError where fsspec does not know the
+    protocol of a URL, or lacks the library for it.
+    """
+    if is_url(video.shard):
+        files, path = _file_system(video)
+        with _failures_named(video, Exception):  # each protocol's library has its own, without a common base
+            content: bytes = files.cat_file(path, start=video.offset, end=video.offset + video.size)
+    else:
+        with _failures_named(video, *_LOCAL), open(video.shard, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size  # asked first: no memory is taken for what is not there
+            stream.seek(min(video.offset, size))
+            content = stream.read(min(video.size, max(0, size - video.offset)))
+    if len(content) > video.size:
+        raise DecodeError(f"{video}: {len(content)} bytes were sent, a part of the shard cannot be had", "unreadable")
+    if len(content) < video.size:
+        raise DecodeError(
+            f"{video}: the shard has {len(content)} of these {video.size} bytes: it is cut short, or is not the one "
+            "that the list was made of",
+            "cut_short",
+        )
+    return content
+
+
+def shard_state(video: PackedVideo) -> tuple[int, int]:
+    """Size and time of change (in nanoseconds) of the shard, each -1 where a remote file system keeps no such time.
+
+    Raises DecodeError and ValueError as `read_packed` does.
+    """
+    if not is_url(video.shard):
+        with _failures_named(video, *_LOCAL):
+            status = os.stat(video.shard)
+        return status.st_size, status.st_mtime_ns
+    files, path = _file_system(video)
+    with _failures_named(video, Exception):
+        try:
+            return int(files.size(path)), int(files.modified(path).timestamp() * 1e9)
+        except NotImplementedError:
+            return -1, -1
+
+
+@contextmanager
+def _failures_named(video: PackedVideo, *expected: type[Exception]) -> Iterator[None]:
+    """Turns errors of a file system into DecodeError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DecodeError(f"{video}: the shard does not exist", "missing") from error
+    except expected as error:
+        raise DecodeError(f"{video}: the shard cannot be read: {reason_of(error)}", "unreadable") from error
+
+
+def _file_system(video: PackedVideo) -> tuple[Any, str]:
+    """fsspec's file system of a shard's URL, which it keeps for this process, and the path there."""
+    import fsspec
+
+    try:
+        with _failures_named(video, OSError):
+            files, path = fsspec.core.url_to_fs(video.shard)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{video.shard}: expected a URL that fsspec can read: {error}") from error
+    return files, path
+
+
+def shard_names(folder: Path, split: str, endings: tuple[str, ...] = (".tar",)) -> list[str]:
+    """The files `{split}-*.tar` of a folder, or with other endings, sorted; none where there is no folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if name.startswith(f"{split}-") and name.endswith(endings))
+
+
+def tar_members(file: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The regular files of a local tar in its order, each with the open tar, from which `extractfile` reads it.
+
+    Only headers are read. Raises ValueError where the file is no uncompressed tar, has links or sparse files (their
+    bytes are elsewhere), or does not end as a whole tar does.
+    """
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if member.islnk() or member.issym() or member.issparse():
+                    raise ValueError(f"{file}: {member.name} is a link or a sparse file, expected regular files")
+                if member.isreg():
+                    yield member, tar
+            with open(file, "rb") as stream:  # tarfile takes any damaged header for the end
+                stream.seek(tar.offset)
+                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise ValueError(f"{file}: has no end mark at byte {tar.offset}: it is cut short or damaged")
+    except tarfile.TarError as error:
+        raise ValueError(f"{file}: cannot be read as an uncompressed tar: {error}") from error

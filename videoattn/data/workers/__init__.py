@@ -1,0 +1,1 @@
+"""Worker processes that decode clips, and are replaced where they hang or crash."""

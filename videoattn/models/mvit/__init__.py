@@ -1,0 +1,1 @@
+"""MViT: the model, and the names of its tensors in published files."""

@@ -1,0 +1,218 @@
+"""What a TimeSformer's tensors are called in published files, and what their shapes say of the model."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from videoattn.layers.attention import reorder_qkv_rows
+from videoattn.models.weights.files import CheckpointError, some_names
+
+# ours; TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others;
+# MViT in SlowFast, torchvision and pytorchvideo
+Family = Literal["videoattn", "timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
+# Those that hold MViTs, whose names are in `videoattn.models.mvit.names`.
+MVIT_FAMILIES: tuple[Family, ...] = ("slowfast", "torchvision", "pytorchvideo")
+
+_BLOCKS = {
+    "videoattn": "blocks.",
+    "timesformer": "blocks.",
+    "vit": "blocks.",
+    "huggingface": "timesformer.encoder.layer.",
+}
+# Our module or parameter, then the same in TimeSformer's release and ViTs, then in transformers.
+_MODULES = (
+    ("cls_token", "cls_token", "timesformer.embeddings.cls_token"),
+    ("pos_embed", "pos_embed", "timesformer.embeddings.position_embeddings"),
+    ("time_embed", "time_embed", "timesformer.embeddings.time_embeddings"),
+    ("patch_embed.proj", "patch_embed.proj", "timesformer.embeddings.patch_embeddings.projection"),
+    ("norm", "norm", "timesformer.layernorm"),
+    ("head", "head", "classifier"),
+)
+# The same within a block; SLOT is "joint" in joint models and "space" in all others.
+_BLOCK_MODULES = (
+    ("mixers.time.norm", "temporal_norm1", "temporal_layernorm"),
+    ("mixers.time.qkv", "temporal_attn.qkv", "temporal_attention.attention.qkv"),
+    ("mixers.time.proj", "temporal_attn.proj", "temporal_attention.output.dense"),
+    ("temporal_fc", "temporal_fc", "temporal_dense"),
+    ("mixers.SLOT.norm", "norm1", "layernorm_before"),
+    ("mixers.SLOT.qkv", "attn.qkv", "attention.attention.qkv"),
+    ("mixers.SLOT.proj", "attn.proj", "attention.output.dense"),
+    ("norm_mlp", "norm2", "layernorm_after"),
+    ("mlp.fc1", "mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "mlp.fc2", "output.dense"),
+)
+_FOREIGN_PARTS = "; ViTs with layer scale, distillation or register tokens, pooled heads or a decoder are other models"
+_NAME = re.compile(r"(?P<module>.+?)(?P<kind>\.weight|\.bias)?")
+
+
+def find_family(names: Iterable[str]) -> Family:
+    """The family whose names these are, without wrapper prefixes. Raises CheckpointError listing some if none fits."""
+    names = list(names)
+    if any(re.match(r"blocks\.\d+\.mixers\.|network\.", name) for name in names):  # the latter: a baseline
+        return "videoattn"
+    if any(name.startswith("timesformer.encoder.layer.") for name in names):
+        return "huggingface"
+    if any(name.startswith("pos_encoding.") for name in names):
+        return "torchvision"
+    if any(name.startswith("cls_positional_encoding.") for name in names):
+        return "pytorchvideo"
+    if any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names):
+        return "slowfast"
+    if any(re.match(r"blocks\.\d+\.attn\.qkv\.", name) for name in names):
+        temporal = any(name == "time_embed" or ".temporal_" in name for name in names)
+        return "timesformer" if temporal else "vit"
+    raise CheckpointError(
+        "expected a TimeSformer (ours, the released one's, or transformers'), an MViT (ours, SlowFast's, torchvision's "
+        f"or pytorchvideo's) or an image ViT, got {some_names(names)}"
+    )
+
+
+def holds_mvit(names: Iterable[str], family: Family) -> bool:
+    """Whether these are the names of an MViT's tensors."""
+    return family in MVIT_FAMILIES or (family == "videoattn" and any(".shortcut." in n or ".pool_" in n for n in names))
+
+
+def attention_type_of(names: Iterable[str]) -> str:
+    """The attention type of a model with these tensors, in any family's names."""
+    names = list(names)
+    if any(".mixers.time." in name or ".temporal_" in name for name in names):
+        return "divided_space_time"
+    timed = any(re.fullmatch(r"(timesformer\.embeddings\.)?time_embed(dings)?", name) for name in names)
+    return "joint_space_time" if timed else "space_only"
+
+
+def rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> dict[str, Tensor]:
+    """The tensors under another family's names, rows untouched. Raises CheckpointError listing names without a rule."""
+    slot = "joint" if attention_type_of(tensors) == "joint_space_time" else "space"
+    columns = [{"videoattn": 0, "huggingface": 2}.get(family, 1) for family in (source, target)]
+    modules, block_modules = (
+        {row[columns[0]].replace("SLOT", slot): row[columns[1]].replace("SLOT", slot) for row in table}
+        for table in (_MODULES, _BLOCK_MODULES)
+    )
+    in_block = re.compile(rf"{re.escape(_BLOCKS[source])}(?P<block>\d+)\.(?P<rest>.+)")
+    renamed, unknown = {}, []
+    for name, value in tensors.items():
+        place = in_block.fullmatch(name)
+        match = _NAME.fullmatch(place["rest"] if place else name)
+        found = (block_modules if place else modules).get(match["module"]) if match else None
+        if match is None or found is None:
+            unknown.append(name)
+            continue
+        start = f"{_BLOCKS[target]}{place['block']}." if place else ""
+        renamed[start + found + (match["kind"] or "")] = value
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors have no place in {'a' if target == 'videoattn' else f'the {target} form of a'} "
+            f"TimeSformer: {some_names(unknown)}" + (_FOREIGN_PARTS if source == "vit" else "")
+        )
+    return renamed
+
+
+def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
+    """A file's tensors under our names, with the rows of every qkv projection in our order."""
+    if family == "videoattn":
+        return dict(tensors)
+    return _reorder(rename(tensors, family, "videoattn"), num_heads, to_packed=True)
+
+
+def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
+    """Our tensors as another family names and orders them; the inverse of `to_ours`.
+
+    Raises CheckpointError for what that family cannot hold: parameters of an operator, blocks that skip attention,
+    time in an image ViT.
+    """
+    if family == "videoattn":
+        return dict(tensors)
+    if family == "vit" and attention_type_of(tensors) != "space_only":
+        raise CheckpointError("only a space-only model has the form of an image ViT")
+    renamed = rename(_reorder(tensors, num_heads, to_packed=False), "videoattn", family)
+    slots: dict[str, set[str]] = {}
+    for name in tensors:
+        if match := re.fullmatch(r"blocks\.(\d+)\.mixers\.(.+)", name):
+            slots.setdefault(match[1], set()).add(match[2])
+    uneven = [block for block, names in slots.items() if names != slots["0"]]
+    if uneven:
+        raise CheckpointError(f"{family} has no blocks that attend in other ways: {', '.join(uneven)} differ from 0")
+    return renamed
+
+
+def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:
+    reordered = {}
+    for name, value in tensors.items():
+        if re.search(r"\.qkv\.(weight|bias)$", name):
+            if value.shape[0] % (3 * num_heads):
+                raise CheckpointError(f"{name} has {value.shape[0]} rows, no multiple of 3 x {num_heads} heads")
+            value = reorder_qkv_rows(value, num_heads, to_packed)
+        reordered[name] = value
+    return reordered
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes that a model's tensors show; `num_frames` is None where there is no time embedding."""
+
+    attention_type: str
+    depth: int
+    embed_dim: int
+    mlp_dim: int
+    patch_size: int
+    num_classes: int | None
+    num_positions: int
+    num_frames: int | None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Geometry":
+        """Read from tensors under our names. Raises CheckpointError naming those that are missing or misshapen."""
+        needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+        for name, dims in needed.items():
+            if name not in tensors:
+                raise CheckpointError(f"there is no {name} among the tensors")
+            if tensors[name].dim() != dims:
+                raise CheckpointError(f"{name} expects {dims} dimensions, got shape {tuple(tensors[name].shape)}")
+        blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
+        head, time = tensors.get("head.weight"), tensors.get("time_embed")
+        return cls(
+            attention_type=attention_type_of(tensors),
+            depth=max(blocks) + 1,
+            embed_dim=tensors["cls_token"].shape[-1],
+            mlp_dim=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+            patch_size=tensors["patch_embed.proj.weight"].shape[-1],
+            num_classes=None if head is None else head.shape[0],
+            num_positions=tensors["pos_embed"].shape[1] - 1,
+            num_frames=None if time is None else time.shape[1],
+        )
+
+    def __str__(self) -> str:
+        frames = "" if self.num_frames is None else f", {self.num_frames} frames"
+        classes = "no head" if self.num_classes is None else f"{self.num_classes} classes"
+        return (
+            f"{self.attention_type}, depth {self.depth}, width {self.embed_dim}, MLP width {self.mlp_dim}, "
+            f"patch {self.patch_size}, {self.num_positions} positions{frames}, {classes}"
+        )
+
+
+def source_grid(count: int, grid: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int]:
+    """The (h, w) of `count` positions that go to a model's `grid`: as `said`, else square, else of the model's shape.
+
+    Raises CheckpointError where `said` has another count, or where both or neither of the guesses are possible.
+    """
+    if said is not None:
+        if math.prod(said) != count:
+            raise CheckpointError(f"pos_embed has {count} positions, which are not {said[0]} x {said[1]}")
+        return said
+    side, scale = math.isqrt(count), math.sqrt(count / math.prod(grid))
+    alike = (round(grid[0] * scale), round(grid[1] * scale))
+    possible = {(side, side)} if side * side == count else set()
+    if math.prod(alike) == count and alike[0] * grid[1] == alike[1] * grid[0]:
+        possible.add(alike)
+    if len(possible) != 1:
+        what = " or ".join(f"{h} x {w}" for h, w in sorted(possible)) or "of any shape"
+        raise CheckpointError(
+            f"pos_embed has {count} positions, which may be {what}, and the model's grid is {grid[0]} x {grid[1]}: "
+            "pass file_grid=(h, w), the file's height and width in patches"
+        )
+    return possible.pop()

@@ -1,0 +1,127 @@
+"""A file's weights fitted to a TimeSformer, and the TimeSformer that a file's tensors describe."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videoattn.layers.attention import MultiheadAttention
+from videoattn.layers.position import resize_space, resize_time
+from videoattn.models.timesformer.model import TimeSformer
+from videoattn.models.timesformer.names import Family, Geometry, rename, source_grid, to_ours
+from videoattn.models.weights.adapt_attention import suit_attention
+from videoattn.models.weights.files import CheckpointError, WeightFile
+from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
+
+# Widths whose number of heads is 64 dimensions each in every published model.
+STANDARD_HEADS = {192: 3, 384: 6, 768: 12}
+
+
+def fit_timesformer(
+    model: TimeSformer,
+    file: WeightFile,
+    report: LoadReport,
+    head: str,
+    file_grid: tuple[int, int] | None,
+    allow_resize: bool,
+) -> dict[str, Tensor]:
+    """The model's complete new state from the file's tensors, noted in `report`."""
+    target = model.state_dict()
+    num_heads = count_heads(model)
+    if file.settings.get("num_heads", num_heads) != num_heads:
+        raise CheckpointError(f"the file has {file.settings['num_heads']} heads, the model {num_heads}")
+    state = to_ours(file.tensors, report.family, num_heads)
+    theirs, ours = Geometry.of(state), Geometry.of(target)
+    both = f"the file has {theirs}; the model has {ours}"
+
+    if any(getattr(theirs, name) != getattr(ours, name) for name in ("depth", "embed_dim", "mlp_dim", "patch_size")):
+        raise CheckpointError(both)
+    if theirs.attention_type != ours.attention_type:
+        if theirs.attention_type != "space_only":
+            raise CheckpointError(f"the attention types differ: {both}")
+        if head == "keep":
+            raise CheckpointError(
+                f"a file without time can start a video model but is none "
+                f"(allow_new_head=True, or TRAIN.FINETUNE True, starts one): {both}"
+            )
+        state = _add_time(state, target, ours.attention_type, report)
+    new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
+    state = keep_head(state, target, report, new=new, sizes=both)
+    resized: list[str] = []
+    if theirs.num_frames != ours.num_frames and theirs.num_frames is not None and ours.num_frames is not None:
+        state["time_embed"] = resize_time(state["time_embed"], ours.num_frames)
+        resized.append("time_embed")
+    grid = (model.grid.h, model.grid.w)
+    if file_grid is None and "clip_size" in file.settings:
+        height, width = file.settings["clip_size"][1:]
+        file_grid = height // theirs.patch_size, width // theirs.patch_size
+    old_grid = source_grid(theirs.num_positions, grid, file_grid)
+    if old_grid != grid:
+        state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
+        resized.append("pos_embed")
+
+    note_resized(resized, report, model.clip_size, allowed=allow_resize, sizes=both)
+    suited = suit_attention(state, model)
+    state = suited.state
+    report.initialised += suited.initialised
+    report.dropped += suited.dropped
+    report.notes += suited.notes
+    return complete(state, target)
+
+
+def _add_time(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], attention_type: str, report: LoadReport
+) -> dict[str, Tensor]:
+    """An image model's state with the parts that a video model has besides, named in `report`."""
+    if attention_type == "joint_space_time":
+        added = {"time_embed": torch.zeros_like(target["time_embed"])}
+        moved = {name.replace(".mixers.space.", ".mixers.joint."): value for name, value in state.items()}
+    else:
+        spatial = {name: value for name, value in state.items() if ".mixers.space." in name}
+        added = {name.replace(".mixers.space.", ".mixers.time."): value for name, value in spatial.items()}
+        zeros = [name for name in target if name == "time_embed" or ".temporal_fc." in name]
+        added |= {name: torch.zeros_like(target[name]) for name in zeros}
+        moved = dict(state)
+    report.initialised += list(added)
+    return {**moved, **added}
+
+
+def timesformer_arguments(
+    file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """Arguments of the model whose tensors these are; assumptions go to `notes`."""
+    shape = Geometry.of(file.tensors if family == "videoattn" else rename(file.tensors, family, "videoattn"))
+    if shape.num_classes is None:
+        raise CheckpointError("there is no head among the tensors: build a model and use load_weights")
+    if family == "videoattn" and "operators" not in given:
+        raise CheckpointError("the file does not say its attention operators: pass operators={...}, or {} for dense")
+    num_heads = given.get("num_heads", file.settings.get("num_heads"))
+    if num_heads is None and shape.embed_dim in STANDARD_HEADS:
+        num_heads = STANDARD_HEADS[shape.embed_dim]
+        notes.append(f"{num_heads} heads assumed from width {shape.embed_dim}")
+    if num_heads is None:
+        raise CheckpointError(f"the number of heads can't be told from width {shape.embed_dim}: pass num_heads=")
+    side = math.isqrt(shape.num_positions)
+    frames, height, width = file.settings.get("clip_size", (None, side * shape.patch_size, side * shape.patch_size))
+    frames = shape.num_frames or frames
+    square = "clip_size" in file.settings or side * side == shape.num_positions
+    if "clip_size" not in given and (frames is None or not square):
+        missing = "the number of frames" if square else f"the height and width of {shape.num_positions} positions"
+        raise CheckpointError(f"{missing} can't be told from the tensors: pass clip_size=(T, H, W)")
+    return {
+        "clip_size": (frames, height, width),
+        "patch_size": shape.patch_size,
+        "embed_dim": shape.embed_dim,
+        "depth": shape.depth,
+        "num_classes": shape.num_classes,
+        "attention_type": shape.attention_type,
+        "mlp_ratio": (shape.mlp_dim + 0.5) / shape.embed_dim,  # the model rounds down
+        **given,
+        "num_heads": num_heads,
+    }
+
+
+def count_heads(model: TimeSformer) -> int:
+    return next(module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention))

@@ -1,0 +1,195 @@
+"""What a file of weights holds: its tensors, and what it says of its model."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from videoattn.files import describe_content
+from videoattn.models.timesformer.model import TIMESFORMER_SIZES
+from videoattn.models.weights.containers import CheckpointError, first_line, read_container, write_weight_file
+
+__all__ = [
+    "CheckpointError",
+    "WeightFile",
+    "naming_file",
+    "read_weight_file",
+    "some_names",
+    "unwrap_names",
+    "write_weight_file",
+]
+
+CONTAINERS = ("model_state", "state_dict", "model", "module")
+# Wrappers put these before every name; a prefix that not every name has is part of a name.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+HEADS_OF_NAMES = {
+    "vit_base_patch16_224": 12,  # what TimeSformer's release calls every model
+    **{name: size["num_heads"] for name, size in TIMESFORMER_SIZES.items()},
+}
+
+
+@contextmanager
+def naming_file(source: str) -> Iterator[None]:
+    """Turn a ValueError into a CheckpointError whose message begins with the file's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file's tensors, without the prefixes of wrapping modules, and what else it says of its model.
+
+    `settings` holds num_heads and clip_size where the file or a config.json beside it says them; `cfg` is the
+    embedded YAML text and `class_names` the names of the classes in their order, if any.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    ema: bool = False
+    cfg: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+
+
+def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: bool | str = "auto") -> WeightFile:
+    """Read the tensors of a .pyth, .pt, .pth, .bin or .safetensors file, on the CPU and where possible mapped.
+
+    The file is checked for damage by the checksums that it carries. A pickle that needs code is refused unless `trust`,
+    which runs that code. `ema` takes the averaged weights of our training checkpoints: True, False, or "auto" for those
+    that hold some. Raises CheckpointError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if ema not in (True, False, "auto"):
+        raise ValueError(f"ema expects True, False or 'auto', got {ema!r}")
+    content, notes = read_container(path, trust)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+
+    container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), "")
+    tensors = dict(content[container] if container else content)
+    averaged = content.get("ema_state")
+    if averaged is not None and not isinstance(averaged, Mapping):
+        raise CheckpointError(f"{path}: ema_state is a {type(averaged).__name__}, expected tensors by name")
+    if ema is True and not averaged:
+        raise CheckpointError(f"{path} holds no averaged weights (ema_state)")
+    use_ema = bool(averaged) and ema is not False
+    if use_ema and averaged is not None:
+        tensors.update(averaged)
+    strangers = [
+        f"{name} ({_kind_of(value)})"
+        for name, value in tensors.items()
+        if _kind_of(value) != "dense Tensor" or not isinstance(name, str)
+    ]
+    if strangers or not tensors:
+        what = f"also {some_names(strangers)}" if strangers else "no tensor"
+        raise CheckpointError(
+            f"{path} holds {what}, expected tensors by name, bare or under one of {', '.join(CONTAINERS)}"
+        )
+    cfg = notes.get("cfg") if isinstance(notes.get("cfg"), str) else None
+    settings = {**_neighbour_settings(path), **_cfg_settings(path, cfg), **_noted_settings(path, notes)}
+    names = notes.get("class_names")
+    class_names = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings, class_names)
+
+
+def _kind_of(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_meta:
+        return "Tensor without data"
+    if value.is_quantized:
+        return f"quantized Tensor, {value.dtype}"
+    return "dense Tensor" if value.layout == torch.strided else f"Tensor, {value.layout}"
+
+
+def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under names without the prefixes that wrapping modules gave to every one of them."""
+    unwrapped = dict(tensors)
+    while unwrapped:
+        prefix = next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in unwrapped)), None)
+        if prefix is None:
+            break
+        unwrapped = {name.removeprefix(prefix): value for name, value in unwrapped.items()}
+    return unwrapped
+
+
+def _neighbour_settings(path: Path) -> dict[str, Any]:
+    """Return what transformers' config.json beside its weights says."""
+    neighbour = path.with_name("config.json")
+    if path.suffix not in (".safetensors", ".bin") or not neighbour.is_file():
+        return {}
+    try:
+        said = json.loads(neighbour.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        look = describe_content(neighbour) or "damaged"
+        raise CheckpointError(
+            f"{neighbour}, which describes {path.name}, is not JSON ({first_line(error)}; the file is {look}): fetch "
+            "it again, or move it away where it belongs to something else"
+        ) from error
+    if not isinstance(said, dict) or said.get("model_type") != "timesformer":
+        return {}
+    size = said.get("image_size", 224)
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    heads, frames = said.get("num_attention_heads", 12), said.get("num_frames", 8)
+    counts = {"num_attention_heads": heads, "num_frames": frames, "image_size": height, "its width": width}
+    _check_counts(neighbour, counts)
+    return {"num_heads": heads, "clip_size": (frames, height, width)}
+
+
+def _cfg_settings(path: Path, cfg: str | None) -> dict[str, Any]:
+    """Return what an embedded cfg of ours or of TimeSformer's release says."""
+    try:
+        said = yaml.safe_load(cfg or "")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, say
+        raise CheckpointError(f"{path}: its cfg is not YAML: {first_line(error)}") from error
+    sections = said if isinstance(said, dict) else {}
+    timesformer, data, model = (
+        section if isinstance(section := sections.get(name), dict) else {} for name in ("TIMESFORMER", "DATA", "MODEL")
+    )
+    heads = timesformer.get("NUM_HEADS") or HEADS_OF_NAMES.get(str(model.get("MODEL_NAME")))
+    frames, crop = data.get("NUM_FRAMES"), data.get("TRAIN_CROP_SIZE")
+    counts = {"TIMESFORMER.NUM_HEADS": heads, "DATA.NUM_FRAMES": frames, "DATA.TRAIN_CROP_SIZE": crop}
+    _check_counts(f"{path}: its cfg", {key: value for key, value in counts.items() if value is not None})
+    found: dict[str, Any] = {} if heads is None else {"num_heads": heads}
+    if frames is not None and crop is not None:
+        found["clip_size"] = (frames, crop, crop)
+    return found
+
+
+def _check_counts(source: Path | str, counts: Mapping[str, Any]) -> None:
+    wrong = [f"{key} {value!r}" for key, value in counts.items() if type(value) is not int or value < 1]
+    if wrong:
+        raise CheckpointError(f"{source} says {', '.join(wrong)}, expected positive whole numbers")
+
+
+def _noted_settings(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `write_weight_file` noted beside the tensors: num_heads "12", clip_size "8x224x224"."""
+    found: dict[str, Any] = {}
+    try:
+        if isinstance(heads := notes.get("num_heads"), str):
+            found["num_heads"] = int(heads)
+        if isinstance(size := notes.get("clip_size"), str):
+            frames, height, width = (int(n) for n in size.split("x"))
+            found["clip_size"] = (frames, height, width)
+        if min(found.get("num_heads", 1), *found.get("clip_size", (1,))) < 1:
+            raise ValueError(f"expected positive numbers, got {found}")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its notes on num_heads and clip_size can't be read: {error}") from error
+    return found
+
+
+def some_names(names: Sequence[str], most: int = 8) -> str:
+    """Return the first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,5 @@
+"""Fibonacci-dilated attention (Fibottention)."""
+
+from videoattn.operators.fibonacci.operator import FibonacciAttention
+
+__all__ = ["FibonacciAttention"]

@@ -1,0 +1,1 @@
+"""Published checkpoints: their protocol, their numbers, and where they are found."""
