@@ -14,10 +14,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.config.published_defaults import (
+    SLOWFAST_DEFAULTS,
+    TIMESFORMER_DEFAULTS,
+    dump_of,
+    fill_kv_strides,
+    flatten,
+    nest,
+)
+from tests.config.test_published_keys import published as published_timesformer
+from tests.config.test_published_mvit import published as published_mvit
 from tests.fuzz.time_limit import Hang, time_limit
-from tests.published_defaults import SLOWFAST_DEFAULTS, TIMESFORMER_DEFAULTS, dump_of, fill_kv_strides, flatten, nest
-from tests.test_published_keys import published as published_timesformer
-from tests.test_published_mvit import published as published_mvit
 from videoattn.config import Config
 from videoattn.config.ignored_keys import IGNORED
 from videoattn.config.keys import list_fields

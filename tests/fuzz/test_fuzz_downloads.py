@@ -20,7 +20,7 @@ import pytest
 import safetensors
 import torch
 
-from tests.loopback import Answer, Loopback, Request, loopback, reset, send, send_file
+from tests.zoo.loopback import Answer, Loopback, Request, loopback, reset, send, send_file
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import save_weights
 from videoattn.zoo import transfer

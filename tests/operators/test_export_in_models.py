@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.mvit.small_mvits import CLIP_SIZE as MVIT_CLIP_SIZE
+from tests.models.mvit.small_mvits import small_mvit
 from tests.models.small_models import CLIP_SIZE, random_clip, small_model
-from tests.models.small_mvits import CLIP_SIZE as MVIT_CLIP_SIZE
-from tests.models.small_mvits import small_mvit
 from videoattn.grid import Axis
 from videoattn.models.timesformer.model import AXES
 from videoattn.operators import OPERATORS
