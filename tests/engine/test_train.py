@@ -55,10 +55,10 @@ def prepare(batch, seed):
     return normalize(batch.clips, (0.45,) * 3, (0.225,) * 3), batch.labels
 
 
-def build_trainer(process=None, drop_path_rate=0.2, lr_decay=1.0, **keys):
+def build_trainer(process=None, drop_path_rate=0.2, **keys):
     torch.manual_seed(0)
     model = TimeSformer((2, 16, 16), 8, 12, 2, 2, 4, drop_path_rate=drop_path_rate)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01, layer_decay=lr_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01))
     return Trainer(model, optimizer, process or init_distributed(device="cpu"), prepare, F.cross_entropy, **keys)
 
 
