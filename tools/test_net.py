@@ -48,6 +48,7 @@ from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
 from videoattn.files import atomic_write, cache_folder
 from videoattn.models import build_model
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import Departure, describe_data
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import LoadReport, load_weights
@@ -236,10 +237,8 @@ def find_weights(cfg: Config) -> Path:
 
 
 def choose_aggregate(cfg: Config) -> Aggregate:
-    """What to combine: as published, TimeSformer's logits, and probabilities of models that end in a softmax."""
-    if cfg.test.aggregate != "auto":
-        return cfg.test.aggregate
-    return "logits" if cfg.model.model_name.startswith("timesformer") else "probabilities"
+    """Return the scores to combine: those of TEST.AGGREGATE, or for auto those that the model's spec names."""
+    return find_spec(cfg.model.model_name).aggregate if cfg.test.aggregate == "auto" else cfg.test.aggregate
 
 
 def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequence[Departure]) -> dict[str, Any]:

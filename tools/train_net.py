@@ -60,6 +60,7 @@ from videoattn.engine.train import TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_data
 from videoattn.models.weights.load import load_imagenet_vit, load_weights
 from videoattn.seeding import derive_seed
@@ -131,7 +132,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
     model = model.to(process.device)
     trainer = Trainer(
         model,
-        build_optimizer(cfg, model),
+        build_optimizer(cfg, model, find_spec(cfg.model.model_name)),
         process,
         build_prepare(cfg, process, loader),
         F.cross_entropy,
