@@ -7,10 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from videoattn.config import Config
+from videoattn.data.augment.batch_augment import BatchAugment
 from videoattn.data.augment.flips import flipped_labels
+from videoattn.data.augment.mixing import Mixing
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.batch import Batch, Prepare, normalize
 from videoattn.data.clips.dataset import VideoDataset, ViewDataset
 from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
 from videoattn.data.clips.sampling import ClipSampler
@@ -27,7 +31,17 @@ from videoattn.data.loader import Loader, num_cores
 from videoattn.data.readers.base import VideoReader
 from videoattn.data.readers.open_video import check_backend, open_video
 
-__all__ = ["Loader", "Split", "build_loader", "class_names", "clip_sampler", "num_cores", "read_videos", "video_opener"]
+__all__ = [
+    "Loader",
+    "Split",
+    "build_loader",
+    "build_prepare",
+    "class_names",
+    "clip_sampler",
+    "num_cores",
+    "read_videos",
+    "video_opener",
+]
 
 logger = logging.getLogger("videoattn")
 
@@ -190,6 +204,45 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
         backend=cfg.data.decoding_backend,
         opener=video_opener(cfg),
     )
+
+
+def build_prepare(cfg: Config, split: Split, device: torch.device | str, *, videos_before: int = 0) -> Prepare:
+    """Return the function from a batch of `split` and a seed to normalised clips and their targets on `device`.
+
+    For "train", clips are also augmented and mixed as `cfg` says; `videos_before` videos of the whole batch are those
+    of processes before this one, so that processes which share a batch do as one would.
+    """
+    augment = mixing = None
+    aug, mixup, training = cfg.aug, cfg.mixup, split == "train"
+    if training and aug.enable and aug.device == "model":
+        augment = BatchAugment(
+            color_jitter=aug.color_jitter,
+            aa_type=aug.aa_type,
+            interpolation=aug.interpolation,
+            erase_prob=aug.re_prob,
+            erase_mode=aug.re_mode,
+            erase_count=aug.re_count,
+            mean=cfg.data.mean,
+            std=cfg.data.std,
+        )
+    if training and mixup.enable:
+        mixing = Mixing(
+            alpha=mixup.alpha,
+            cutmix_alpha=mixup.cutmix_alpha,
+            prob=mixup.prob,
+            switch_prob=mixup.switch_prob,
+            label_smoothing=mixup.label_smooth_value,
+            num_classes=cfg.model.num_classes,
+        )
+    clips_before = videos_before * (aug.num_sample if aug.enable else 1)
+
+    def prepare(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        batch = batch.to(device, non_blocking=True)
+        clips = batch.clips if augment is None else augment(batch.clips, seed, clips_before)
+        clips = normalize(clips, cfg.data.mean, cfg.data.std, cfg.data.reverse_input_channel)
+        return (clips, batch.labels) if mixing is None else mixing(clips, batch.labels, seed, clips_before // 2)
+
+    return prepare
 
 
 def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:

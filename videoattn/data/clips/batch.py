@@ -1,6 +1,6 @@
 """What travels from the loader to the loop: clips as bytes, with an account of what could not be decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -62,6 +62,10 @@ class Batch:
             videos=self.videos.to(device, non_blocking=non_blocking),
             views=self.views.to(device, non_blocking=non_blocking),
         )
+
+
+# Turns a batch and a seed, the same in every process, into the model's input and targets on its device.
+Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 
 
 def collate_views(samples: Sequence[Sample], pinned: bool = False) -> Batch:
