@@ -37,13 +37,13 @@ from videoattn.config.load import (
     load_config_with_report,
     parse_overrides,
 )
-from videoattn.data import build_loader
+from videoattn.data import build_loader, build_prepare
 from videoattn.data.lists import VideoList, check_same_order
 from videoattn.data.lists.class_folders import format_counts
 from videoattn.data.lists.missing import check_videos
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints
 from videoattn.engine.distributed import init_distributed, shared_errors, shutdown
-from videoattn.engine.evaluate import Aggregate, evaluate
+from videoattn.engine.evaluate import Aggregate, EvaluationOptions, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
 from videoattn.files import atomic_write, cache_folder
@@ -110,17 +110,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = evaluate(
                 model.to(process.device),
                 loader,
-                device=process.device,
-                mean=cfg.data.mean,
-                std=cfg.data.std,
-                reverse_channels=cfg.data.reverse_input_channel,
-                num_classes=cfg.model.num_classes,
-                num_views=cfg.test.num_ensemble_views * cfg.test.num_spatial_crops,
-                batch_size=max(1, cfg.test.batch_size // process.local_world_size),
-                method=cfg.data.ensemble_method,
-                aggregate=choose_aggregate(cfg),
-                precision=cfg.test.precision,
-                process=process,
+                build_prepare(cfg, "test", process.device),
+                EvaluationOptions(
+                    num_classes=cfg.model.num_classes,
+                    num_views=cfg.test.num_ensemble_views * cfg.test.num_spatial_crops,
+                    batch_size=max(1, cfg.test.batch_size // process.local_world_size),
+                    method=cfg.data.ensemble_method,
+                    aggregate=choose_aggregate(cfg),
+                    precision=cfg.test.precision,
+                ),
+                process,
             )
         if process.is_main:
             changed = [] if row is None else row.departures(overrides)
