@@ -1,7 +1,6 @@
 """The loader of a run, as its settings ask: which videos, clips and views, in which order, to which process."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -28,8 +27,7 @@ from videoattn.data.lists import (
 )
 from videoattn.data.lists.oddities import find_oddities
 from videoattn.data.loader import Loader, num_cores
-from videoattn.data.readers.base import VideoReader
-from videoattn.data.readers.open_video import check_backend, open_video
+from videoattn.data.readers.open_video import DecodeOptions, check_backend
 
 __all__ = [
     "Loader",
@@ -38,9 +36,9 @@ __all__ = [
     "build_prepare",
     "class_names",
     "clip_sampler",
+    "decode_options",
     "num_cores",
     "read_videos",
-    "video_opener",
 ]
 
 logger = logging.getLogger("videoattn")
@@ -171,8 +169,7 @@ def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
         transform,
         seed=cfg.rng_seed,
         num_copies=aug.num_sample if aug.enable else 1,
-        backend=data.decoding_backend,
-        opener=video_opener(cfg),
+        decoding=decode_options(cfg),
     )
 
 
@@ -181,7 +178,7 @@ def _val_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
     short_side = crop_size if cfg.train.dataset == "ssv2" else max(crop_size, cfg.data.train_jitter_scales[0])
     transform = TestTransform(short_side=short_side, crop_size=crop_size)
     sampler = clip_sampler(cfg, cfg.train.dataset, use_offset=True)
-    return ViewDataset(videos, sampler, transform, backend=cfg.data.decoding_backend, opener=video_opener(cfg))
+    return ViewDataset(videos, sampler, transform, decoding=decode_options(cfg))
 
 
 def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
@@ -201,8 +198,7 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
         sampler,
         transform,
         num_clips=cfg.test.num_ensemble_views,
-        backend=cfg.data.decoding_backend,
-        opener=video_opener(cfg),
+        decoding=decode_options(cfg),
     )
 
 
@@ -253,11 +249,11 @@ def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
     return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset, shifted)
 
 
-def video_opener(cfg: Config) -> Callable[..., VideoReader]:
-    """Opens videos as the settings say. Raises ValueError where the decoder's library is missing."""
-    check_backend(cfg.data.decoding_backend)
+def decode_options(cfg: Config) -> DecodeOptions:
+    """Return how the settings open and decode videos. Raises ValueError where the decoder's library is missing."""
     data = cfg.data
-    return partial(open_video, frames_fps=data.frames_fps or data.target_fps, short_side=data.decoding_short_size)
+    check_backend(data.decoding_backend)
+    return DecodeOptions(data.decoding_backend, data.frames_fps or data.target_fps, data.decoding_short_size)
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:
