@@ -508,6 +508,18 @@ def test_settings_that_the_checkpoint_contradicts_are_named_beside_the_accuracy(
     ]
 
 
+def test_an_error_in_the_settings_of_a_checkpoint_names_the_checkpoint(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth"
+    text = "DATA: {NUM_FRAMES: 4}\nMODEL: {NUM_CLASES: 3}\n_BASE_: other.yaml\n"
+    torch.save(torch.load(weights) | {"cfg": text}, weights)
+    assert run_tool(main, ["--weights", str(weights)]) == 2
+    error = capsys.readouterr().err
+    assert f"the settings in {weights}:2: MODEL.NUM_CLASES is not a setting" in error
+    assert f"the settings in {weights}:3: _BASE_ is not a setting" in error
+
+
 def test_layers_with_random_initial_values_are_not_evaluated_unless_asked(
     run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
