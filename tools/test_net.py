@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from videoattn.config.load import (
     add_config_arguments,
     dump_config,
     format_report,
+    load_config_text,
     load_config_with_report,
     parse_overrides,
 )
@@ -159,9 +159,7 @@ def read_config(path: Path | None, weights: str | None, overrides: list[str]) ->
     text = read_weight_file(weights).cfg
     if text is None:
         raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE besides")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
-        return load_config_with_report(Path(folder) / "config.yaml", overrides)
+    return load_config_text(text, f"the settings in {weights}", overrides)
 
 
 def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple[Config, Path]:
