@@ -108,7 +108,7 @@ def read_videos(cfg: Config, split: Split) -> VideoList:
 
 
 def _where_lists_are(cfg: Config, split: Split) -> str:
-    """Which settings say where a missing list is, and which other list is there for a test."""
+    """Return the settings that say where a missing list is, and another list that is there for a test."""
     where = f"DATA.PATH_TO_DATA_DIR is {cfg.data.path_to_data_dir!r}"
     if split != "test":
         return where
@@ -242,7 +242,7 @@ def build_prepare(cfg: Config, split: Split, device: torch.device | str, *, vide
 
 
 def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
-    """How clips are cut; DATA.SAMPLING auto depends on the data set."""
+    """Return the sampler that cuts clips; DATA.SAMPLING auto depends on the data set."""
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     shifted = cfg.test.segment_clips == "shifted"

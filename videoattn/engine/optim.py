@@ -15,7 +15,7 @@ Schedule = Callable[[float], float]
 
 
 def cosine_schedule(base: float, end: float, max_epoch: float, offset: float = 0.0) -> Schedule:
-    """Half a cosine from `base` at epoch `offset` to `end` at `max_epoch`, as a function of the fractional epoch."""
+    """Return half a cosine from `base` at epoch `offset` to `end` at `max_epoch`, as a function of the epoch."""
 
     def at(epoch: float) -> float:
         progress = (epoch - offset) / (max_epoch - offset)
@@ -25,7 +25,7 @@ def cosine_schedule(base: float, end: float, max_epoch: float, offset: float = 0
 
 
 def step_schedule(base: float, steps: tuple[float, ...], relative: tuple[float, ...]) -> Schedule:
-    """`base` times the value of `relative` whose step was passed last."""
+    """Return `base` times the value of `relative` whose step was passed last, as a function of the epoch."""
 
     def at(epoch: float) -> float:
         return base * [lr for step, lr in zip(steps, relative, strict=True) if step <= epoch][-1]
@@ -42,7 +42,7 @@ def with_warmup(schedule: Schedule, start: float, epochs: float) -> Schedule:
 
 
 def build_schedule(cfg: Config, num_machines: int = 1) -> Schedule:
-    """Learning rate as a function of the epoch, fractions included: it changes with every optimizer step.
+    """Return the learning rate as a function of the epoch, fractions included: it changes with every optimizer step.
 
     The settings have been checked when they were read: the rate is finite, and warm-up ends before the run does.
     """

@@ -183,7 +183,7 @@ def train(run: TrainingRun) -> TrainState:
 
 
 def better(results: Results, epoch: int, best: Best | None) -> Best | None:
-    """The figures of `results`, after `epoch` epochs, where they are better than `best`; else None."""
+    """Return the figures of `results`, after `epoch` epochs, where they are better than `best`; else None."""
     top1, score = results.top_k(1), results.top_k(1, failed_as_wrong=True)
     if top1 is None or score is None or (best is not None and score <= best.score):
         return None

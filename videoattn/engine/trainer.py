@@ -101,7 +101,7 @@ class Trainer:
         return total, norm, seen
 
     def averaged_model(self) -> nn.Module:
-        """The model to evaluate: the averaged one where averaging is on."""
+        """Return the model to evaluate: the averaged one where averaging is on."""
         return self.ema.module if self.ema is not None else self.model
 
     def check_finite(self, batch: Batch, number: int) -> None:

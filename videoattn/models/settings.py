@@ -21,7 +21,7 @@ _MOST_TOKENS, _LONGEST_SEQUENCE = 2**20, 2**17
 
 
 def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
-    """The operators of one ATTENTION section bound to their options, as one callable that looks at a site's layer.
+    """Return the operators of one ATTENTION section, bound to their options, as one callable of a site.
 
     Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
     """
@@ -51,7 +51,10 @@ def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
 
 
 def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, depth: int) -> dict[str, Any]:
-    """`operators` and `skip` of a model. Raises ValueError where ATTENTION speaks of an axis that the model lacks."""
+    """Return `operators` and `skip` of a model.
+
+    Raises ValueError where ATTENTION names an axis that the model does not attend along.
+    """
     settings = cfg.attention
     for axis in Axis:
         sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
@@ -83,7 +86,7 @@ def check_tokens(cfg: Config, stride: Sequence[int], joint: bool, key: str) -> N
 
 
 def given_settings(settings: Section, names: Sequence[str]) -> dict[str, Any]:
-    """The settings of these names that are given, by name."""
+    """Return the settings of these names that are given, by name."""
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 

@@ -1,4 +1,4 @@
-"""What travels from the loader to the loop: clips as bytes, with an account of what could not be decoded."""
+"""Batches, which travel from the loader to the loop: clips as bytes, and an account of what could not be decoded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a dataset makes of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
+    """The clips of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
 
     `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
     `in_order_because` says why the video was decoded from its start, and is empty where frames were sought.

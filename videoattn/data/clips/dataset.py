@@ -161,7 +161,7 @@ class ViewDataset(Dataset[Sample]):
         return (self.num_views, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
 
     def path(self, index: int) -> str:
-        """Where a video lies."""
+        """Return the path of a video."""
         return self.videos.path(index)
 
     def __getitem__(self, index: int) -> Sample:

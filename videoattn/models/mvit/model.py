@@ -216,7 +216,7 @@ class MViT(nn.Module):
         return torch.cat([cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
     def forward_features(self, clip: Tensor) -> Tensor:
-        """The normalised class token, or the mean of the normalised tokens, [B, C]."""
+        """Return the normalised class token, or the mean of the normalised tokens, [B, C]."""
         check_clip(clip, self.clip_size)
         x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
         return self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])

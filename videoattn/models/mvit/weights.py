@@ -52,7 +52,7 @@ def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, options: FitOpti
 
 
 def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MViT) -> dict[str, Tensor]:
-    """Those tensors of positions that have another length in the model, resized to it."""
+    """Return the tensors of positions that have another length in the model, resized to it."""
     resized: dict[str, Tensor] = {}
     for name, value in target.items():
         if name not in state or state[name].shape == value.shape:
@@ -70,7 +70,7 @@ def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MV
 
 
 def _divide(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
-    """A joint model's state as a divided model's: attention in space takes it over, that along time begins mute.
+    """Return a joint model's state as a divided model's: attention in space takes it over, temporal_fc is zero.
 
     Filters that pool are summed over time, which leaves clips of one repeated frame as they are but at their ends.
     """

@@ -188,7 +188,7 @@ class Geometry:
 
 
 def source_grid(count: int, grid: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int]:
-    """The (h, w) of `count` positions that go to a model's `grid`: as `said`, else square, else of the model's shape.
+    """Return the (h, w) of `count` positions for a model's `grid`: as `said`, else square, else of the model's shape.
 
     Raises CheckpointError where `said` has another count, or where both or neither of the guesses are possible.
     """

@@ -68,7 +68,7 @@ def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, op
 def _add_time(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], attention_type: str, report: LoadReport
 ) -> dict[str, Tensor]:
-    """An image model's state with the parts that a video model has besides, named in `report`."""
+    """Return an image model's state with the parts that a video model has besides, named in `report`."""
     if attention_type == "joint_space_time":
         added = {"time_embed": torch.zeros_like(target["time_embed"])}
         moved = {name.replace(".mixers.space.", ".mixers.joint."): value for name, value in state.items()}

@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What may change while a file is fitted to a model.
+    """The changes that are permitted while a file is fitted to a model.
 
     `head` is kept, replaced where the classes differ, or new in any case. `allow_resize` permits positions of another
     clip size, and `file_grid` is the file's (h, w) in patches where its tensors leave that open.

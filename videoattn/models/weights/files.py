@@ -1,4 +1,4 @@
-"""What a file of weights holds: its tensors, and what it says of its model."""
+"""Files of weights: their tensors, and the settings of the model that they carry."""
 
 import json
 import os

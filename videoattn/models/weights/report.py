@@ -1,4 +1,4 @@
-"""What became of every tensor when weights were loaded, and the check that none is left over."""
+"""A report of every tensor when weights are loaded, and the check that none is left over."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Departure(NamedTuple):
 
 @dataclass
 class LoadReport:
-    """What became of each tensor, by our names, except `dropped`, which the model has no use for.
+    """The fate of each tensor, by our names, except `dropped`, which the model has no use for.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
     `class_names` are those of the videos that the weights were trained on, where the file says them. `departures` are
