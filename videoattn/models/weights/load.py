@@ -127,11 +127,9 @@ def from_checkpoint(
         found = find_kind(file.tensors)
         if found is None and file.settings.get("model_name") not in MODELS:
             raise unknown_names(file.tensors)
-        if file.cfg is not None and (found is None or found[1] == OURS):
-            described, said = parse_description(file.cfg)
+        if found is None or (found[1] == OURS and file.cfg is not None):
+            described, said = parse_description(file.cfg or "")
             build, arguments = described.build, {**said, **given}
-        elif found is None:
-            raise unknown_names(file.tensors)
         else:
             kind, family = found
             build, arguments = kind.model, kind.adapter.arguments(file, family, given, notes)
