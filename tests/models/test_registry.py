@@ -105,6 +105,8 @@ def test_every_spec_is_complete() -> None:
         assert (spec.settings(Config()) is None) == (spec.section == "")
         assert spec.adapter.held and all(family in list_families() for family in spec.adapter.families)
     assert [kind.model.__name__ for kind in list_kinds()] == ["TimeSformer", "MViT", "Baseline"]
+    families = ["timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
+    assert list_families() == ["videoattn", *families]
 
 
 def test_the_scale_of_learning_rates_falls_from_the_head_to_the_embeddings() -> None:
