@@ -32,7 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "": {"config", "models", "convert"},
 }
 READ_CONFIG = {
-    "videoattn", "videoattn.models.build", "videoattn.models.weights.departures", "videoattn.data.build",
+    "videoattn", "videoattn.models.build", "videoattn.models.settings", "videoattn.models.spec",
+    "videoattn.models.baselines", "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
+    "videoattn.models.mvit.spec", "videoattn.models.weights.departures", "videoattn.data.build",
     "videoattn.engine.optim", "videoattn.zoo.protocol",
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ Options come before KEY VALUE pairs.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,14 @@ from video_lists import add_list_arguments, check_list_arguments, chosen_splits,
 from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
 from videoattn.config.load import load_config, parse_overrides
-from videoattn.data.build import clip_sampler, num_cores, video_opener
+from videoattn.data.build import clip_sampler, decode_options, num_cores
 from videoattn.data.check.check import CheckOptions, check_lists
 from videoattn.data.check.checked_list import CheckedList
 from videoattn.data.check.probe import ProbeOptions
 from videoattn.data.check.report import format_summary
 from videoattn.data.check.table import ERRORS, WARNINGS
 from videoattn.data.lists.video_list import check_names
-from videoattn.data.readers.base import VideoReader
-from videoattn.data.readers.open_video import Backend, open_video
+from videoattn.data.readers.open_video import DecodeOptions
 
 FOUND_ERRORS = 1
 
@@ -57,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone.add_argument("--num-classes", type=int, metavar="N", help="labels are to be below it")
     args = parser.parse_args(argv)
     check_arguments(args)
-    backend: Backend = "auto"
-    opener: Callable[..., VideoReader] = open_video
+    decoding = DecodeOptions()
     with_lengths = args.lengths in ("frames", "seconds")
     if args.list:
         is_short = partial(has_fewer_frames, args.min_frames) if args.min_frames else None
@@ -68,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = load_config(args.cfg, parse_overrides(args))
         lists = [trained_list(cfg, split, args.min_frames, with_lengths) for split in chosen_splits(cfg, args)]
         # at full size, which is what the summary states of frames
-        backend, opener = cfg.data.decoding_backend, partial(video_opener(cfg), short_side=0)
+        decoding = replace(decode_options(cfg), short_side=0)
     options = CheckOptions(
-        ProbeOptions(args.decode, backend),
+        ProbeOptions(args.decode, decoding),
         num_workers=args.workers,
         limit_seconds=args.limit,
         lengths=args.lengths,
         tolerance=args.tolerance,
         fatal=frozenset(ERRORS) | promoted(args.as_error),
     )
-    summary = check_lists(lists, args.out, options, opener=opener, progress=sys.stderr.isatty())
+    summary = check_lists(lists, args.out, options, progress=sys.stderr.isatty())
     print(format_summary(summary))
     print(f"results in {args.out}; {args.out / 'summary.html'} has histograms and the first problems")
     return FOUND_ERRORS if summary["num_errors"] else 0

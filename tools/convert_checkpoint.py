@@ -15,25 +15,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
 from videoattn.cli.run_tool import run_tool
 from videoattn.engine.log import logger, set_up_logging
-from videoattn.models.timesformer.model import TimeSformer
-from videoattn.models.timesformer.names import Family
-from videoattn.models.timesformer.weights import count_heads
 from videoattn.models.weights.departures import describe_model
 from videoattn.models.weights.files import read_weight_file
-from videoattn.models.weights.load import from_checkpoint, save_weights
+from videoattn.models.weights.load import count_heads, from_checkpoint, list_families, save_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="the checkpoint to read")
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--to", choices=get_args(Family), required=True, help="whose names and layout")
+    parser.add_argument("--to", choices=list_families(), required=True, help="whose names and layout")
     parser.add_argument("--num-heads", type=int, metavar="N", help="of a TimeSformer, where the file leaves it open")
     parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="where the file leaves it open")
     parser.add_argument("--no-ema", action="store_true", help="the last weights of a training, not their average")
@@ -53,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.to != "videoattn" and not args.as_dense:
         refuse_sparse_attention(model, args.to)
     cfg = read_weight_file(args.source, trust=args.trust, ema=ema).cfg if args.to == "videoattn" else None
-    heads = count_heads(model) if isinstance(model, TimeSformer) else None
+    heads = count_heads(model)
     save_weights(model.state_dict(), args.target, args.to, num_heads=heads, clip_size=model.clip_size, cfg=cfg)
     logger.info("written: %s (%s, %.1f MB)", args.target, args.to, args.target.stat().st_size / 1e6)
 

@@ -14,7 +14,6 @@ seconds. A video takes TEST.NUM_ENSEMBLE_VIEWS x TEST.NUM_SPATIAL_CROPS views. O
 """
 
 import argparse
-import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -108,7 +107,7 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
         raise ValueError(f"--model expects one of {', '.join(MODELS)}, got {model_name!r}")
     settings = ["MODEL.MODEL_NAME", model_name]
     if path is None:
-        num_frames, size, _ = inspect.signature(MODELS[model_name]).parameters["clip_size"].default
+        num_frames, size, _ = MODELS[model_name].clip_size
         for key, value in (("NUM_FRAMES", num_frames), ("TRAIN_CROP_SIZE", size), ("TEST_CROP_SIZE", size)):
             settings += [f"DATA.{key}", str(value)]
     return load_config_with_report(path, [*settings, *overrides])

@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -34,20 +33,22 @@ from videoattn.config.load import (
     add_config_arguments,
     dump_config,
     format_report,
+    load_config_text,
     load_config_with_report,
     parse_overrides,
 )
-from videoattn.data import build_loader
+from videoattn.data import build_loader, build_prepare
 from videoattn.data.lists import VideoList, check_same_order
 from videoattn.data.lists.class_folders import format_counts
 from videoattn.data.lists.missing import check_videos
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints
 from videoattn.engine.distributed import init_distributed, shared_errors, shutdown
-from videoattn.engine.evaluate import Aggregate, evaluate
+from videoattn.engine.evaluate import Aggregate, EvaluationOptions, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
 from videoattn.files import atomic_write, cache_folder
 from videoattn.models import build_model
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import Departure, describe_data
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import LoadReport, load_weights
@@ -109,17 +110,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             results = evaluate(
                 model.to(process.device),
                 loader,
-                device=process.device,
-                mean=cfg.data.mean,
-                std=cfg.data.std,
-                reverse_channels=cfg.data.reverse_input_channel,
-                num_classes=cfg.model.num_classes,
-                num_views=cfg.test.num_ensemble_views * cfg.test.num_spatial_crops,
-                batch_size=max(1, cfg.test.batch_size // process.local_world_size),
-                method=cfg.data.ensemble_method,
-                aggregate=choose_aggregate(cfg),
-                precision=cfg.test.precision,
-                process=process,
+                build_prepare(cfg, "test", process.device),
+                EvaluationOptions(
+                    num_classes=cfg.model.num_classes,
+                    num_views=cfg.test.num_ensemble_views * cfg.test.num_spatial_crops,
+                    batch_size=max(1, cfg.test.batch_size // process.local_world_size),
+                    method=cfg.data.ensemble_method,
+                    aggregate=choose_aggregate(cfg),
+                    precision=cfg.test.precision,
+                ),
+                process,
             )
         if process.is_main:
             changed = [] if row is None else row.departures(overrides)
@@ -159,9 +159,7 @@ def read_config(path: Path | None, weights: str | None, overrides: list[str]) ->
     text = read_weight_file(weights).cfg
     if text is None:
         raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE besides")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
-        return load_config_with_report(Path(folder) / "config.yaml", overrides)
+    return load_config_text(text, f"the settings in {weights}", overrides)
 
 
 def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple[Config, Path]:
@@ -236,10 +234,8 @@ def find_weights(cfg: Config) -> Path:
 
 
 def choose_aggregate(cfg: Config) -> Aggregate:
-    """What to combine: as published, TimeSformer's logits, and probabilities of models that end in a softmax."""
-    if cfg.test.aggregate != "auto":
-        return cfg.test.aggregate
-    return "logits" if cfg.model.model_name.startswith("timesformer") else "probabilities"
+    """Return the scores to combine: those of TEST.AGGREGATE, or for auto those that the model's spec names."""
+    return find_spec(cfg.model.model_name).aggregate if cfg.test.aggregate == "auto" else cfg.test.aggregate
 
 
 def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequence[Departure]) -> dict[str, Any]:

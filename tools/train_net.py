@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from videoattn.cli.run_tool import run_tool
 from videoattn.config import Config
@@ -37,7 +37,7 @@ from videoattn.config.load import (
     load_config_with_report,
     parse_overrides,
 )
-from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
+from videoattn.data import Loader, build_loader, build_prepare
 from videoattn.data.lists import VideoList, check_same_order
 from videoattn.data.lists.missing import check_videos
 from videoattn.data.lists.record import write_list
@@ -51,15 +51,16 @@ from videoattn.engine.distributed import (
     shared_errors,
     shutdown,
 )
-from videoattn.engine.evaluate import evaluate
+from videoattn.engine.evaluate import EvaluationOptions, evaluate
 from videoattn.engine.log import RunLog, describe_machine, logger, package_versions, set_up_logging
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
 from videoattn.engine.results import Results
 from videoattn.engine.run_folder import lock_run_folder
-from videoattn.engine.train import TrainOptions, TrainState, train
+from videoattn.engine.train import TrainingRun, TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_data
 from videoattn.models.weights.load import load_imagenet_vit, load_weights
 from videoattn.seeding import derive_seed
@@ -131,9 +132,9 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
     model = model.to(process.device)
     trainer = Trainer(
         model,
-        build_optimizer(cfg, model),
+        build_optimizer(cfg, model, find_spec(cfg.model.model_name)),
         process,
-        build_prepare(cfg, process, loader),
+        build_prepare(cfg, "train", process.device, videos_before=process.rank * loader.batch_size),
         F.cross_entropy,
         seed=cfg.rng_seed,
         precision=cfg.train.precision,
@@ -171,19 +172,20 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
     log.write("resume" if path else "start", versions=package_versions(), checkpoint=str(path or ""))
     started = time.perf_counter()
     try:
-        state = train(
+        training = TrainingRun(
             trainer,
             loader,
             build_schedule(cfg, num_machines),
             options,
-            folder=folder / "checkpoints",
-            state=state,
-            log=log,
+            folder / "checkpoints",
+            log,
+            state,
             validate=build_validate(cfg, process, val_loader),
             config_text=dump_config(cfg),
             class_names=class_names,
             notes=notes,
         )
+        state = train(training)
     finally:
         loader.close()
         val_loader.close()
@@ -255,53 +257,13 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
         logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
 
 
-def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
-    """From a batch and a seed to normalised clips and targets on the device, augmented and mixed as cfg says."""
-    augment = mixing = None
-    if cfg.aug.enable and cfg.aug.device == "model":
-        augment = BatchAugment(
-            color_jitter=cfg.aug.color_jitter,
-            aa_type=cfg.aug.aa_type,
-            interpolation=cfg.aug.interpolation,
-            erase_prob=cfg.aug.re_prob,
-            erase_mode=cfg.aug.re_mode,
-            erase_count=cfg.aug.re_count,
-            mean=cfg.data.mean,
-            std=cfg.data.std,
-        )
-    if cfg.mixup.enable:
-        mixing = Mixing(
-            alpha=cfg.mixup.alpha,
-            cutmix_alpha=cfg.mixup.cutmix_alpha,
-            prob=cfg.mixup.prob,
-            switch_prob=cfg.mixup.switch_prob,
-            label_smoothing=cfg.mixup.label_smooth_value,
-            num_classes=cfg.model.num_classes,
-        )
-    clips_before = process.rank * loader.batch_size * (cfg.aug.num_sample if cfg.aug.enable else 1)
-
-    def prepare(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
-        batch = batch.to(process.device, non_blocking=True)
-        clips = batch.clips if augment is None else augment(batch.clips, seed, clips_before)
-        clips = normalize(clips, cfg.data.mean, cfg.data.std, cfg.data.reverse_input_channel)
-        return (clips, batch.labels) if mixing is None else mixing(clips, batch.labels, seed, clips_before // 2)
-
-    return prepare
-
-
 def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[nn.Module], Results]:
     """An evaluation on val with one centred clip and crop of each video."""
     return partial(
         evaluate,
         loader=loader,
-        device=process.device,
-        mean=cfg.data.mean,
-        std=cfg.data.std,
-        reverse_channels=cfg.data.reverse_input_channel,
-        num_classes=cfg.model.num_classes,
-        num_views=1,
-        batch_size=loader.batch_size,
-        precision=cfg.train.precision,
+        prepare=build_prepare(cfg, "val", process.device),
+        options=EvaluationOptions(cfg.model.num_classes, batch_size=loader.batch_size, precision=cfg.train.precision),
         process=process,
     )
 

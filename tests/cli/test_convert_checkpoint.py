@@ -42,7 +42,7 @@ def test_slowfasts_mvit_goes_to_torchvision_and_to_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("pytorchvideo", "pytorchvideo names the tensors of MViTs, and these are of no MViT"),
+        ("pytorchvideo", "pytorchvideo names the tensors of an MViT, and these are of a TimeSformer or an image ViT"),
         ("vit", "only a space-only model has the form of an image ViT"),
     ],
 )

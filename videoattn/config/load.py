@@ -45,6 +45,7 @@ __all__ = [
     "dump_config",
     "format_report",
     "load_config",
+    "load_config_text",
     "load_config_with_report",
     "parse_config",
     "parse_overrides",
@@ -74,6 +75,16 @@ def load_config_with_report(path: str | Path | None, overrides: Sequence[object]
     notes: list[Note] = []
     layers = _read_files(Path(path), notes) if path is not None else []
     cfg, report = _build([*layers, _read_overrides(overrides)])
+    return cfg, replace(report, translated=(*notes, *report.translated))
+
+
+def load_config_text(text: str, source: str, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
+    """Return `load_config_with_report` of YAML text that no file holds, such as a checkpoint's.
+
+    `source` names the text in errors. The text has no `_BASE_`, which would be relative to nothing.
+    """
+    notes: list[Note] = []
+    cfg, report = _build([_read_text(text, source, notes), _read_overrides(overrides)])
     return cfg, replace(report, translated=(*notes, *report.translated))
 
 
@@ -207,10 +218,7 @@ def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
 
 
 def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
-    """The settings of a file's bases, then its own.
-
-    Some published files repeat keys; their last value holds, as there, and `notes` tell.
-    """
+    """Return the settings of a file's bases, then its own."""
     if path.resolve() in [above.resolve() for above in chain]:
         raise ConfigError([f"{chain[0]}: {_BASE} runs in a circle: {' -> '.join(map(str, (*chain, path)))}"])
     try:
@@ -218,15 +226,7 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
-    repeated: list[Repeated] = []
-    settings = read_settings(text, str(path), repeated=repeated)
-    if repeated and published_name(settings) is None:
-        replaced = {key: setting for repeat in repeated for key, setting in repeat.replaced.items()}
-        refusal = refuse_model(replaced | settings)
-        raise ConfigError([*([refusal] if refusal else []), *(str(repeat) for repeat in repeated)])
-    for repeat in repeated:
-        value = settings[repeat.key].value if repeat.key in settings else None
-        notes.append(Note(repeat.key, value, f"the last of several; it first stands at {repeat.first}", repeat.place))
+    settings = _read_text(text, str(path), notes)
     base = settings.pop(_BASE, Setting((), ""))
     layers = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
@@ -234,3 +234,20 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
         layers += _read_files(path.parent / name, notes, (*chain, path))
     return [*layers, settings]
+
+
+def _read_text(text: str, source: str, notes: list[Note]) -> dict[str, Setting]:
+    """Return the settings of YAML text.
+
+    Some published files repeat keys; their last value holds, as there, and `notes` tell.
+    """
+    repeated: list[Repeated] = []
+    settings = read_settings(text, source, repeated=repeated)
+    if repeated and published_name(settings) is None:
+        replaced = {key: setting for repeat in repeated for key, setting in repeat.replaced.items()}
+        refusal = refuse_model(replaced | settings)
+        raise ConfigError([*([refusal] if refusal else []), *(str(repeat) for repeat in repeated)])
+    for repeat in repeated:
+        value = settings[repeat.key].value if repeat.key in settings else None
+        notes.append(Note(repeat.key, value, f"the last of several; it first stands at {repeat.first}", repeat.place))
+    return settings

@@ -18,8 +18,9 @@ class TooManyBadClipsError(RuntimeError):
 
 @dataclass
 class Meters:
-    """Of one process, or of all once reduced: summed loss, optimizer steps, clips asked for, bad ones, short ones,
-    and videos decoded from their start.
+    """Sums over steps, of one process or of all once reduced.
+
+    They are the loss, optimizer steps, clips asked for, bad ones, short ones, and videos decoded from their start.
     """
 
     loss: float = 0.0

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.openers import Opening
 from tests.data.test_bad_files_in_runs import SMALL_RUN
 from tests.data.test_loader import contents, settings
 from videoattn.data import build as loader_module
@@ -56,7 +57,7 @@ def short_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 def batches(folder: Path, opener: Any, split: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
     cfg = settings(folder, DATA_LOADER={"NUM_WORKERS": 2, "LIMIT_SECONDS": 1, **options})
     with monkeypatch.context() as patch:
-        patch.setattr(loader_module, "open_video", opener)
+        patch.setattr(loader_module, "decode_options", lambda cfg, opener=opener: Opening(opener=opener))
         loader = build_loader(cfg, split)
     if loader._workers is not None:
         loader._workers._stall = 8.0  # so that the test ends where a worker is not replaced
@@ -126,7 +127,7 @@ def test_weights_are_those_of_a_run_whose_workers_were_left_alone(
     for name in ("alone", "disturbed"):
         opener = Deadly(tmp_path / f"{name}_marks", number, times=name == "disturbed")
         with monkeypatch.context() as patch:
-            patch.setattr(loader_module, "open_video", opener)
+            patch.setattr(loader_module, "decode_options", lambda cfg, opener=opener: Opening(opener=opener))
             train_net.main([*SMALL_RUN, *limits, "OUTPUT_DIR", str(tmp_path / name)])
         assert opener.num_signals == (4 if name == "disturbed" else 0)
         events = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
