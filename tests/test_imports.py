@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"config", "models"},
     "cli": {"config", "data", "engine", "models", "profiling", "zoo"},
     "": {"config", "models", "convert"},
+    "__main__": {"", "cli"},
 }
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.models.weights.departures", "videoattn.data.build",

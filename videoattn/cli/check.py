@@ -1,11 +1,10 @@
-#!/usr/bin/env python3
 """Check all videos of a data set before training: missing, damaged, short, copied, leaked or wrongly labelled ones.
 
 Examples:
-    python tools/check_data.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
-    python tools/check_data.py --cfg FILE --split train,val --decode all --workers 16 --out checks/k400
-    python tools/check_data.py --list data/my/train.csv --prefix data/my/videos --separator , --min-frames 32
-    python tools/check_data.py --cfg FILE --as-error leak,duplicate_other_label && python tools/train_net.py --cfg FILE
+    videoattn check --cfg Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
+    videoattn check --cfg FILE --split train,val --decode all --workers 16 --out checks/k400
+    videoattn check --list data/my/train.csv --prefix data/my/videos --separator , --min-frames 32
+    videoattn check --cfg FILE --as-error leak,duplicate_other_label && videoattn train --cfg FILE
 
 OUT then holds clean/ (the lists without videos that have an error), bad_*.csv (every problem), summary.json,
 summary.html, and probes.jsonl, by which the same command continues a check that was stopped, and later looks only at
@@ -21,9 +20,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from video_lists import add_list_arguments, check_list_arguments, chosen_splits, configured_list, listed_alone
-
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import make_parser
+from videoattn.cli.video_lists import (
+    add_list_arguments,
+    check_list_arguments,
+    chosen_splits,
+    configured_list,
+    listed_alone,
+)
 from videoattn.config import Config
 from videoattn.config.load import load_config, parse_overrides
 from videoattn.data.build import clip_sampler, num_cores, video_opener
@@ -40,7 +44,7 @@ FOUND_ERRORS = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("check", __doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
                         help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
@@ -118,7 +122,3 @@ def trained_list(cfg: Config, split: str, min_frames: int | None, with_lengths: 
 
 def has_fewer_frames(min_frames: int, num_frames: int, fps: float) -> bool:
     return num_frames < min_frames
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))

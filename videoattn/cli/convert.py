@@ -1,25 +1,22 @@
-#!/usr/bin/env python3
 """Rewrite a checkpoint in another project's names and layout, or in ours; every tensor is used, or nothing is written.
 
 Examples:
-    python tools/convert_checkpoint.py runs/mine/checkpoints/checkpoint_best.pyth mine.pyth --to timesformer
-    python tools/convert_checkpoint.py MViTv2_S_16x4_k400_f302660347.pyth mvit_v2_s.safetensors --to torchvision
-    python tools/convert_checkpoint.py TimeSformer_divST_8x32_224_K400.pyth model.safetensors --to huggingface
+    videoattn convert runs/mine/checkpoints/checkpoint_best.pyth mine.pyth --to timesformer
+    videoattn convert MViTv2_S_16x4_k400_f302660347.pyth mvit_v2_s.safetensors --to torchvision
+    videoattn convert TimeSformer_divST_8x32_224_K400.pyth model.safetensors --to huggingface
 
 --to: timesformer (its release), huggingface (TimeSformer in transformers), vit (an image ViT, from a space-only model),
 slowfast, torchvision, pytorchvideo (MViT), videoattn (ours). The ending of OUT chooses the container: .safetensors, or
 .pyth, .pt, .pth with {"model_state": ...}. What the file does not say of its model is asked for by name.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import make_parser
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.models.timesformer.model import TimeSformer
 from videoattn.models.timesformer.names import Family
@@ -30,7 +27,7 @@ from videoattn.models.weights.load import from_checkpoint, save_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("convert", __doc__)
     parser.add_argument("source", metavar="IN", help="the checkpoint to read")
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=get_args(Family), required=True, help="whose names and layout")
@@ -73,7 +70,3 @@ def refuse_sparse_attention(model: nn.Module, family: str) -> None:
             f"files of {family} can't say that a model attends by {', '.join(others)}, so they would be read as dense; "
             "convert --to videoattn, or add --as-dense if that is meant"
         )
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))

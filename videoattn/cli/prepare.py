@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """Prepare a data set for training: encode videos small and quick to seek, pack them into tar shards, list shards.
 
 Examples:
-    python tools/prepare_data.py encode --list data/k400/train.csv --prefix data/k400/videos --out data/k400_256
-    python tools/prepare_data.py encode --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml --out data/k400_256 \\
+    videoattn prepare encode --list data/k400/train.csv --prefix data/k400/videos --out data/k400_256
+    videoattn prepare encode --cfg Kinetics/TimeSformer_divST_8x32_224.yaml --out data/k400_256 \\
         DATA.PATH_TO_DATA_DIR data/k400
-    python tools/prepare_data.py pack --list data/k400_256/train.csv --out data/k400_shards --shard-size 1GB
-    python tools/prepare_data.py index data/shards_of_others --split train
+    videoattn prepare pack --list data/k400_256/train.csv --out data/k400_shards --shard-size 1GB
+    videoattn prepare index data/shards_of_others --split train
 
 Each command has --help. All go on where they were stopped, and give files their names when these have been verified.
 Exit status: 0 if all was done, 1 if some videos could not be used (bad_*.csv says which), 2 where the command or a list
@@ -18,9 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from video_lists import add_list_arguments, check_list_arguments, read_lists
-
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import make_parser
+from videoattn.cli.video_lists import add_list_arguments, check_list_arguments, read_lists
 from videoattn.data.build import num_cores
 from videoattn.data.lists.video_list import check_names
 from videoattn.data.prepare.encode import encode_lists
@@ -48,7 +46,7 @@ KEY.json.
 
 def main(argv: Sequence[str] | None = None) -> int:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = make_parser("prepare", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     encode = commands.add_parser("encode", help="videos small, with many keyframes", description=ENCODE,
                                  formatter_class=layout)  # fmt: skip
@@ -162,7 +160,3 @@ def report(split: str, file: Path, num_listed: int, num_bad: int, separator: str
         print(f"  {num_bad} could not be used: {file.parent / f'bad_{split}.csv'}")
     if separator != " ":
         print(f"  DATA.PATH_LABEL_SEPARATOR {separator!r}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))

@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """What a model costs: multiply-accumulates, parameters and activations by module; with --measure also speed and memory.
 
 Examples:
-    python tools/profile_net.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml
-    python tools/profile_net.py                                          # the default model, clips of 8 x 224 x 224
-    python tools/profile_net.py --model timesformer_base_l
-    python tools/profile_net.py --model timesformer_base --depth 3 DATA.NUM_FRAMES 32 ATTENTION.SPACE.NAME fibonacci
-    python tools/profile_net.py --cfg FILE --measure --device cuda --batch-size 8 --precision bf16 --json cost.json
+    videoattn profile --cfg Kinetics/TimeSformer_divST_8x32_224.yaml
+    videoattn profile                                          # the default model, clips of 8 x 224 x 224
+    videoattn profile --model timesformer_base_l
+    videoattn profile --model timesformer_base --depth 3 DATA.NUM_FRAMES 32 ATTENTION.SPACE.NAME fibonacci
+    videoattn profile --cfg FILE --measure --device cuda --batch-size 8 --precision bf16 --json cost.json
 
 MACs: one multiply-add counts as 1 (many papers call this FLOPs). Counting computes nothing, so large models take
 seconds. A video takes TEST.NUM_ENSEMBLE_VIEWS x TEST.NUM_SPATIAL_CROPS views. Options come before KEY VALUE pairs.
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import make_parser
 from videoattn.config import Config
 from videoattn.config.load import (
     ConfigReport,
@@ -40,7 +39,7 @@ from videoattn.seeding import derive_seed, torch_seed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("profile", __doc__)
     parser.add_argument("--model", metavar="NAME", help=f"the same as MODEL.MODEL_NAME NAME: {', '.join(MODELS)}")
     parser.add_argument("--depth", type=int, default=2, metavar="N", help="levels of modules in the table (default: 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, every module included")
@@ -131,7 +130,3 @@ def measure_model(cfg: Config, clip_size: tuple[int, int, int], args: argparse.N
         repeats=args.repeats or 10,
         train=args.train,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))

@@ -1,13 +1,12 @@
-#!/usr/bin/env python3
 """Evaluate a model on videos, with several views of each.
 
 Examples:
-    python tools/test_net.py --cfg configs/Motion/divided_fibonacci_time.yaml
-    python tools/test_net.py --cfg FILE --weights TimeSformer_divST_8x32_224_K400.pyth DATA.PATH_TO_DATA_DIR data/k400
-    python tools/test_net.py --weights runs/motion/checkpoints/checkpoint_best.pyth TEST.NUM_SPATIAL_CROPS 1
-    torchrun --nproc_per_node 8 tools/test_net.py --cfg FILE --weights FILE TEST.BATCH_SIZE 64 TEST.PRECISION bf16
-    python tools/test_net.py --zoo motion_timesformer_fibonacci
-    python tools/test_net.py --zoo timesformer_base_k400 DATA.PATH_TO_DATA_DIR data/k400
+    videoattn test --cfg Motion/divided_fibonacci_time.yaml
+    videoattn test --cfg FILE --weights TimeSformer_divST_8x32_224_K400.pyth DATA.PATH_TO_DATA_DIR data/k400
+    videoattn test --weights runs/motion/checkpoints/checkpoint_best.pyth TEST.NUM_SPATIAL_CROPS 1
+    torchrun --nproc_per_node 8 -m videoattn test --cfg FILE --weights FILE TEST.BATCH_SIZE 64 TEST.PRECISION bf16
+    videoattn test --zoo motion_timesformer_fibonacci
+    videoattn test --zoo timesformer_base_k400 DATA.PATH_TO_DATA_DIR data/k400
 
 --zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
 fetched unless --weights names them; the clips of this project's own rows are rendered into the cache.
@@ -16,8 +15,6 @@ newest. A training checkpoint of this project carries its settings, so that --cf
 predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
 """
 
-import argparse
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -27,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import make_parser
 from videoattn.config import Config
 from videoattn.config.load import (
     ConfigReport,
@@ -46,7 +43,7 @@ from videoattn.engine.distributed import init_distributed, shared_errors, shutdo
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
-from videoattn.files import atomic_write, cache_folder
+from videoattn.files import atomic_write, cache_folder, file_sha256
 from videoattn.models import build_model
 from videoattn.models.weights.departures import Departure, describe_data
 from videoattn.models.weights.files import read_weight_file
@@ -54,11 +51,9 @@ from videoattn.models.weights.load import LoadReport, load_weights
 from videoattn.zoo.protocol import ZooRow, check_class_order, compare, locate_weights
 from videoattn.zoo.rows import find_row
 
-ROOT = Path(__file__).parents[1]
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("test", __doc__)
     parser.add_argument("--zoo", metavar="NAME", help="a row of model_zoo.md, instead of --cfg")
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; the same as TEST.CHECKPOINT_FILE_PATH FILE")
     add_config_arguments(parser)
@@ -171,7 +166,7 @@ def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple
     """
     missing, path = [], None
     try:
-        path = locate_weights(row, weights, ROOT)
+        path = locate_weights(row, weights)
     except ValueError as error:
         missing.append(str(error))
     cfg = row.config(overrides)
@@ -192,7 +187,7 @@ def render_clips(row: ZooRow) -> Path:
     Its name holds the settings of the clips. Of several processes, ranks too, one renders and the others wait.
     """
     folder = cache_folder() / "clips" / "_".join(["motion", *(word.lstrip("-") for word in row.clips_from)])
-    make = [sys.executable, str(ROOT / "datasets/make_motion.py"), str(folder), *row.clips_from]
+    make = [sys.executable, "-m", "videoattn", "motion", str(folder), *row.clips_from]
     if subprocess.run(make).returncode:
         raise ValueError(f"the clips of {row.name} could not be rendered into {folder}; VIDEOATTN_CACHE names another")
     return folder
@@ -265,14 +260,5 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
         "protocol": protocol,
         "departures": departures,
         "annotations": {"path": videos.source, "sha256": videos.digest(), "left_out": dict(videos.left_out)},
-        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": sha256(report.source)},
+        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": file_sha256(report.source)},
     }
-
-
-def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))

@@ -1,18 +1,16 @@
-#!/usr/bin/env python3
 """Train a model on videos.
 
 Examples:
-    python tools/train_net.py --cfg configs/Motion/divided_fibonacci_time.yaml
-    python tools/train_net.py --cfg configs/Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
-    python tools/train_net.py --cfg configs/Motion/divided.yaml ATTENTION.TIME.NAME lisa    # docs/attention.md
-    python tools/train_net.py --cfg configs/Clips/TimeSformer_from_K400.yaml DATA.PATH_TO_DATA_DIR data/clips
-    torchrun --nproc_per_node 8 tools/train_net.py --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
+    videoattn train --cfg Motion/divided_fibonacci_time.yaml
+    videoattn train --cfg Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
+    videoattn train --cfg Motion/divided.yaml ATTENTION.TIME.NAME lisa    # docs/attention.md
+    videoattn train --cfg Clips/TimeSformer_from_K400.yaml DATA.PATH_TO_DATA_DIR data/clips
+    torchrun --nproc_per_node 8 -m videoattn train --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
 
 OUTPUT_DIR then holds config.yaml, environment.json, train_list.csv.gz, log.jsonl (one line per event), run.log and
 checkpoints/. The same command continues a run that was stopped (docs/training.md).
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -27,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videoattn.cli.run_tool import run_tool
+from videoattn.cli.programs import command, make_parser
+from videoattn.cli.train_start import check_epochs, check_weights, find_checkpoint, start_weights
 from videoattn.config import Config
 from videoattn.config.load import (
     add_config_arguments,
@@ -38,11 +37,11 @@ from videoattn.config.load import (
     parse_overrides,
 )
 from videoattn.data import Batch, BatchAugment, Loader, Mixing, build_loader, normalize
-from videoattn.data.lists import VideoList, check_same_order
+from videoattn.data.lists import check_same_order
 from videoattn.data.lists.missing import check_videos
 from videoattn.data.lists.record import write_list
 from videoattn.engine.checkpoint.files import list_checkpoints, make_checkpoint_folder
-from videoattn.engine.checkpoint.resume import Candidates, Content, Run, read_checkpoint, resume, take_notes
+from videoattn.engine.checkpoint.resume import Candidates, Run, resume, take_notes
 from videoattn.engine.distributed import (
     Process,
     gather_objects,
@@ -60,20 +59,17 @@ from videoattn.engine.train import TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
-from videoattn.models.weights.departures import describe_data
-from videoattn.models.weights.load import load_imagenet_vit, load_weights
 from videoattn.seeding import derive_seed
-from videoattn.zoo.rows import weights_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser("train", __doc__)
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     overrides = parse_overrides(args)
     cfg, report = load_config_with_report(args.cfg, overrides)
     if not cfg.train.enable:
-        raise ValueError("TRAIN.ENABLE is False, so there is nothing to train; tools/test_net.py evaluates")
+        raise ValueError(f"TRAIN.ENABLE is False, so there is nothing to train; {command('test')} evaluates")
 
     process = init_distributed(cfg.dist_backend, cfg.device)
     leave_cores_to_workers(process, cfg.data_loader.num_workers)
@@ -89,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             run(cfg, process, folder, overrides[::2])
         except FloatingPointError as error:
-            command = lower_rate_command(cfg, process, sys.argv[1:] if argv is None else argv)
+            again = lower_rate_command(cfg, process, sys.argv[1:] if argv is None else argv)
             saved = list_checkpoints(folder / "checkpoints")
             continued = f"continue from {saved[-1].path}" if saved else "nothing was saved yet: start again"
-            raise FloatingPointError(f"{error}; {continued} with a lower rate by: {command}") from error
+            raise FloatingPointError(f"{error}; {continued} with a lower rate by: {again}") from error
     shutdown()
 
 
@@ -193,7 +189,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
         best = f"best top-1 {state.best}" if state.best else best
         logger.info("trained in %.1f minutes, %s; results in %s", (time.perf_counter() - started) / 60, best, folder)
         own = " TEST.CHECKPOINT_FILE_PATH ''" if cfg.test.checkpoint_file_path else ""
-        logger.info("evaluate: python tools/test_net.py --cfg %s%s", folder / "config.yaml", own)
+        logger.info("evaluate: %s --cfg %s%s", command("test"), folder / "config.yaml", own)
 
 
 def write_run_files(cfg: Config, folder: Path) -> None:
@@ -205,54 +201,6 @@ def write_run_files(cfg: Config, folder: Path) -> None:
     ):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text)
-
-
-def check_weights(cfg: Config) -> None:
-    """Raise ValueError where the file of weights to start from is missing."""
-    path, key = cfg.timesformer.pretrained_model, "TIMESFORMER.PRETRAINED_MODEL"
-    if cfg.train.checkpoint_file_path:
-        path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
-    if cfg.train.finetune and not path:
-        raise ValueError("TRAIN.FINETUNE True expects weights to start from: set TRAIN.CHECKPOINT_FILE_PATH")
-    if path and not path.startswith("timm:") and not Path(path).is_file():
-        raise ValueError(f"{key} {path}: no such file; expected weights to start from")
-
-
-def check_epochs(cfg: Config, found: tuple[Path, Content] | None, folder: Path) -> None:
-    """Raise ValueError where another run's checkpoint leaves nothing to train."""
-    if found is not None and found[0].parent != folder / "checkpoints" and found[1]["epoch"] >= cfg.solver.max_epoch:
-        raise ValueError(
-            f"{found[0]} has finished {found[1]['epoch']} epochs, so SOLVER.MAX_EPOCH {cfg.solver.max_epoch} leaves "
-            "nothing to train; expected a larger number"
-        )
-
-
-def find_checkpoint(cfg: Config, candidates: Candidates, this_run: Run) -> tuple[Path, Content] | None:
-    """The checkpoint to continue from with its content, if there is one, compared with this run."""
-    if list_checkpoints(candidates.folder) and not cfg.train.auto_resume:
-        raise ValueError(
-            f"{candidates.folder} holds checkpoints of an earlier run, which TRAIN.AUTO_RESUME: False would overwrite; "
-            "set another OUTPUT_DIR, or delete them"
-        )
-    found = candidates.newest()
-    if found is None and cfg.train.checkpoint_file_path and not cfg.train.checkpoint_epoch_reset:
-        path = weights_file(cfg.train.checkpoint_file_path)
-        found = path, read_checkpoint(path, this_run.compare)
-    return found
-
-
-def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
-    """Load what the run starts from, if anything, and say what was loaded."""
-    finetune = cfg.train.finetune
-    if cfg.train.checkpoint_file_path:
-        path = str(weights_file(cfg.train.checkpoint_file_path))
-        data = describe_data(cfg, testing=False, class_names=videos.class_names)
-        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data)
-        logger.info("%s", report)
-        if not finetune:
-            check_same_order(videos.class_names, videos.source, report.class_names, path)
-    elif cfg.timesformer.pretrained_model:
-        logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
 
 
 def build_prepare(cfg: Config, process: Process, loader: Loader) -> Callable[[Batch, int], tuple[Tensor, Tensor]]:
@@ -314,11 +262,6 @@ def lower_rate_command(cfg: Config, process: Process, arguments: Sequence[str]) 
         rates["SOLVER.WARMUP_START_LR"] = solver.warmup_start_lr / 2
     if solver.lr_policy == "cosine" and solver.cosine_end_lr > rates["SOLVER.BASE_LR"]:
         rates["SOLVER.COSINE_END_LR"] = solver.cosine_end_lr / 2
-    program = ["python"] if process.world_size == 1 else ["torchrun", "--nproc_per_node", str(process.local_world_size)]
-    script = sys.argv[0] if sys.argv[0].endswith("train_net.py") else "tools/train_net.py"
     pairs = [text for key, value in rates.items() for text in (key, f"{value:.6g}")]
-    return shlex.join([*program, script, *arguments, *pairs])
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    started_by = command("train", process.local_world_size if process.world_size > 1 else None)
+    return f"{started_by} {shlex.join([*arguments, *pairs])}"

@@ -36,7 +36,7 @@ from videoattn.config.types import (
 class Train(Section):
     """How long, how much at once, and when to evaluate and save."""
 
-    enable: bool = Field(True, description="False: tools/train_net.py refuses")
+    enable: bool = Field(True, description="False: `videoattn train` refuses")
     dataset: Literal["kinetics", "ssv2"] = "kinetics"
     batch_size: Clips = Field(8, description="clips per machine and forward pass, shared by its processes")
     eval_period: Epochs = Field(1, description="epochs between evaluations on val")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.train_net import build_prepare
+from videoattn.cli.train import build_prepare
 from videoattn.config import Config
 from videoattn.data import BatchAugment, build_loader, normalize
 from videoattn.data.augment.rand_augment import RandAugment, apply_operations

@@ -1,36 +1,23 @@
-#!/usr/bin/env python3
-"""Render Motion: small encoded video clips whose class is a motion that no single frame shows.
+"""Motion rendered: encoded clips, their lists in two forms, and the settings that they were made with.
 
-Examples:
-    python datasets/make_motion.py datasets/motion
-    python datasets/make_motion.py datasets/motion_large --num-train 20000 --num-val 2000 --size 160x128 --seed 1
-    python datasets/make_motion.py datasets/motion_long --variant long --num-frames 96
-
-The folder then holds videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips listed as
-Something-Something-V2 lists its own (something-something-v2-{labels,train,validation,test}.json), and motion.json with
-the settings. A clip depends on the seed, its split and its number alone. datasets/README.md says what the clips show.
+A folder holds videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips listed as
+Something-Something-V2 lists its own, and motion.json with the settings. A clip depends on the seed, its split and its
+number alone.
 """
 
-import argparse
 import json
 import multiprocessing
-import os
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Workers are processes already; numpy's linear algebra would start threads in each. It reads this when imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import numpy as np
 
-import numpy as np  # noqa: E402
-from motion_scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short  # noqa: E402
-
-from videoattn.cli.run_tool import run_tool  # noqa: E402
-from videoattn.files import atomic_write  # noqa: E402
-from videoattn.seeding import derive_seed  # noqa: E402
+from videoattn.data.motion.scenes import LONG_CLASSES, SHORT_CLASSES, render_long, render_short
+from videoattn.files import atomic_write
+from videoattn.seeding import derive_seed
 
 FPS = 10
 DONE, STARTED = "motion.json", "motion.unfinished.json"  # both hold the settings of the clips
@@ -59,27 +46,6 @@ class Settings:
             raise ValueError(f"--num-frames expects {shortest} or more for {self.variant} clips, got {self.num_frames}")
         if min(self.num_train, self.num_val) < 1:
             raise ValueError(f"--num-train and --num-val expect 1 or more, got {self.num_train} and {self.num_val}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to put the data set")
-    parser.add_argument("--variant", choices=CLASSES, default="short", help="default: %(default)s")
-    parser.add_argument("--num-train", type=int, default=6400, help="training clips; default: %(default)s")
-    parser.add_argument("--num-val", type=int, default=800, help="validation clips; default: %(default)s")
-    parser.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
-    parser.add_argument("--num-frames", type=int, help="frames of a clip; default: 18, long: 96")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
-    args = parser.parse_args(argv)
-    try:
-        width, height = (int(side) for side in args.size.lower().split("x"))
-    except ValueError:
-        raise ValueError(f"--size expects WIDTHxHEIGHT such as 64x64, got {args.size!r}") from None
-    num_frames = args.num_frames or (18 if args.variant == "short" else 96)
-    settings = Settings(args.variant, args.num_train, args.num_val, width, height, num_frames, args.seed)
-    make_motion(args.folder, settings, num_workers=args.num_workers, overwrite=args.overwrite)
 
 
 def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overwrite: bool = False) -> None:
@@ -218,7 +184,3 @@ def write_lists(folder: Path, settings: Settings) -> None:
     for file, text in texts.items():
         with atomic_write(folder / file) as temporary:
             temporary.write_text(text)
-
-
-if __name__ == "__main__":
-    sys.exit(run_tool(main))
