@@ -43,6 +43,7 @@ IGNORED: dict[str, Ignored] = {
     "SHARD_ID": Ignored(_LAUNCHER),
     "TASK": _unsupported("another task than classification", ""),
     "LOG_MODEL_INFO": Ignored("`videoattn profile` counts parameters and multiply-accumulates"),
+    "MODEL.LOSS_FUNC": _unsupported("a loss other than cross-entropy", "cross_entropy", "soft_cross_entropy"),
     "TEST.ENABLE": Ignored("`videoattn test` evaluates, `videoattn train` does not"),
     **_section(
         "BN", "TimeSformer and MViT have no batch normalisation, and pytorchvideo's networks have their own",

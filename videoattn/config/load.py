@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from videoattn.config.ignored_keys import IGNORED
 from videoattn.config.keys import describe_problems, merge_settings, nest_settings, sort_keys, takes_text
 from videoattn.config.published_keys import (
     PUBLISHED_MVIT,
@@ -125,12 +126,17 @@ def dump_config(cfg: Config) -> str:
 
 
 def changed_keys(old: str, new: str) -> list[str]:
-    """The keys, as `DATA.NUM_FRAMES`, at which two dumped configs differ; a key that is missing has its default."""
+    """Return the keys, as `DATA.NUM_FRAMES`, at which two dumped configs differ.
+
+    A key that is missing has its default; one that changes nothing here, such as an older dump may hold, is left out.
+    """
     defaults = read_settings(dump_config(Config()), "defaults")
     first, second = defaults | read_settings(old, "old config"), defaults | read_settings(new, "new config")
     missing = Setting(None, "")
     keys = dict.fromkeys([*second, *first])
-    return [key for key in keys if first.get(key, missing).value != second.get(key, missing).value]
+    return [
+        key for key in keys if key not in IGNORED and first.get(key, missing).value != second.get(key, missing).value
+    ]
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ def find_config(given: str | Path) -> Path:
     names = shipped_configs()
     if name in names:
         return shipped_folder("configs") / name
-    near = difflib.get_close_matches(name, names, n=3)
+    by_folded = {shipped.lower(): shipped for shipped in names}
+    near = [by_folded[folded] for folded in difflib.get_close_matches(name.lower(), by_folded, n=3)]
     hint = f", and no config comes with videoattn under this name; did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError([f"{given}: No such file or directory{hint}"])
