@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.models.weights.departures", "videoattn.data.build",
-    "videoattn.engine.optim", "videoattn.zoo.protocol",
+    "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))

@@ -13,13 +13,13 @@ import torch
 
 from tests.programs import run_program
 from tests.zoo.loopback import Loopback, loopback, send
-from videoattn.cli.test import prepare_row
 from videoattn.config.load import load_config
 from videoattn.models import build_model
 from videoattn.models.timesformer.weights import count_heads
 from videoattn.models.weights.containers import read_container
 from videoattn.models.weights.load import from_checkpoint, from_ours, load_weights, mvit_from_ours
 from videoattn.profiling.profile import profile
+from videoattn.zoo.prepare import prepare_row
 from videoattn.zoo.protocol import check_class_order, check_weights, compare, locate_weights
 from videoattn.zoo.rows import ZOO, find_row, weights_file
 

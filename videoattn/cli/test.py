@@ -15,8 +15,6 @@ newest. A training checkpoint of this project carries its settings, so that --cf
 predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
 """
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -43,12 +41,13 @@ from videoattn.engine.distributed import init_distributed, shared_errors, shutdo
 from videoattn.engine.evaluate import Aggregate, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
-from videoattn.files import atomic_write, cache_folder, file_sha256
+from videoattn.files import atomic_write, file_sha256
 from videoattn.models import build_model
 from videoattn.models.weights.departures import Departure, describe_data
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import LoadReport, load_weights
-from videoattn.zoo.protocol import ZooRow, check_class_order, compare, locate_weights
+from videoattn.zoo.prepare import prepare_row
+from videoattn.zoo.protocol import ZooRow, check_class_order, compare
 from videoattn.zoo.rows import find_row
 
 
@@ -157,40 +156,6 @@ def read_config(path: Path | None, weights: str | None, overrides: list[str]) ->
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
         return load_config_with_report(Path(folder) / "config.yaml", overrides)
-
-
-def prepare_row(row: ZooRow, weights: str | None, overrides: list[str]) -> tuple[Config, Path]:
-    """The settings of a row's evaluation and its weights; clips of our own rows are rendered if they are not there.
-
-    Raises ValueError that says all that is missing.
-    """
-    missing, path = [], None
-    try:
-        path = locate_weights(row, weights)
-    except ValueError as error:
-        missing.append(str(error))
-    cfg = row.config(overrides)
-    if not cfg.data.path_to_data_dir:
-        if row.is_ours:
-            cfg = row.config(["DATA.PATH_TO_DATA_DIR", str(render_clips(row)), *overrides])
-        else:
-            lists = "the json files of its annotations" if row.dataset == "ssv2" else "test.csv of its validation set"
-            missing.append(f"{row.name} needs DATA.PATH_TO_DATA_DIR FOLDER with {lists} ({row.dataset})")
-    if path is None or missing:
-        raise ValueError("\n".join(missing))
-    return cfg, path
-
-
-def render_clips(row: ZooRow) -> Path:
-    """The folder in the cache with the clips of a row of ours; what is missing of them is rendered.
-
-    Its name holds the settings of the clips. Of several processes, ranks too, one renders and the others wait.
-    """
-    folder = cache_folder() / "clips" / "_".join(["motion", *(word.lstrip("-") for word in row.clips_from)])
-    make = [sys.executable, "-m", "videoattn", "motion", str(folder), *row.clips_from]
-    if subprocess.run(make).returncode:
-        raise ValueError(f"the clips of {row.name} could not be rendered into {folder}; VIDEOATTN_CACHE names another")
-    return folder
 
 
 def beside_accuracy(report: LoadReport) -> str:
