@@ -100,8 +100,8 @@ def apply_operations(
     read, written = boxes[0], boxes[-1]
     result = np.zeros((len(frames), size[1], size[0], 3), np.uint8)
     cut = frames[..., read.top : read.bottom, read.left : read.right]
-    cut = rearrange(cut, "t c h w -> t h w c").contiguous().numpy()
-    for frame, place in zip(cut, result[:, written.top : written.bottom, written.left : written.right], strict=True):
+    images = rearrange(cut, "t c h w -> t h w c").contiguous().numpy()
+    for frame, place in zip(images, result[:, written.top : written.bottom, written.left : written.right], strict=True):
         image = Image.fromarray(frame)
         for operation, before, after in zip(operations, boxes, boxes[1:], strict=False):
             image = _apply(image, operation, before, after, size, interpolation)
