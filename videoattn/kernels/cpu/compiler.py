@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from videoattn.files import atomic_write, cache_folder
+from videoattn.files import atomic_write, cache_folder, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _build(source: Path, compiler: list[str], folder: Path, stem: str) -> Path:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def _with_headers(source: Path) -> list[Path]:
