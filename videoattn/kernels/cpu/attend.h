@@ -20,10 +20,10 @@ struct Attend {
   Tokens key_rows_at{}, value_rows_at{};  // the blocks', or the tensors' own
   int64_t first = 0, next = 0, last = 0;  // positions: of the first of these rows, copied up to here, to be copied
   std::vector<const T*> key_rows, value_rows;  // those of the query at hand
-  std::vector<int64_t> slots;  // the prefix token, or after these the move, that each comes from; where moves are
+  std::vector<int64_t> slots;  // the prefix token, or after these the offset, that each comes from; where offsets are
   Staying staying;             // `single`, these in order
   const bool single;
-  std::vector<int64_t> key_jumps, value_jumps;  // of the head's moves, in bytes
+  std::vector<int64_t> key_deltas, value_deltas;  // of the head's offsets, as bytes between rows
   int64_t count = 0;
   Block<T> numbers, rows;
 
@@ -44,7 +44,7 @@ struct Attend {
   }
 
   int64_t most_keys() const {  // of any query; those of the prefix attend to all
-    const int64_t patches = p.num_moves * p.block;
+    const int64_t patches = p.num_offsets * p.block;
     return p.prefix + (p.prefix ? std::max(patches, p.num_positions) : patches);
   }
 
@@ -67,11 +67,11 @@ struct Attend {
     }
     key_rows_at = copies ? keys.rows() : k, value_rows_at = copies ? values.rows() : v;
     staying = {};
-    key_jumps.clear(), value_jumps.clear();
+    key_deltas.clear(), value_deltas.clear();
     for (int64_t j = 0; j < p.counts[part.head]; j++) {
-      const int64_t jump = moves_of(p, part.head)[3 * j + 2];
-      key_jumps.push_back(jump * key_rows_at.step);
-      value_jumps.push_back(jump * value_rows_at.step);
+      const int64_t delta = offsets_of(p, part.head)[3 * j + 2];
+      key_deltas.push_back(delta * key_rows_at.step);
+      value_deltas.push_back(delta * value_rows_at.step);
     }
   }
 
@@ -93,23 +93,23 @@ struct Attend {
   void find_keys(const Part& part, int64_t position) {
     count = 0;
     for (int64_t i = 0; i < p.prefix; i++) attend_to(i, i);
-    const int32_t* move = moves_of(p, part.head);
-    const int64_t here = p.prefix + position - first, num_moves = p.counts[part.head];
+    const int32_t* offset = offsets_of(p, part.head);
+    const int64_t here = p.prefix + position - first, num_offsets = p.counts[part.head];
     if (single) {
-      staying.find(move, num_moves, -position, p.num_positions - 1 - position);
+      staying.find(offset, num_offsets, -position, p.num_positions - 1 - position);
       for (int64_t j = staying.first; j < staying.last; j++, count++) {
-        key_rows[count] = reinterpret_cast<const T*>(key_rows_at[here] + key_jumps[j]);
-        value_rows[count] = reinterpret_cast<const T*>(value_rows_at[here] + value_jumps[j]);
+        key_rows[count] = reinterpret_cast<const T*>(key_rows_at[here] + key_deltas[j]);
+        value_rows[count] = reinterpret_cast<const T*>(value_rows_at[here] + value_deltas[j]);
       }
     } else if (p.block > 1) {
-      for (int64_t j = 0; j < num_moves; j++, move += 3) {
-        const Range keys = reached(p, position, move, 1);
+      for (int64_t j = 0; j < num_offsets; j++, offset += 3) {
+        const Range keys = reached(p, position, offset, 1);
         for (int64_t i = keys.from; i < keys.to; i++)
           attend_to(p.prefix + i - first, p.prefix + j * p.block + i - keys.from);
       }
     } else {
-      for (int64_t j = 0; j < num_moves; j++, move += 3)
-        if (inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
+      for (int64_t j = 0; j < num_offsets; j++, offset += 3)
+        if (inside(p, position, offset, 1)) attend_to(here + offset[2], p.prefix + j);
     }
     pad();
   }

@@ -8,7 +8,7 @@ namespace {
 
 template <class T>
 struct Pairs {  // what the first pass leaves for the second
-  T* weights;      // [rows * heads, queries, prefix + num_moves * block], less the background's weight
+  T* weights;      // [rows * heads, queries, prefix + num_offsets * block], less the background's weight
   T* gradients;    // the same of the logits, times the scale
   T* from_prefix;  // [rows * heads, 2, prefix, prefix + num_positions]: both, of the queries of the prefix
 };
@@ -33,7 +33,7 @@ struct ByQuery : Attend<T, W> {
     grad = tokens_of(p, grad_view, part.item);
     grad_q = tokens_of(p, grad_q_view, part.item);
     shifts = logsumexp + part.item * (p.prefix + p.num_queries);
-    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_moves * p.block;
+    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_offsets * p.block;
     for (int64_t position = part.from; position < part.to; position++) {
       const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
       if (begin == end) continue;
@@ -130,8 +130,8 @@ struct ByKey {
     T* base = rows[2];
     std::fill(base, base + width, T(0));
     if (p.zero_logit) add_background(part, base);
-    const int32_t* moves = moves_of(p, part.head);
-    const int64_t num_moves = p.counts[part.head];
+    const int32_t* offsets = offsets_of(p, part.head);
+    const int64_t num_offsets = p.counts[part.head];
     const bool single = p.num_axes == 1 && p.block == 1;
     Staying staying;
     for (int64_t position = part.from; position < part.to; position++) {
@@ -143,10 +143,10 @@ struct ByKey {
       reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
       start(part, p.prefix + position);
       const int64_t within = p.block == 1 ? 0 : position % p.block;
-      if (single) staying.find(moves, num_moves, position - p.num_positions + 1, position);
-      for (int64_t j = single ? staying.first : 0; j < (single ? staying.last : num_moves); j++) {
-        const int64_t there = position - moves[3 * j + 2];
-        const Range seen_by = single ? Range{there, there + 1} : reached(p, position, moves + 3 * j, -1);
+      if (single) staying.find(offsets, num_offsets, position - p.num_positions + 1, position);
+      for (int64_t j = single ? staying.first : 0; j < (single ? staying.last : num_offsets); j++) {
+        const int64_t there = position - offsets[3 * j + 2];
+        const Range seen_by = single ? Range{there, there + 1} : reached(p, position, offsets + 3 * j, -1);
         const int64_t end = first_query(p, seen_by.to), slot = p.prefix + j * p.block + within;
         for (int64_t i = first_query(p, seen_by.from); i < end; i++) add(part, i, slot);
       }
@@ -202,7 +202,7 @@ struct ByKey {
   }
 
   void add(const Part& part, int64_t query, int64_t slot) {
-    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves * p.block) + slot;
+    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_offsets * p.block) + slot;
     put(p.prefix + query - origin, pairs.weights[at], pairs.gradients[at]);
   }
 

@@ -27,7 +27,7 @@ struct Problem {
   const void* bias;              // [dim], or null where nothing is convolved
   int32_t type, threads;
 
-  int64_t calls() const { return rows * (heads / site_heads); }
+  int64_t sequences() const { return rows * (heads / site_heads); }
   int64_t tokens(bool of_keys) const { return of_keys ? num_keys : num_queries; }
   int64_t runs(bool of_keys) const { return (tokens(of_keys) + RUN - 1) / RUN; }
 };
@@ -40,7 +40,7 @@ struct Norms {
 
 template <class T>
 struct AllNorms {
-  Norms<T>* of[2];  // queries and keys, [calls, tokens]
+  Norms<T>* of[2];  // queries and keys, [sequences, tokens]
 };
 
 struct Power {  // small enough to stay in registers

@@ -10,13 +10,13 @@ namespace {
 template <class T>
 struct Gradients {
   const View* views;  // where those by q, k and v go, of type T; first, those by phi
-  T* along[2];        // phi times its gradient, of queries and keys: [calls, site_heads, tokens]
+  T* along[2];        // phi times its gradient, of queries and keys: [sequences, site_heads, tokens]
   T* shifts;          // by what is added to keys, [num_keys - prefix, site_heads * dim]; holds zeros before
   T* of_scale;        // [site_heads, runs of queries and keys, width], to be added up
   T* of_taps;         // [items, taps in space + taps along time + 1 for the bias, width], to be added up
 };
 
-// A token of one head of one call, in a tensor of T.
+// A token of one head of one sequence, in a tensor of T.
 template <class T>
 inline T* row_of(const Problem& p, const View& view, int64_t item, int64_t token) {
   return reinterpret_cast<T*>(view.data) + item / p.heads * view.row + item % p.heads * view.head + token * view.token;
@@ -32,7 +32,8 @@ inline int64_t num_taps(const Problem& p) {
   return p.bias ? p.maps.taps_h * p.maps.taps_w + p.maps.taps_t + 1 : 0;
 }
 
-// From the gradient of the output, of one head of one call: those by v, by phi(q) and phi(k), and by the convolution.
+// From the gradient of the output, for one head of one sequence: those by v, by phi(q) and phi(k), and by the
+// convolution.
 template <class T, int W>
 struct Backward : Head<T, W> {
   using Base = Head<T, W>;
@@ -127,7 +128,7 @@ struct Backward : Head<T, W> {
 };
 
 // From the gradients by phi, those by q, k, what is added to k, and the scale. A part is some tokens of one head, of
-// all calls.
+// all sequences.
 template <class T, int W>
 struct PullBack {
   const Problem& p;
@@ -147,27 +148,27 @@ struct PullBack {
     const int64_t runs = p.runs(false) + p.runs(true), head = index / runs;
     const Run run = run_of(p, index % runs);
     T* of_scale = gradients.of_scale + index * width;
-    for (int64_t call = 0; call < p.calls(); call++) {
-      const int64_t item = call * p.site_heads + head;
+    for (int64_t sequence = 0; sequence < p.sequences(); sequence++) {
+      const int64_t item = sequence * p.site_heads + head;
       const Tokens rows = tokens_of(p, views[run.of_keys], item);
       const View& to = gradients.views[run.of_keys];
       T* gradient = row_of<T>(p, to, item, run.from);
       for (int64_t i = run.from; i < run.to; i++, gradient += to.token) {
         if (i + AHEAD < run.to) prefetch(p, rows[i + AHEAD]);
         if (i + AHEAD < run.to) prefetch(p, reinterpret_cast<const char*>(gradient + AHEAD * to.token));
-        token(call, head, run.of_keys, i, rows[i], gradient, of_scale);
+        token(sequence, head, run.of_keys, i, rows[i], gradient, of_scale);
       }
     }
   }
 
-  void token(int64_t call, int64_t head, bool is_key, int64_t i, const char* at, T* gradient, T* of_scale) {
+  void token(int64_t sequence, int64_t head, bool is_key, int64_t i, const char* at, T* gradient, T* of_scale) {
     const int64_t all = p.tokens(is_key);
-    const T* shares = gradients.along[is_key] + call * p.site_heads * all + i;
+    const T* shares = gradients.along[is_key] + sequence * p.site_heads * all + i;
     T along = 0;
     for (int64_t h = 0; h < p.site_heads; h++) along += shares[h * all];
     T* own = p.dim == width ? gradient : row[0];
     if (own != gradient) copy_numbers<T, W>(p, gradient, own);
-    features.pull_back(at, is_key, i, head, norms.of[is_key][call * all + i], along, own, of_scale);
+    features.pull_back(at, is_key, i, head, norms.of[is_key][sequence * all + i], along, own, of_scale);
     if (own != gradient) copy_numbers<T, W>(p, own, gradient);
     if (!is_key || i < p.prefix) return;
     T* shift = gradients.shifts + ((i - p.prefix) * p.site_heads + head) * p.dim;

@@ -1,4 +1,4 @@
-// Norms of tokens, and the output of one head of one call.
+// Norms of tokens, and the output of one head of one sequence.
 #pragma once
 
 #include "focus.h"
@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t AHEAD = 8;  // tokens to fetch before they are needed
 
-struct Run {  // up to RUN tokens of a call
-  int64_t call;
+struct Run {  // up to RUN tokens of a sequence
+  int64_t sequence;
   bool of_keys;
   int64_t from, to;
 };
@@ -37,11 +37,11 @@ struct FindNorms {
   void work(const Run& run) {
     for (int64_t i = run.from; i < run.to; i++) {
       for (int64_t head = 0; head < p.site_heads; head++) {
-        const Tokens rows = tokens_of(p, views[run.of_keys], run.call * p.site_heads + head);
+        const Tokens rows = tokens_of(p, views[run.of_keys], run.sequence * p.site_heads + head);
         if (i + 1 < run.to) prefetch(p, rows[i + 1]);
         features.base(rows[i], run.of_keys, i, head, token[head]);
       }
-      norms.of[run.of_keys][run.call * p.tokens(run.of_keys) + i] = find();
+      norms.of[run.of_keys][run.sequence * p.tokens(run.of_keys) + i] = find();
     }
   }
 
@@ -63,7 +63,7 @@ struct FindNorms {
   }
 };
 
-// ---- one head of one call
+// ---- one head of one sequence
 
 template <class T>
 struct Kernels {  // of the convolution, [taps, width], as they are and reversed; zero beyond the head's dimension
@@ -98,7 +98,7 @@ struct Head {  // what both directions share
   Block<T> values, mapped;  // of all keys; phi of a few tokens
   Block<T> sums, key_sum;   // of phi(k) by v, and of phi(k)
   Block<T> in_space, convolved;
-  int64_t item = 0, call = 0, head = 0;
+  int64_t item = 0, sequence = 0, head = 0;
 
   Head(const Problem& p, const View* views, const AllNorms<T>& norms)
       : p(p), views(views), norms(norms), features(p), width(features.width),
@@ -113,7 +113,7 @@ struct Head {  // what both directions share
   }
 
   void begin(int64_t index) {
-    item = index, call = index / p.site_heads, head = index % p.site_heads;
+    item = index, sequence = index / p.site_heads, head = index % p.site_heads;
     load_all(views[2], p.num_keys, values);
   }
 
@@ -129,7 +129,7 @@ struct Head {  // what both directions share
   int64_t map(bool is_key, int64_t from) {
     const Tokens rows = tokens_of(p, views[is_key], item);
     const int64_t all = p.tokens(is_key), n = std::min(RUN, all - from);
-    const Norms<T>* own = norms.of[is_key] + call * all + from;
+    const Norms<T>* own = norms.of[is_key] + sequence * all + from;
     for (int64_t i = 0; i < n; i++) {
       if (from + i + AHEAD < all) prefetch(p, rows[from + i + AHEAD]);
       features.map(rows[from + i], is_key, from + i, head, own[i], mapped[i]);

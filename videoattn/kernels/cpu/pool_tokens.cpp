@@ -66,8 +66,8 @@ struct Pool {
       for (int64_t i = 0; i < p.prefix; i++) std::memcpy(to[i], from[i], p.dim * sizeof(X));
     const Axis &h = p.axes[1], &w = p.axes[2];
     const int64_t height = Backward ? h.in : h.out, width = Backward ? w.in : w.out;
-    // along a row, every `phases`-th token has the same taps but at the borders, and meets tokens `move` apart
-    const int64_t phases = Backward ? w.stride : 1, move = Backward ? 1 : w.stride;
+    // along a row, every `phases`-th token has the same taps but at the borders, and meets tokens `spacing` apart
+    const int64_t phases = Backward ? w.stride : 1, spacing = Backward ? 1 : w.stride;
     const Taps of_t = taps(p.axes[0], frame);
     for (int64_t i = 0; i < height; i++) {
       const Taps of_h = taps(h, i);
@@ -77,11 +77,11 @@ struct Pool {
           int64_t count = 1;
           for (next = j + phases; next < width; next += phases, count++) {
             const Taps other = taps(w, next);
-            if (other.first != of_w.first || other.end != of_w.end || other.at != of_w.at + count * move) break;
+            if (other.first != of_w.first || other.end != of_w.end || other.at != of_w.at + count * spacing) break;
           }
           list_taps(of_t, of_h, of_w);
           X* row = reinterpret_cast<X*>(to[p.prefix + (frame * height + i) * width + j]);
-          sum_run(reinterpret_cast<const X*>(from[p.prefix]), row, count, move * from_view.token,
+          sum_run(reinterpret_cast<const X*>(from[p.prefix]), row, count, spacing * from_view.token,
                   phases * to_view.token);
         }
     }

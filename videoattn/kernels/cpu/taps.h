@@ -17,9 +17,9 @@ struct Problem {
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
 };
 
-struct Taps {  // first, first + step, ... below `end`; tap k meets position at + k * move
-  int64_t first, end, step, at, move;
-  int64_t position(int64_t k) const { return at + (k - first) / step * move; }
+struct Taps {  // first, first + step, ... below `end`; tap k meets position at + k * direction
+  int64_t first, end, step, at, direction;
+  int64_t position(int64_t k) const { return at + (k - first) / step * direction; }
 };
 
 // The taps that output o of an axis has, and the inputs they meet.

@@ -1,4 +1,4 @@
-"""What logits 0 outside the pattern give to the gradients of values on a GPU: every value the same of each query."""
+"""Gradients that values get from logits 0 outside the pattern on a GPU: a query adds the same to every value."""
 
 import triton
 import triton.language as tl
@@ -17,7 +17,7 @@ def sum_gradients(
     DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Of a head's gradients by the output, weighted by `backgrounds`, the sum of one chunk: [chunks, items, DIM]."""
+    """Sum one chunk of a head's gradients by the output, weighted by `backgrounds`, to [chunks, items, DIM]."""
     item, chunk = tl.program_id(0) % items, tl.program_id(0) // items
     start = start_of(gradient, gradient_strides, item, heads)
     total = tl.zeros([TILE, WIDTH], WIDE)
@@ -32,10 +32,10 @@ def sum_gradients(
 
 
 def background_of(gradient: Tensor, backgrounds: Tensor | None) -> Tensor | None:
-    """What every value's gradient gets from the logits 0 outside the pattern, [items, d]; None where they are excluded.
+    """Return the part that logits 0 outside the pattern add to every value's gradient, [items, d].
 
-    `gradient` is that of the output, [rows, heads, n, d], and `backgrounds` [rows, heads, n] the weight of such a
-    logit for each query.
+    None where keys outside the pattern are excluded. `gradient` is that of the output, [rows, heads, n, d], and
+    `backgrounds` [rows, heads, n] the weight of such a logit for each query.
     """
     if backgrounds is None:
         return None

@@ -1,6 +1,6 @@
-"""Attention over jumps on a GPU, forward: a program for some queries of a head, which reads rows where they lie.
+"""Attention over constant offsets on a GPU, forward: a program takes some queries of a head and reads rows in place.
 
-Each query has few keys, so that products are formed row by row and not by tensor cores. Moves are read from their
+Each query has few keys, so that products are formed row by row and not by tensor cores. Offsets are read from their
 tensor: one compiled kernel serves all lengths, heads and patterns. Queries of the prefix have programs of their own,
 launched first, whose lanes each walk through a share of all keys; where these are many, several programs for a query.
 """
@@ -27,7 +27,7 @@ LOWEST = tl.constexpr(-1e30)  # where a running maximum begins: finite, so that 
 
 @triton.jit
 def share_work(items, alone_per_item, tiles):
-    """The item and part of this program, and whether the part is one token alone rather than a tile: those go first."""
+    """Return this program's item and part, and whether the part is one prefix token, not a tile: those go first."""
     program = tl.program_id(0)
     alone = program < items * alone_per_item
     if alone:
@@ -40,7 +40,7 @@ def share_work(items, alone_per_item, tiles):
 
 @triton.jit
 def find_walk(part, item, items, prefix, tokens, WALK: tl.constexpr):
-    """Of a part that is one token alone: this token, the tokens it walks through, and the row of its partial result."""
+    """Return a prefix token's index, the tokens that this program walks through, and the row of its partial result."""
     token, walk = part % prefix, part // prefix
     begin = walk * WALK
     return token, begin, tl.minimum(begin + WALK, tokens), (walk * items + item) * prefix + token
@@ -48,21 +48,21 @@ def find_walk(part, item, items, prefix, tokens, WALK: tl.constexpr):
 
 @triton.jit
 def start_of(tensor, strides, item, heads):
-    """Where the tokens of a head of a row begin."""
+    """Return the address at which the tokens of a head of a row begin."""
     row, head = (item // heads).to(tl.int64), (item % heads).to(tl.int64)
     return tensor + row * strides[0] + head * strides[1]
 
 
 @triton.jit
 def addresses(start, tokens, stride, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Of the tokens' numbers [TILE, WIDTH], and which columns there are; `tokens` have the type of an index."""
+    """Return addresses of the tokens' numbers [TILE, WIDTH], and which columns exist; `tokens` have the index type."""
     columns = tl.arange(0, WIDTH)[None, :]
     return start + tokens[:, None] * stride + columns, columns < DIM
 
 
 @triton.jit
 def read_rows(start, tokens, stride, ok, DIM: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """Rows [TILE, WIDTH] in the computing type, zeros where not `ok`."""
+    """Read rows [TILE, WIDTH] in the computing type, zeros where not `ok`."""
     at, columns = addresses(start, tokens, stride, DIM, WIDTH)
     if DIM == WIDTH:
         rows = tl.load(at, mask=ok[:, None], other=0.0)
@@ -82,7 +82,7 @@ def write_rows(start, tokens, stride, ok, rows, DIM: tl.constexpr, WIDTH: tl.con
 
 @triton.jit
 def read_row(start, token, stride, DIM: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr):
-    """One row as [1, WIDTH]."""
+    """Read one row as [1, WIDTH]."""
     columns = tl.arange(0, WIDTH)
     row = tl.load(start + tl.cast(token, tl.int64) * stride + columns, mask=columns < DIM, other=0.0)
     return row.to(WIDE)[None, :]
@@ -90,18 +90,18 @@ def read_row(start, token, stride, DIM: tl.constexpr, WIDTH: tl.constexpr, WIDE:
 
 @triton.jit
 def write_row(start, token, stride, row, DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """One row [1, WIDTH]."""
+    """Write one row [1, WIDTH]."""
     columns = tl.arange(0, WIDTH)[None, :]
     at = start + tl.cast(token, tl.int64) * stride + columns
     tl.store(at, row.to(start.dtype.element_ty), mask=columns < DIM)
 
 
 @triton.jit
-def move_to(position, move, sign: tl.constexpr, lengths, AXIAL: tl.constexpr):
-    """Where the move, or with sign -1 its inverse, leads from each position, and whether that is on the raster."""
-    target = position + sign * tl.load(move + 2)
+def apply_offset(position, offset, sign: tl.constexpr, lengths, AXIAL: tl.constexpr):
+    """Return the positions that an offset, or with sign -1 its inverse, leads to, and which are on the raster."""
+    target = position + sign * tl.load(offset + 2)
     if AXIAL:
-        axis, step = tl.load(move), sign * tl.load(move + 1)
+        axis, step = tl.load(offset), sign * tl.load(offset + 1)
         plane = lengths[1] * lengths[2]
         inner = tl.where(axis == 1, position % plane // lengths[2], position % lengths[2])
         coordinate = tl.where(axis == 0, position // plane, inner) + step
@@ -114,7 +114,7 @@ def move_to(position, move, sign: tl.constexpr, lengths, AXIAL: tl.constexpr):
 
 @triton.jit
 def position_of(query, starts, positions, steps):
-    """Whose queries, in the order of positions, the `query`-th is among: starts[position] <= query, by bisection."""
+    """Find the last position with starts[position] <= query by bisection: that of the `query`-th query."""
     low = query * 0
     high = low + positions
     for _ in range(steps):
@@ -129,7 +129,7 @@ def position_of(query, starts, positions, steps):
 def find_queries(
     tile, starts, queries, prefix, num_queries, positions, steps, TILE: tl.constexpr, INDEX: tl.constexpr
 ):  # fmt: skip
-    """Tokens and positions of a tile's queries, which are taken in the order of positions, and which of them exist."""
+    """Return tokens and positions of a tile's queries, taken in the order of positions, and which of them exist."""
     number = tile * TILE + tl.arange(0, TILE)
     ok = number < num_queries
     if starts is not None:
@@ -148,11 +148,11 @@ def key_token(position, ok, keys, prefix, INDEX: tl.constexpr):
 
 
 @triton.jit
-def count_others(position, first_move, count, lengths, all_keys, prefix, AXIAL: tl.constexpr):
-    """How many keys are outside the pattern of the query at each position."""
+def count_others(position, first_offset, count, lengths, all_keys, prefix, AXIAL: tl.constexpr):
+    """Count the keys outside the pattern of the query at each position."""
     others = position * 0 + (all_keys - prefix)
     for j in range(count):
-        _, inside = move_to(position, first_move + 3 * j, 1, lengths, AXIAL)
+        _, inside = apply_offset(position, first_offset + 3 * j, 1, lengths, AXIAL)
         others -= inside.to(tl.int32)
     return others
 
@@ -161,7 +161,7 @@ def count_others(position, first_move, count, lengths, all_keys, prefix, AXIAL: 
 def add_keys(
     top, total, mixed, query, key, value, ok, has_others, SCALE: tl.constexpr, ZERO_LOGIT: tl.constexpr
 ):  # fmt: skip
-    """One more key per lane: the running maximum, sum of exponentials, and values weighted by these."""
+    """Add a key per lane to the running maximum, the sum of exponentials, and the values weighted by these."""
     logit = tl.where(ok, tl.sum(query * key, 1) * SCALE, -float("inf"))
     new_top = tl.maximum(top, logit)
     shrink, weight = tl.exp(top - new_top), tl.exp(logit - new_top)
@@ -171,14 +171,14 @@ def add_keys(
     return new_top, total, mixed * shrink[:, None] + weight[:, None] * value
 
 
-SIZES = ["items", "heads", "pattern_heads", "num_moves", "prefix", "num_queries", "positions", "steps", "walks"]
+SIZES = ["items", "heads", "pattern_heads", "num_offsets", "prefix", "num_queries", "positions", "steps", "walks"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def attend_forward(
-    q, k, v, out, logsumexp, part_out, part_logsumexp, value_sums, moves, counts, starts, queries, keys,
+    q, k, v, out, logsumexp, part_out, part_logsumexp, value_sums, offsets, counts, starts, queries, keys,
     q_strides, k_strides, v_strides, out_strides, lengths,
-    items, heads, pattern_heads, num_moves, prefix, num_queries, positions, steps, walks,
+    items, heads, pattern_heads, num_offsets, prefix, num_queries, positions, steps, walks,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, ZERO_LOGIT: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
@@ -215,10 +215,10 @@ def attend_forward(
         )
         query = read_rows(q_start, token, q_strides[2], exists, DIM, WIDTH, WIDE)
         pattern = item % pattern_heads  # heads are whole groups of the pattern's
-        first_move, count = moves + pattern * num_moves * 3, tl.load(counts + pattern)
+        first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         has_others = exists
         if ZERO_LOGIT:
-            others = count_others(position, first_move, count, lengths, prefix + positions, prefix, AXIAL)
+            others = count_others(position, first_offset, count, lengths, prefix + positions, prefix, AXIAL)
             has_others = others > 0
             top = tl.where(has_others, 0.0, top)
             mixed = tl.where(has_others[:, None], read_row(value_sums, item, DIM, DIM, WIDTH, WIDE), mixed)
@@ -229,7 +229,7 @@ def attend_forward(
                 top, total, mixed, query, prefix_key, prefix_value, exists, has_others, SCALE, ZERO_LOGIT
             )
         for j in range(count):
-            target, inside = move_to(position, first_move + 3 * j, 1, lengths, AXIAL)
+            target, inside = apply_offset(position, first_offset + 3 * j, 1, lengths, AXIAL)
             ok = exists & inside
             at = key_token(target, ok, keys, prefix, INDEX)
             key = read_rows(k_start, at, k_strides[2], ok, DIM, WIDTH, WIDE)
@@ -251,9 +251,9 @@ def run_forward(
     views: Sequence[Tensor], tables: Sequence[Tensor | None], lengths: Sequence[int], prefix: int, zero_logit: bool,
     out: Tensor, logsumexp: Tensor, prefix_only: bool = False,
 ) -> None:  # fmt: skip
-    """Write what `JumpPlan.attend` returns to `out`, and each query's log Σ exp to `logsumexp`, [rows, heads, n].
+    """Write what `OffsetPlan.attend` returns to `out`, and each query's log Σ exp to `logsumexp`, [rows, heads, n].
 
-    With `prefix_only` those of the prefix's queries alone, for which moves and `zero_logit` don't matter.
+    With `prefix_only` those of the prefix's queries alone, for which offsets and `zero_logit` don't matter.
     """
     q, k, v = views
     if q.shape[0] == 0 or prefix_only and prefix == 0:

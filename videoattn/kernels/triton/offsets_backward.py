@@ -1,4 +1,4 @@
-"""Attention over jumps on a GPU, backward: weights are formed anew from the logits and each query's log Σ exp.
+"""Attention over constant offsets on a GPU, backward: weights are formed anew from logits and each log Σ exp.
 
 One kernel walks over queries for their gradients, another over keys for those of keys and values. Each sum has one
 program, which forms it in a fixed order, so that results are the same every time. The prefix has programs of its own.
@@ -25,11 +25,11 @@ from videoattn.kernels.triton.background import background_of
 from videoattn.kernels.triton.launch import launch_of
 from videoattn.kernels.triton.offsets import (
     SIZES,
+    apply_offset,
     count_others,
     find_queries,
     find_walk,
     key_token,
-    move_to,
     read_row,
     read_rows,
     share_work,
@@ -41,10 +41,11 @@ from videoattn.kernels.triton.offsets import (
 
 @triton.jit
 def logit_gradients(query, gradient, key, value, ok, shift, mean, SCALE: tl.constexpr):
-    """Per lane the weight of a pair, and the gradient of its logit; arguments are [TILE or 1, WIDTH] and [TILE or 1].
+    """Return per lane the weight of a pair, and the gradient by its logit.
 
-    `shift` is the query's log Σ exp and `mean` its weighted mean of the products of gradient and value. The rounding of
-    large logits and sums must not make weights of more than 1.
+    Arguments are [TILE or 1, WIDTH] and [TILE or 1]. `shift` is the query's log Σ exp and `mean` its
+    weighted mean of the products of gradient and value. The rounding of large logits and sums must not make weights of
+    more than 1.
     """
     weight = tl.where(ok, tl.exp(tl.minimum(tl.sum(query * key, 1) * SCALE - shift, 0.0)), 0.0)
     return weight, weight * (tl.sum(gradient * value, 1) - mean)
@@ -52,9 +53,9 @@ def logit_gradients(query, gradient, key, value, ok, shift, mean, SCALE: tl.cons
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradients(
-    q, k, v, out, gradient, grad_q, part_q, logsumexp, means, backgrounds, moves, counts, starts, queries, keys,
+    q, k, v, out, gradient, grad_q, part_q, logsumexp, means, backgrounds, offsets, counts, starts, queries, keys,
     q_strides, k_strides, v_strides, out_strides, gradient_strides, grad_q_strides, lengths,
-    items, heads, pattern_heads, num_moves, prefix, num_queries, positions, steps, walks,
+    items, heads, pattern_heads, num_offsets, prefix, num_queries, positions, steps, walks,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
@@ -97,9 +98,9 @@ def query_gradients(
         shift = tl.load(logsumexp + first_token + token, mask=exists, other=0.0)
         tl.store(means + first_token + token, mean, mask=exists)
         pattern = item % pattern_heads
-        first_move, count = moves + pattern * num_moves * 3, tl.load(counts + pattern)
+        first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         if backgrounds is not None:
-            others = count_others(position, first_move, count, lengths, prefix + positions, prefix, AXIAL)
+            others = count_others(position, first_offset, count, lengths, prefix + positions, prefix, AXIAL)
             tl.store(backgrounds + first_token + token, tl.where(others > 0, tl.exp(-shift), 0.0), mask=exists)
         for j in range(prefix):
             prefix_key = read_row(k_start, j, k_strides[2], DIM, WIDTH, WIDE)
@@ -107,7 +108,7 @@ def query_gradients(
             _, slope = logit_gradients(query, upstream, prefix_key, prefix_value, exists, shift, mean, SCALE)
             result += slope[:, None] * prefix_key
         for j in range(count):
-            target, inside = move_to(position, first_move + 3 * j, 1, lengths, AXIAL)
+            target, inside = apply_offset(position, first_offset + 3 * j, 1, lengths, AXIAL)
             ok = exists & inside
             at = key_token(target, ok, keys, prefix, INDEX)
             key = read_rows(k_start, at, k_strides[2], ok, DIM, WIDTH, WIDE)
@@ -123,7 +124,7 @@ def add_query(
     logsumexp, means, backgrounds,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What a query per lane adds to the gradients of the lane's key (before the scale) and value."""
+    """Add what a query per lane gives to the gradients of the lane's key (before the scale) and value."""
     query = read_rows(q_start, token, q_stride, ok, DIM, WIDTH, WIDE)
     upstream = read_rows(gradient_start, token, gradient_stride, ok, DIM, WIDTH, WIDE)
     shift = tl.load(logsumexp + token, mask=ok, other=0.0)
@@ -137,9 +138,9 @@ def add_query(
 @triton.jit(do_not_specialize=SIZES)
 def key_gradients(
     q, k, v, gradient, grad_k, grad_v, part_k, part_v, logsumexp, means, backgrounds, base,
-    moves, counts, starts, queries, keys,
+    offsets, counts, starts, queries, keys,
     q_strides, k_strides, v_strides, gradient_strides, grad_k_strides, grad_v_strides, lengths,
-    items, heads, pattern_heads, num_moves, prefix, num_queries, positions, walks,
+    items, heads, pattern_heads, num_offsets, prefix, num_queries, positions, walks,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
@@ -181,14 +182,14 @@ def key_gradients(
         key = read_rows(k_start, token, k_strides[2], exists, DIM, WIDTH, WIDE)
         value = read_rows(v_start, token, v_strides[2], exists, DIM, WIDTH, WIDE)
         pattern = item % pattern_heads
-        first_move, count = moves + pattern * num_moves * 3, tl.load(counts + pattern)
+        first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         for j in range(prefix):
             grad_key, grad_value = add_query(
                 grad_key, grad_value, key, value, q_start, gradient_start, q_strides[2], gradient_strides[2],
                 (lane * 0 + j).to(INDEX), exists, logsumexp, means, backgrounds, SCALE, DIM, WIDTH, WIDE,
             )  # fmt: skip
         for j in range(count):
-            source, inside = move_to(position, first_move + 3 * j, -1, lengths, AXIAL)
+            source, inside = apply_offset(position, first_offset + 3 * j, -1, lengths, AXIAL)
             ok = exists & inside
             if starts is None:
                 grad_key, grad_value = add_query(
@@ -216,7 +217,7 @@ def key_gradients(
 
 
 class Saved(NamedTuple):
-    """What gradients of keys need of each query, [rows, heads, n]: means and backgrounds from those of queries."""
+    """Numbers of each query that gradients of keys need, [rows, heads, n]; `query_gradients` writes the last two."""
 
     logsumexp: Tensor
     means: Tensor  # of the products of gradient and value, by the weights
@@ -224,7 +225,7 @@ class Saved(NamedTuple):
 
 
 def prepare(logsumexp: Tensor, zero_logit: bool) -> Saved:
-    """With room for what is yet to be computed."""
+    """Return these numbers, with room for those yet to be computed."""
     means = torch.empty_like(logsumexp)
     return Saved(logsumexp, means, torch.empty_like(means) if zero_logit else None)
 
