@@ -1,6 +1,13 @@
-// Gradients of focused linear attention. With S the sum over keys of phi(k) by v, z that of phi(k), t = phi(q).z + e
-// and e = 1e-6 times the number of keys, the output is phi(q) S / t. For its gradient g and u = S g / t, the gradient
-// by phi(q) is u - (phi(q).u / t) z, whose product with phi(q) is phi(q).u e / t.
+// Gradients of focused linear attention. With S = sum over keys of phi(k_j) v_j, z that of phi(k_j), t_i = phi(q_i).z +
+// e and e = 1e-6 times the number of keys, the output is o_i = phi(q_i) S / t_i. For its gradient g_i, f_i = S g_i /
+// t_i and r_i = phi(q_i).f_i / t_i,
+//
+//   by phi(q_i): f_i - r_i z,   by S: sum over i of phi(q_i) g_i / t_i,   by z: - sum over i of r_i phi(q_i),
+//   by phi(k_j): (by S) v_j + (by z),   by v_j: phi(k_j) (by S).
+//
+// `Backward` goes through a head: first over its queries, then over its keys. `PullBack` takes gradients by phi back to
+// q and k, which needs phi times its gradient over all heads of a token. For a query that is r_i e: formed so, since
+// the two terms of phi(q_i).(f_i - r_i z) cancel but for that.
 #pragma once
 
 #include "focus_forward.h"
@@ -60,6 +67,7 @@ struct Backward : Head<T, W> {
     transpose(sums[0], width, width, width, transposed[0]);
     std::fill(by_key_sum[0], by_key_sum[0] + width, T(0));
     for (int64_t from = 0; from < p.num_queries; from += RUN) queries(from);
+    // from here on the transpose of the gradient by S
     transpose(by_sums[0], width, width, width, transposed[0]);
     for (int64_t from = 0; from < p.num_keys; from += RUN) keys(from);
     if (p.bias) convolution();
@@ -76,11 +84,13 @@ struct Backward : Head<T, W> {
       Vec<T>* to = reinterpret_cast<Vec<T>*>(scaled[i]);
       for (int64_t j = 0; j < vectors; j++) to[j] = row[j] * share;
     }
+    // f, from g / t in `scaled`
     multiply(scaled[0], width, 1, transposed[0], p.dim, by_mapped[0], n, width, false);
     const Vec<T>* key_sums = reinterpret_cast<const Vec<T>*>(key_sum[0]);
     Vec<T>* by_key_sums = reinterpret_cast<Vec<T>*>(by_key_sum[0]);
     T* along = gradients.along[0] + this->item * p.num_queries + from;
     for (int64_t i = 0; i < n; i++) {
+      // r; then f becomes the gradient by phi, and that by z grows
       const T product = dot<T, W>(mapped[i], by_mapped[i], width) * shares[i];
       const Vec<T> by_total = splat<T>(-product);
       const Vec<T>* phi = reinterpret_cast<const Vec<T>*>(mapped[i]);
@@ -91,10 +101,12 @@ struct Backward : Head<T, W> {
       }
       along[i] = product * T(p.num_keys * EPSILON);
     }
+    // by S
     multiply(mapped[0], 1, width, scaled[0], n, by_sums[0], width, width, from > 0);
     put(gradients.views[0], from, n, by_mapped);
   }
 
+  // Gradients by v and phi(k), the latter beginning with that by z.
   void keys(int64_t from) {
     const int64_t n = this->map(true, from);
     multiply(mapped[0], width, 1, by_sums[0], p.dim, by_values[from], n, width, false);
@@ -105,7 +117,9 @@ struct Backward : Head<T, W> {
     put(gradients.views[1], from, n, by_mapped);
   }
 
-  // Convolutions in space and along time commute, and so do their adjoints.
+  // The adjoint of a convolution is the one with the kernel reversed. Convolutions in space and along time commute, and
+  // so do their adjoints: `middle` is the upstream gradient of the kernel in space, and, convolved once more, that of
+  // the values.
   void convolution() {
     const T *from = values[p.prefix], *out = upstream[p.prefix];
     T* of_space = gradients.of_taps + this->item * num_taps(p) * width;
@@ -128,7 +142,7 @@ struct Backward : Head<T, W> {
 };
 
 // From the gradients by phi, those by q, k, what is added to k, and the scale. A part is some tokens of one head, of
-// all sequences.
+// all sequences: what sequences share has one thread that adds it up.
 template <class T, int W>
 struct PullBack {
   const Problem& p;

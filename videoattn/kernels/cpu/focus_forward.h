@@ -1,4 +1,10 @@
-// Norms of tokens, and the output of one head of one sequence.
+// Norms of tokens, and the output of one head of one sequence: with S = sum over keys of phi(k_j) v_j (width x width)
+// and z = sum over keys of phi(k_j),
+//
+//   o_i = phi(q_i) S / (phi(q_i).z + tokens * 1e-6) + convolution(v)_i.
+//
+// S of a head of 64 floats is 16 KB; q, k and v are each read once for the products, q and k once more for the
+// norms.
 #pragma once
 
 #include "focus.h"
@@ -14,6 +20,7 @@ struct Run {  // up to RUN tokens of a sequence
   int64_t from, to;
 };
 
+// The runs of a sequence are those of its queries and then those of its keys.
 inline Run run_of(const Problem& p, int64_t i) {
   const int64_t queries = p.runs(false), both = queries + p.runs(true);
   const bool of_keys = i % both >= queries;
@@ -21,6 +28,7 @@ inline Run run_of(const Problem& p, int64_t i) {
   return {i / both, of_keys, from, std::min(from + RUN, p.tokens(of_keys))};
 }
 
+// Norms of the tokens of a run. They go over all heads, whose x are collected first.
 template <class T, int W>
 struct FindNorms {
   const Problem& p;
@@ -137,6 +145,7 @@ struct Head {  // what both directions share
     return n;
   }
 
+  // S and z, by runs whose features stay in the cache; S grows by the product of their transpose with the values.
   void sum_keys() {
     std::fill(key_sum[0], key_sum[0] + width, T(0));
     for (int64_t from = 0; from < p.num_keys; from += RUN) {
@@ -159,6 +168,7 @@ struct Head {  // what both directions share
     return convolved[0];
   }
 
+  // The denominator.
   T total(const T* phi) const { return dot<T, W>(phi, key_sum[0], width) + T(p.num_keys * EPSILON); }
 };
 
@@ -192,6 +202,7 @@ struct Forward : Head<T, W> {
     }
   }
 
+  // Divide, and add what the convolution gives to a patch; prefix tokens have none.
   void finish(int64_t i, const T* local) {
     const Vec<T> share = splat<T>(1 / this->total(mapped[i]));
     Vec<T>* to = reinterpret_cast<Vec<T>*>(mixed[i]);

@@ -2,8 +2,8 @@
 //
 // A first pass over q and k forms the norms of every token, over all its heads. Then each head of each sequence is
 // worked on by itself: its features are formed a few tokens at a time and go straight into the small products, and its
-// output is written once. `focused.py` describes the arguments and calls these functions; nothing here depends on Python
-// or torch.
+// output is written once. `focused.py` describes the arguments and calls these functions; nothing here depends on
+// Python or torch.
 
 #include <memory>
 
@@ -38,6 +38,7 @@ void backward(const Problem& p, const Arguments& a, const AllNorms<T>& norms) {
   run_workers<Backward<T, W>>(p.threads, items, same, p, a.views, norms, to);
   run_workers<PullBack<T, W>>(p.threads, p.site_heads * runs, same, p, a.views, norms, to);
 
+  // sums over runs and items, each of which had room of its own: in this order for any number of threads
   T* scale = static_cast<T*>(a.scale);
   for (int64_t head = 0; head < p.site_heads; head++)
     for (int64_t c = 0; c < p.dim; c++) {

@@ -11,7 +11,8 @@
 
 namespace {
 
-// ---- one function per width that pays
+// ---- one function per width that pays: W vectors of 8 floats for heads of up to 8 W numbers, padded with zeros. Heads
+// of another width, and float64, take the form whose loops have no constant length.
 
 template <class T, int W>
 void forward(const Problem& p, const View* views, void* logsumexp) {
@@ -22,6 +23,7 @@ template <class T, int W>
 void backward(const Problem& p, const View* views, void* logsumexp) {
   const int64_t items = p.rows * p.heads;
   const int64_t slots = items * p.num_queries * (p.prefix + p.num_offsets * p.block);
+  // not initialised: the second pass reads the slots that the first one has written
   const std::unique_ptr<T[]> both(new T[2 * slots]);
   const std::unique_ptr<T[]> from_prefix(new T[2 * items * p.prefix * (p.prefix + p.num_positions)]);
   const Pairs<T> pairs{both.get(), both.get() + slots, from_prefix.get()};

@@ -20,6 +20,7 @@ def describe(
     """Return the arguments that all kernels here take to describe a problem, by name."""
     q, offsets, counts, positions = views[0], tables[0], tables[1], math.prod(lengths)
     assert offsets is not None and counts is not None
+    # axes of length 1 fill up to three, so that axial kernels have one form
     axes = [positions] if len(lengths) == 1 else [*lengths, *[1] * (3 - len(lengths))]
     return {
         **dict(zip(("offsets", "counts", "starts", "queries", "keys"), tables, strict=True)),
@@ -45,6 +46,7 @@ def describe_rows(q: Tensor) -> dict[str, Any]:
 
 def strides_of(**views: Tensor) -> dict[str, Any]:
     """Return each tensor under its own name, and its strides by row, head and token, in elements."""
+    # the last dimension is contiguous: `make_readable` has seen to it
     return {**views, **{f"{name}_strides": tuple(view.stride()[:3]) for name, view in views.items()}}
 
 

@@ -3,6 +3,10 @@
 Each takes the queries of one block and walks through the keys that they share: those of the prefix, then the blocks
 that the head's offsets lead to, some in each step. Queries of the prefix attend to all keys, which makes no difference
 between blocks and single positions: the kernel of `triton/offsets.py` takes them.
+
+The arithmetic is that of `triton/offsets.py`, with TILE keys for BLOCK queries at a time in place of one key for each:
+online softmax over logits [BLOCK, TILE], both products on tensor cores. All queries of a block see the same keys, so
+that only the edges are masked: the last block, and steps with fewer blocks than fit.
 """
 
 from collections.abc import Sequence
@@ -15,7 +19,8 @@ from torch import Tensor
 from videoattn.kernels.triton import offsets as triton_offsets
 from videoattn.kernels.triton.arguments import describe, index_type, on_device_of, strides_of
 from videoattn.kernels.triton.launch import launch_of, suits_blocks
-from videoattn.kernels.triton.offsets import LOWEST, key_token, read_row, read_rows, start_of, write_rows
+from videoattn.kernels.triton.offsets import LOWEST
+from videoattn.kernels.triton.rows import key_token, read_row, read_rows, start_of, write_rows
 
 SIZES = ["heads", "pattern_heads", "num_offsets", "prefix", "positions"]
 
@@ -52,9 +57,11 @@ def find_partners(
     The blocks are those that the head's offsets, or with sign -1 their inverses, lead to.
     """
     lane, prefix_steps = tl.arange(0, TILE), tl.cdiv(prefix, TILE)
+    # a step has TILE lanes: TILE tokens of the prefix, or the keys of TILE / BLOCK offsets' blocks
     of_prefix = step < prefix_steps
     offset = (step - prefix_steps) * (TILE // BLOCK) + lane // BLOCK
     used = (offset >= 0) & (offset < count)
+    # a delta counts blocks here
     there = block + sign * tl.load(first_offset + 3 * offset + 2, mask=used, other=0)
     position = there * BLOCK + lane % BLOCK
     inside = used & (there >= 0) & (position < positions)
@@ -71,6 +78,7 @@ def count_outside(block, first_offset, count, positions, TILE: tl.constexpr, BLO
         offset = first + tl.arange(0, TILE)
         used = offset < count
         begin = (block + tl.load(first_offset + 3 * offset + 2, mask=used, other=0)) * BLOCK
+        # the last block may be short
         inside = used & (begin >= 0) & (begin < positions)
         others -= tl.sum(tl.where(inside, tl.minimum(positions - begin, BLOCK), 0), 0)
     return others
@@ -84,8 +92,10 @@ def attend_blocks(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     INDEX: tl.constexpr, ZERO_LOGIT: tl.constexpr,
 ):  # fmt: skip
+    # as in `attend_forward` of triton/offsets.py; a program has one block of queries, their numbers in registers
     item, block, token, exists = find_block(positions, queries, prefix, BLOCK, INDEX)
     k_start, v_start = start_of(k, k_strides, item, heads), start_of(v, v_strides, item, heads)
+    # in the tensors' own type, which tensor cores multiply; sums are float32
     query = read_rows(start_of(q, q_strides, item, heads), token, q_strides[2], exists, DIM, WIDTH, q.dtype.element_ty)
     first_offset, count = find_offsets(item, offsets, counts, pattern_heads, num_offsets)
     top, total = tl.full([BLOCK], LOWEST, tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -96,15 +106,19 @@ def attend_blocks(
         mixed += tl.where(others > 0, read_row(value_sums, item, DIM, DIM, WIDTH, tl.float32), 0.0)
     for step in range(count_steps(prefix, count, TILE, BLOCK)):
         at, ok = find_partners(step, block, 1, first_offset, count, keys, prefix, positions, TILE, BLOCK, INDEX)
+        # keys and values of one step, [TILE, WIDTH], zeros where there is none
         key = read_rows(k_start, at, k_strides[2], ok, DIM, WIDTH, k.dtype.element_ty)
         value = read_rows(v_start, at, v_strides[2], ok, DIM, WIDTH, v.dtype.element_ty)
+        # "ieee": float32 is multiplied as it is, not rounded to TF32
         logits = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
         logits = tl.where(ok[None, :], logits, -float("inf"))
+        # online softmax as in `add_keys`, by the largest logit of the step; a step without a key changes nothing
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink, weights = tl.exp(top - new_top), tl.exp(logits - new_top[:, None])
         total = total * shrink + tl.sum(weights, 1)
         if ZERO_LOGIT:
             weights = tl.where(ok[None, :] & (others > 0), weights - tl.exp(-new_top)[:, None], weights)
+        # weights are at most 1 and rounded to the values' type for the product; `total` sums them unrounded
         mixed = tl.dot(weights.to(value.dtype), value, mixed * shrink[:, None], input_precision="ieee")
         top = new_top
     if ZERO_LOGIT:

@@ -2,7 +2,8 @@
 
 One kernel goes by blocks of queries, for their gradients, another by blocks of keys, for those of keys and values. Each
 sum has one program, which forms it in a fixed order, so that results are the same every time. The gradients of the
-prefix, whose tokens meet all others, are formed by the kernels of `triton/offsets_backward.py`.
+prefix, whose tokens meet all others, are formed by the kernels of `triton/offsets_backward.py`, which also has the
+formulas.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from videoattn.kernels.triton.blocks import (
     find_offsets,
     find_partners,
 )
-from videoattn.kernels.triton.offsets import read_row, read_rows, start_of, write_rows
+from videoattn.kernels.triton.rows import read_row, read_rows, start_of, write_rows
 
 
 @triton.jit
@@ -43,6 +44,7 @@ def block_query_gradients(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
+    # one block of queries and their gradients stay in registers; keys pass in steps, as forward
     item, block, token, exists = find_block(positions, queries, prefix, BLOCK, INDEX)
     k_start, v_start = start_of(k, k_strides, item, heads), start_of(v, v_strides, item, heads)
     q_start, out_start = start_of(q, q_strides, item, heads), start_of(out, out_strides, item, heads)
@@ -51,6 +53,7 @@ def block_query_gradients(
     query = read_rows(q_start, token, q_strides[2], exists, DIM, WIDTH, q.dtype.element_ty)
     upstream = read_rows(gradient_start, token, gradient_strides[2], exists, DIM, WIDTH, q.dtype.element_ty)
     mixed = read_rows(out_start, token, out_strides[2], exists, DIM, WIDTH, tl.float32)
+    # D_i
     mean = tl.sum(upstream.to(tl.float32) * mixed, 1)
     shift = tl.load(logsumexp + first_token + token, mask=exists, other=0.0)
     tl.store(means + first_token + token, mean, mask=exists)
@@ -65,6 +68,7 @@ def block_query_gradients(
         value = read_rows(v_start, at, v_strides[2], ok, DIM, WIDTH, v.dtype.element_ty)
         logits = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
         weights = form_weights(logits, shift[:, None], ok[None, :])
+        # [BLOCK, TILE], the gradient by q·k
         slopes = weights * (tl.dot(upstream, tl.trans(value), input_precision="ieee") - mean[:, None]) * SCALE
         result = tl.dot(slopes.to(key.dtype), key, result, input_precision="ieee")
     grad_q_start = start_of(grad_q, grad_q_strides, item, heads)
@@ -79,6 +83,7 @@ def block_key_gradients(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     INDEX: tl.constexpr,
 ):  # fmt: skip
+    # one block of keys and values, and their gradients; the queries of the blocks that see it pass in steps
     item, block, token, exists = find_block(positions, keys, prefix, BLOCK, INDEX)
     q_start, gradient_start = start_of(q, q_strides, item, heads), start_of(gradient, gradient_strides, item, heads)
     k_start, v_start = start_of(k, k_strides, item, heads), start_of(v, v_strides, item, heads)
@@ -95,11 +100,14 @@ def block_key_gradients(
         upstream = read_rows(gradient_start, at, gradient_strides[2], ok, DIM, WIDTH, q.dtype.element_ty)
         shift = tl.load(logsumexp + first_token + at, mask=ok, other=0.0)
         mean = tl.load(means + first_token + at, mask=ok, other=0.0)
+        # [BLOCK, TILE], keys by queries: sums over queries are then products with nothing transposed
         logits = tl.dot(key, tl.trans(query), input_precision="ieee") * SCALE
         weights = form_weights(logits, shift[None, :], ok[None, :])
         slopes = weights * (tl.dot(value, tl.trans(upstream), input_precision="ieee") - mean[None, :]) * SCALE
+        # `base` gives b_i g_i to every key: it is taken off those in the pattern, whose weight is w_ij
         if backgrounds is not None:
             weights -= tl.load(backgrounds + first_token + at, mask=ok, other=0.0)[None, :]
+        # slopes and weights are rounded to the tensors' type for tensor cores; sums are float32
         grad_key = tl.dot(slopes.to(query.dtype), query, grad_key, input_precision="ieee")
         grad_value = tl.dot(weights.to(upstream.dtype), upstream, grad_value, input_precision="ieee")
     grad_k_start = start_of(grad_k, grad_k_strides, item, heads)

@@ -2,6 +2,13 @@
 
 One kernel walks over queries for their gradients, another over keys for those of keys and values. Each sum has one
 program, which forms it in a fixed order, so that results are the same every time. The prefix has programs of its own.
+
+With g_i the gradient by o_i, w_ij = exp(s_ij - L_i) and D_i = g_i·o_i, which is Σ_j w_ij g_i·v_j:
+
+    slope_ij = w_ij (g_i·v_j - D_i)        dq_i = Σ_j slope_ij k_j / √d        dk_j = Σ_i slope_ij q_i / √d
+    dv_j = Σ_i w_ij g_i, with zero_logit Σ_S (w_ij - b_i) g_i + Σ_all b_i g_i, where b_i = exp(-L_i)
+
+In `query_gradients` i is fixed in a lane and j walks along the offsets, in `key_gradients` the other way round.
 """
 
 from collections.abc import Sequence
@@ -23,20 +30,8 @@ from videoattn.kernels.triton.arguments import (
 )
 from videoattn.kernels.triton.background import background_of
 from videoattn.kernels.triton.launch import launch_of
-from videoattn.kernels.triton.offsets import (
-    SIZES,
-    apply_offset,
-    count_others,
-    find_queries,
-    find_walk,
-    key_token,
-    read_row,
-    read_rows,
-    share_work,
-    start_of,
-    write_row,
-    write_rows,
-)
+from videoattn.kernels.triton.offsets import SIZES, apply_offset, count_others, find_queries, find_walk, share_work
+from videoattn.kernels.triton.rows import key_token, read_row, read_rows, start_of, write_row, write_rows
 
 
 @triton.jit
@@ -59,6 +54,8 @@ def query_gradients(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
+    # as in `attend_forward`, and: gradient is that of out; means (D) and backgrounds (b, None with exclude) are
+    # [items, prefix + num_queries] and written here; part_q [walks, items, prefix, DIM]
     item, part, alone = share_work(items, prefix * walks, tl.cdiv(num_queries, TILE))
     q_start, k_start = start_of(q, q_strides, item, heads), start_of(k, k_strides, item, heads)
     v_start, out_start = start_of(v, v_strides, item, heads), start_of(out, out_strides, item, heads)
@@ -71,10 +68,12 @@ def query_gradients(
         this, begin, end, row = find_walk(part, item, items, prefix, prefix + positions, WALK)
         one_query = read_row(q_start, this, q_strides[2], DIM, WIDTH, WIDE)
         one_gradient = read_row(gradient_start, this, gradient_strides[2], DIM, WIDTH, WIDE)
+        # D of this query, which every program of it forms: means are stored for `key_gradients`
         one_mean = tl.sum(one_gradient * read_row(out_start, this, out_strides[2], DIM, WIDTH, WIDE))
         one_shift = tl.load(logsumexp + first_token + this)
         tl.store(means + first_token + this, one_mean)
         if backgrounds is not None:
+            # it attends to all keys: none is in the background
             tl.store(backgrounds + first_token + this, one_mean * 0)
         for first in range(begin, end, TILE):
             at = (first + lane).to(INDEX)
@@ -83,6 +82,7 @@ def query_gradients(
             value = read_rows(v_start, at, v_strides[2], ok, DIM, WIDTH, WIDE)
             _, slope = logit_gradients(one_query, one_gradient, key, value, ok, one_shift, one_mean, SCALE)
             result += slope[:, None] * key
+        # the lanes walked through different keys
         one_result = tl.sum(result, 0)[None, :] * SCALE
         if part_q is None:
             write_row(grad_q_start, this, grad_q_strides[2], one_result, DIM, WIDTH)
@@ -93,6 +93,7 @@ def query_gradients(
             part, starts, queries, prefix, num_queries, positions, steps, TILE, INDEX
         )
         upstream = read_rows(gradient_start, token, gradient_strides[2], exists, DIM, WIDTH, WIDE)
+        # rows of g and o are read once; q and g stay in registers while keys pass
         mean = tl.sum(upstream * read_rows(out_start, token, out_strides[2], exists, DIM, WIDTH, WIDE), 1)
         query = read_rows(q_start, token, q_strides[2], exists, DIM, WIDTH, WIDE)
         shift = tl.load(logsumexp + first_token + token, mask=exists, other=0.0)
@@ -101,6 +102,7 @@ def query_gradients(
         first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         if backgrounds is not None:
             others = count_others(position, first_offset, count, lengths, prefix + positions, prefix, AXIAL)
+            # b, or 0 where no key is outside the pattern
             tl.store(backgrounds + first_token + token, tl.where(others > 0, tl.exp(-shift), 0.0), mask=exists)
         for j in range(prefix):
             prefix_key = read_row(k_start, j, k_strides[2], DIM, WIDTH, WIDE)
@@ -129,6 +131,7 @@ def add_query(
     upstream = read_rows(gradient_start, token, gradient_stride, ok, DIM, WIDTH, WIDE)
     shift = tl.load(logsumexp + token, mask=ok, other=0.0)
     mean = tl.load(means + token, mask=ok, other=0.0)
+    # w_ij and slope_ij anew from the saved L_i and D_i: no more than two numbers of a query are kept
     weight, slope = logit_gradients(query, upstream, key, value, ok, shift, mean, SCALE)
     if backgrounds is not None:
         weight -= tl.load(backgrounds + token, mask=ok, other=0.0)
@@ -144,6 +147,7 @@ def key_gradients(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
+    # as in `query_gradients`, whose means and backgrounds are read; base is Σ_all b_i g_i, [items, DIM]
     item, part, alone = share_work(items, prefix * walks, tl.cdiv(positions, TILE))
     q_start, k_start = start_of(q, q_strides, item, heads), start_of(k, k_strides, item, heads)
     v_start, gradient_start = start_of(v, v_strides, item, heads), start_of(gradient, gradient_strides, item, heads)
@@ -167,6 +171,7 @@ def key_gradients(
             )  # fmt: skip
         key_sum, value_sum = tl.sum(grad_key, 0)[None, :] * SCALE, tl.sum(grad_value, 0)[None, :]
         if base is not None:
+            # the background is added once, by the first of the token's programs
             if begin == 0:
                 value_sum += read_row(base, item, DIM, DIM, WIDTH, WIDE)
         if part_k is None:
@@ -189,6 +194,7 @@ def key_gradients(
                 (lane * 0 + j).to(INDEX), exists, logsumexp, means, backgrounds, SCALE, DIM, WIDTH, WIDE,
             )  # fmt: skip
         for j in range(count):
+            # the position from which the offset leads here
             source, inside = apply_offset(position, first_offset + 3 * j, -1, lengths, AXIAL)
             ok = exists & inside
             if starts is None:
@@ -197,6 +203,7 @@ def key_gradients(
                     (prefix + source).to(INDEX), ok, logsumexp, means, backgrounds, SCALE, DIM, WIDTH, WIDE,
                 )  # fmt: skip
             else:
+                # unequal grids: a position has any number of queries; as many steps as the fullest of the tile's has
                 begin = tl.load(starts + source, mask=ok, other=0)
                 end = tl.load(starts + source + 1, mask=ok, other=0)
                 for i in range(tl.max(end - begin, 0)):

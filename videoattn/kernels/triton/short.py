@@ -2,6 +2,10 @@
 
 Products of different sequences in a tile are excluded like those outside a pattern. A sequence has all its tokens in
 one program, so that a single kernel forms all gradients. Along time this also saves copying sequences together.
+
+A tile of TILE lanes holds TILE // length sequences one behind the other. Its products are TILE x TILE matrices, of
+which the blocks on the diagonal are the sequences' own logits; all others are masked, as is what lies outside the
+pattern. So few tokens are bound by memory, not by products, of which a tile for each sequence would waste more.
 """
 
 from collections.abc import Sequence
@@ -20,6 +24,7 @@ SIZES = ["sequences", "length", "pattern_heads", "num_offsets"]
 @triton.jit
 def find_sequences(sequences, length, TILE: tl.constexpr):
     """Return each lane's row, its sequence within the row, its token within the sequence, and whether that exists."""
+    # lanes that don't fill a sequence, and sequences beyond the last, stay unused
     lane = tl.arange(0, TILE)
     per_tile = TILE // length
     tiles = tl.cdiv(sequences, per_tile)
@@ -64,11 +69,13 @@ def form_masks(sequence, token, ok, offsets, counts, length, pattern_heads, num_
     if offsets is not None:
         pattern = sequence % pattern_heads
         count = tl.load(counts + pattern)
+        # each lane collects its keys as bits of a word, which shifts then spread to the lane's row of the mask
         seen = tl.zeros_like(token).to(WORD)  # a bit for each key
         for j in range(num_offsets):
             used = ok & (j < count)
             target = token + tl.load(offsets + (pattern * num_offsets + j) * 3 + 2, mask=used, other=0)
             inside = used & (target >= 0) & (target < length)
+            # one that leads out of the sequence sets no bit
             bit = tl.full(token.shape, 1, WORD) << tl.where(inside, target, 0).to(WORD)
             seen |= tl.where(inside, bit, 0)
         attended = same & (((seen[:, None] >> token[None, :].to(WORD)) & 1) != 0)
@@ -93,12 +100,15 @@ def attend_short(
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WORD: tl.constexpr,
     ZERO_LOGIT: tl.constexpr,
 ):  # fmt: skip
+    # tensors are [rows, sequences, length, DIM] with strides by row, sequence and token; along time a sequence is one
+    # head at one location, with the pattern of head sequence % pattern_heads; logsumexp is [rows, sequences, length]
     row, sequence, token, ok = find_sequences(sequences, length, TILE)
     query = read(q, q_strides, row, sequence, token, ok, DIM, WIDTH)
     key = read(k, k_strides, row, sequence, token, ok, DIM, WIDTH)
     value = read(v, v_strides, row, sequence, token, ok, DIM, WIDTH)
     same, attended = form_masks(sequence, token, ok, offsets, counts, length, pattern_heads, num_offsets, WORD)
     logits = form_logits(query, key, same, attended, SCALE, ZERO_LOGIT)
+    # unused lanes have no logit: 0 and 1 keep infinity and NaN from their rows
     top = tl.where(ok, tl.max(logits, 1), 0.0)
     weights = tl.exp(logits - top[:, None])
     total = tl.where(ok, tl.sum(weights, 1), 1.0)
@@ -125,9 +135,12 @@ def short_gradients(
     logits = form_logits(query, key, same, attended, SCALE, ZERO_LOGIT)
     at = (row.to(tl.int64) * sequences + sequence) * length + token
     shift = tl.load(logsumexp + at, mask=ok, other=0.0)[:, None]
+    # formulas as in triton/offsets_backward.py, with matrices for all pairs of the tile
     weights = tl.exp(tl.minimum(logits - shift, 0.0))  # not above 1, which rounding of large logits could make
+    # D_i = Σ_j w_ij g_i·v_j from the tile itself: the output need not be read
     products = tl.dot(upstream, tl.trans(value), input_precision="ieee")
     slopes = weights * (products - tl.sum(weights * products, 1)[:, None])
+    # a logit that zero_logit fixes at 0 has no gradient, but its weight counts in D and in the gradient of v
     slopes = (tl.where(attended, slopes, 0.0) * SCALE).to(query.dtype)
     by_value = tl.dot(tl.trans(weights.to(upstream.dtype)), upstream, input_precision="ieee")
     write(grad_v, grad_v_strides, row, sequence, token, ok, by_value, DIM, WIDTH)
