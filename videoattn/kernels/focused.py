@@ -209,12 +209,12 @@ def _describe(
     scale, by_frame, by_place, space, time, bias = parameters
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"focused linear attention takes q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got {q.dtype}, "
-            f"{k.dtype}, {v.dtype}"
+            f"focused linear attention accepts q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got "
+            f"{q.dtype}, {k.dtype}, {v.dtype}"
         )
     wide, d = torch.promote_types(q.dtype, torch.float32), q.shape[-1]
     if any(x is not None and x.dtype != wide for x in parameters):
-        raise ValueError(f"focused linear attention of {q.dtype} takes parameters of {wide}")
+        raise ValueError(f"focused linear attention of {q.dtype} accepts parameters of {wide}")
     heads = scale.shape[0] // d
     fits = v.shape == k.shape and q.shape[:2] == k.shape[:2] and k.shape[-1] == d and scale.shape[0] == heads * d
     frames, places = (1 if table is None else table.shape[0] for table in (by_frame, by_place))

@@ -77,7 +77,7 @@ class OffsetPlan(nn.Module):
         are of 16 positions, each with one query; raises ValueError for others.
         """
         if self.block > 1 and not self.one_query_each and tensors[0].is_cuda:
-            raise ValueError("on a GPU attention between blocks takes queries and keys on one grid alone")
+            raise ValueError("on a GPU attention between blocks accepts queries and keys on one grid alone")
         run = attend_by_offsets if is_transformed() else offset_attention
         mixed, _ = run(
             list(tensors), self.offsets, self.counts, self.starts, self.queries, self.keys, list(self.lengths),

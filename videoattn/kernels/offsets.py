@@ -121,7 +121,7 @@ def _check(
     q, k, v = views
     if q.dtype not in types or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"offset attention takes q, k and v of one dtype of {', '.join(map(str, types))}, got {q.dtype}, "
+            f"offset attention accepts q, k and v of one dtype of {', '.join(map(str, types))}, got {q.dtype}, "
             f"{k.dtype}, {v.dtype}"
         )
     heads, num_positions = len(tables[1]), math.prod(lengths)

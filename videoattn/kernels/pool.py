@@ -208,7 +208,7 @@ def _describe(x: Tensor, weight: Tensor, stride: Sequence[int], grid: Sequence[i
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype not in DTYPES or weight.dtype != wide:
         raise ValueError(
-            f"pooling takes tokens of {', '.join(map(str, DTYPES))} with filters of float32, or of float64 for such "
+            f"pooling accepts tokens of {', '.join(map(str, DTYPES))} with filters of float32, or of float64 for such "
             f"tokens, got {x.dtype} and {weight.dtype}"
         )
     batch, tokens, heads, _, d = x.shape

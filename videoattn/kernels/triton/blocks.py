@@ -152,13 +152,13 @@ def describe_blocks(
 def _check(q: Tensor, k: Tensor, block: int) -> None:
     if not suits_blocks(block, q.shape[3], q.dtype):
         raise ValueError(
-            f"on a GPU attention between blocks takes 16 positions, heads of up to 128 and no float64, got blocks of "
+            f"on a GPU attention between blocks accepts 16 positions, heads of up to 128 and no float64, got blocks of "
             f"{block}, heads of {q.shape[3]} and {q.dtype}; use another implementation"
         )
     if q.shape[2] != k.shape[2]:
         raise ValueError(
-            f"on a GPU attention between blocks takes queries and keys on one grid alone, got {q.shape[2]} queries and "
-            f"{k.shape[2]} keys; use another implementation"
+            f"on a GPU attention between blocks accepts queries and keys on one grid alone, got {q.shape[2]} queries "
+            f"and {k.shape[2]} keys; use another implementation"
         )
 
 
