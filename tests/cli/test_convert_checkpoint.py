@@ -8,7 +8,7 @@ import torch
 from tests.models.mvit.small_mvits import SQUARE, small_mvit
 from tests.models.mvit.test_mvit_weights import published_cfg
 from tests.models.small_models import assert_same, released, save, small_model
-from tools.convert_checkpoint import main
+from videoattn.cli.convert import main
 from videoattn.cli.run_tool import run_tool
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import load_weights, mvit_from_ours, mvit_to_ours

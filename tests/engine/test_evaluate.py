@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tests.data.conftest import write_video
 from tests.engine.test_distributed import free_port, join
-from tools.test_net import main
 from videoattn.cli.run_tool import run_tool
+from videoattn.cli.test import main
 from videoattn.config.load import dump_config, load_config
 from videoattn.data.build import build_loader
 from videoattn.data.clips.batch import Batch, Failure, normalize
@@ -548,7 +548,7 @@ def test_wrong_lists_and_missing_weights_are_found_before_the_model_is_built(
     run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[object] = []
-    monkeypatch.setattr("tools.test_net.build_model", built.append)
+    monkeypatch.setattr("videoattn.cli.test.build_model", built.append)
     run = [*SMALL, "DATA.PATH_TO_DATA_DIR", str(run_folder), "OUTPUT_DIR", str(run_folder / "run")]
     for changes, message in (
         (["DATA.PATH_TO_DATA_DIR", str(run_folder / "nowhere")], "nowhere/test.csv does not exist"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.models.small_models import random_clip, save
-from tools.profile_net import main as profile_net
+from videoattn.cli.profile import main as profile_net
 from videoattn.cli.run_tool import run_tool
 from videoattn.compat import import_pytorchvideo
 from videoattn.config.load import dump_config, load_config

@@ -83,11 +83,6 @@ def is_main() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    all_reduce_sum(torch.zeros(1))
-
-
 def gather_objects(value: T) -> list[T]:
     """Every process's `value`, in the order of ranks, on every process; tensors in it must be on the CPU."""
     if not dist.is_initialized():

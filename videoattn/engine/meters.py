@@ -81,6 +81,6 @@ def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:
     if meters.bad > limit * meters.tried and (at_end or meters.draws >= MIN_DRAWS):
         raise TooManyBadClipsError(
             f"{meters.bad} of {meters.tried} clips could not be decoded, more than DATA.MAX_BAD_FRACTION {limit}; "
-            "log.jsonl lists them as bad_clip. Find all bad videos by tools/check_data.py and train on its clean list, "
+            "log.jsonl lists them as bad_clip. Find all bad videos by `videoattn check` and train on its clean list, "
             "or raise the key"
         )

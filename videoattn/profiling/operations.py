@@ -97,7 +97,7 @@ def count_fourier(kind: str, num_dims: int | None) -> MacFormula:
     return formula
 
 
-def count_jumps(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
+def count_offset_attention(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
     """The attending pairs in each call of all heads of the pattern, in both products."""
     (rows, heads, _, dim), (pattern_heads,), num_pairs = outputs[0], arguments[2], arguments[10]
     return int(2 * rows * heads // pattern_heads * num_pairs * dim)
@@ -145,9 +145,9 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     # every slot of the table of pairs, be it unused
     "videoattn::depthwise_conv3d": lambda arguments, outputs: math.prod(outputs[0]) * math.prod(arguments[1][1:]),
     "videoattn::focused_linear": count_focused_linear,
-    "videoattn::jump_attention": count_jumps,
-    "videoattn::pair_products": count_product(0),
-    "videoattn::pair_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
+    "videoattn::offset_attention": count_offset_attention,
+    "videoattn::gather_products": count_product(0),
+    "videoattn::gather_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
     "videoattn::short_attention": lambda arguments, outputs: 2 * math.prod(outputs[0]) * outputs[0][2],
 }
 

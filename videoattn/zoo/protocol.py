@@ -9,9 +9,9 @@ from typing import Literal
 
 from videoattn.config import Config
 from videoattn.config.load import load_config
-from videoattn.files import cache_folder
+from videoattn.files import cache_folder, file_sha256, shipped_folder
 from videoattn.models.weights.departures import Departure
-from videoattn.zoo.download import DownloadError, checksum, fetch
+from videoattn.zoo.download import DownloadError, fetch
 
 Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
 NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
@@ -80,7 +80,7 @@ class ZooRow:
     `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `urls` are places
     to fetch it from, best first, and `sha256` its checksum where that is known. `family` says whose names the tensors
     have, as in `videoattn.models.timesformer.names`. Accuracies in percent as published, parameters and
-    multiply-accumulates of one view counted here. `clips_from` are the arguments of datasets/make_motion.py that render
+    multiply-accumulates of one view counted here. `clips_from` are the arguments of `videoattn motion` that render
     the clips of a row of this project.
     """
 
@@ -105,7 +105,7 @@ class ZooRow:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the weights lie in this repository."""
+        """Tell whether the weights come with the package."""
         return bool(self.clips_from)
 
     @property
@@ -137,20 +137,20 @@ class ZooRow:
         return [Departure(key, str(old), str(new)) for key, (old, new) in pairs.items() if old != new]
 
 
-def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = None) -> Path:
-    """Return the file with the row's weights: `given`, in the repository at `root`, or in the cache, fetched if absent.
+def locate_weights(row: ZooRow, given: str | None = None) -> Path:
+    """Return the file with the row's weights: `given`, a shipped one, or one of the cache, fetched if absent.
 
-    A file of the cache is taken only if `check_weights` accepts it; one of the repository has a known checksum. Raises
+    A file of the cache is taken only if `check_weights` accepts it; a shipped one has a known checksum. Raises
     ValueError that says which file to put where, or which to remove.
     """
     if given is not None:
         return Path(given)
     if row.is_ours:
-        path = (root or Path(__file__).parents[1]) / "model_zoo" / row.file
+        path = shipped_folder("model_zoo") / row.file
         if not path.is_file():
-            raise ValueError(f"{path} is missing: it comes with a checkout of this project")
-        if (found := checksum(path)) != row.sha256:
-            raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: check it out again")
+            raise ValueError(f"{path} is missing: it comes with videoattn, so install or check it out again")
+        if (found := file_sha256(path)) != row.sha256:
+            raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: install or check it out again")
         return path
     path = cache_folder() / row.file
     try:

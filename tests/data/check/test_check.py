@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
@@ -21,6 +20,7 @@ import pytest
 from tests.data.faulty_clips import NUM_FRAMES, SHORT_FRAMES, ClipMaker
 from tests.data.openers import Opening
 from tests.shared_files import CLIPS, needs_clips
+from videoattn.cli import check as check_data
 from videoattn.cli.run_tool import run_tool
 from videoattn.data.check.check import LOG_NAME, CheckOptions, check_lists
 from videoattn.data.check.checked_list import CheckedList
@@ -31,9 +31,6 @@ from videoattn.data.lists.list_lines import format_line
 from videoattn.data.readers.open_video import open_video
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import check_data  # noqa: E402
 
 CLIP_FRAMES = 16
 FILE_FAULTS = ("missing", "empty", "not_a_video", "no_video_stream", "damaged", "cut_short", "too_short")

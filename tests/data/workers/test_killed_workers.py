@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from tests.data.openers import Opening
 from tests.data.test_bad_files_in_runs import SMALL_RUN
 from tests.data.test_loader import contents, settings
+from videoattn.cli import train as train_net
 from videoattn.data import build as loader_module
 from videoattn.data import build_loader
 from videoattn.data.clips.batch import Failure
@@ -24,8 +24,6 @@ from videoattn.data.readers.open_video import open_video
 from videoattn.data.workers import worker_pool
 from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
 from videoattn.engine.checkpoint.files import list_checkpoints, load_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 
 class Deadly:
@@ -119,8 +117,6 @@ def test_a_clip_that_was_read_in_between_starts_with_a_clean_slate(
 def test_weights_are_those_of_a_run_whose_workers_were_left_alone(
     video_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    import train_net
-
     folder = video_folder(4)
     limits = ["DATA.PATH_TO_DATA_DIR", str(folder), "MODEL.NUM_CLASSES", "3", "DATA_LOADER.LIMIT_SECONDS", "1"]
     weights = []

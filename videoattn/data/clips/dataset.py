@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -101,7 +102,7 @@ class VideoDataset(Dataset[Sample]):
             clip = read.clip(0)
             copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
             return Sample(
-                clips=torch.stack([frames for frames, _ in copies]).transpose(1, 2),
+                clips=rearrange([frames for frames, _ in copies], "b t c h w -> b c t h w"),
                 label=label,
                 labels=tuple(label for _, label in copies),
                 video=index,
@@ -220,7 +221,7 @@ def _read(
         short = sampler.is_short(reader.num_frames, reader.fps)
         needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
         frames: Tensor = reader.read(needed.tolist())
-        return _Read(frames.permute(0, 3, 1, 2), list(rows), short, reader.in_order_because)
+        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.in_order_because)
 
 
 def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.layers.attention import reorder_qkv_rows
@@ -68,8 +69,7 @@ def mvit_to_ours(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Ten
     renamed = _rename(_pack(_drop_aliases(tensors)), family, "videoattn")
     for name in ("cls_token", "pos_embed_class", "pos_embed_spatial", "pos_embed_temporal"):
         if name in renamed and family == "torchvision":
-            value = renamed[name]
-            renamed[name] = value.reshape(1, -1, value.shape[-1])
+            renamed[name] = rearrange(renamed[name], "... c -> 1 (...) c")
     return _reorder(renamed, to_packed=True)
 
 

@@ -9,11 +9,12 @@ Long clips: three colours flash up, one in each third of the clip, and the class
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 X, Y, NEARNESS, ANGLE = range(4)
 # class: template as Something-Something-V2 writes it; the attribute that moves and the sign of its movement
