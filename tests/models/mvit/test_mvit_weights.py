@@ -1,5 +1,6 @@
 """Files of MViTs: which names mean what, what is refused, and models built from what a file says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,9 @@ class TestFromCheckpoint:
         theirs = mvit_from_ours({n: torch.zeros(v.shape) for n, v in source.state_dict().items()}, family)
         model: Any = from_checkpoint(save(theirs, tmp_path / "a.pyth"))
         assert model.clip_size == source.clip_size
-        assert [block.plan for block in model.blocks] == [block.plan for block in source.blocks]
+        # all but the rate of drop path, which no tensor shows
+        plans, expected = ([replace(block.plan, drop_path_rate=0) for block in m.blocks] for m in (model, source))
+        assert plans == expected
 
     def test_our_own_files_say_everything(self, tmp_path: Path) -> None:
         cfg = load_config(None, [
