@@ -19,6 +19,11 @@ SOURCES = ("videoattn", "configs", "model_zoo", "setup.py", "setup.cfg", "pyproj
 BUILT = ("__pycache__", "*.egg-info")
 
 
+def without_checkout() -> dict[str, str]:
+    """Return this environment without what leads Python, and the programs that it starts, to the checkout."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
 class Installed:
     """An environment with the wheel in it, and an empty folder to work in."""
 
@@ -28,10 +33,9 @@ class Installed:
     def run(self, *command: object) -> str:
         """Return what a command prints. The checkout is out of its sight."""
         program, *arguments = map(str, command)
-        kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
         done = subprocess.run(
             [str(self.environment / "bin" / program), *arguments], cwd=self.folder, text=True, capture_output=True,
-            env={**kept, "VIDEOATTN_CACHE": str(self.folder.parent / "cache")}, timeout=600,
+            env={**without_checkout(), "VIDEOATTN_CACHE": str(self.folder.parent / "cache")}, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout
@@ -39,7 +43,7 @@ class Installed:
 
 def python(*arguments: object, cwd: Path) -> None:
     command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=without_checkout(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 

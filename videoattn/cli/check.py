@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError on options that do not fit each other or are out of range."""
+    """Raise ValueError on options that do not fit each other or are out of range."""
     check_list_arguments(args)
     check_names((str(args.out),), "--out: a path")
     if args.num_classes and not args.list:
@@ -98,7 +98,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def promoted(names: str) -> frozenset[str]:
-    """Kinds of warnings that are to count as errors."""
+    """Return the kinds of warnings that count as errors."""
     kinds = list(WARNINGS) if names == "all" else [name for name in names.split(",") if name]
     for kind in kinds:
         if kind not in WARNINGS:
@@ -107,7 +107,7 @@ def promoted(names: str) -> frozenset[str]:
 
 
 def trained_list(cfg: Config, split: str, min_frames: int | None, with_lengths: bool) -> CheckedList:
-    """One list with what training asks of it."""
+    """Return the list of a split with what training asks of it."""
     dataset = cfg.test.dataset if split == "test" else cfg.train.dataset
     is_short = partial(has_fewer_frames, min_frames) if min_frames else clip_sampler(cfg, dataset, False).is_short
     return replace(

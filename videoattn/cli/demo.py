@@ -1,4 +1,4 @@
-"""The whole way in a few minutes on a CPU: make videos, train, evaluate with several views, profile.
+"""Make videos, train on them, evaluate with several views and profile, in a few minutes on a CPU.
 
 Examples:
     videoattn demo

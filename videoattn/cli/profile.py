@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates, parameters and activations by module; with --measure also speed and memory.
+"""Count a model's multiply-accumulates, parameters and activations by module; with --measure also its speed and memory.
 
 Examples:
     videoattn profile --cfg Kinetics/TimeSformer_divST_8x32_224.yaml
@@ -113,7 +113,7 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
 
 
 def measure_model(cfg: Config, clip_size: tuple[int, int, int], args: argparse.Namespace) -> Measurement:
-    """The model of the config with fresh weights, run on the device asked for."""
+    """Run the model of the config, with fresh weights, on the chosen device."""
     device = args.device or cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

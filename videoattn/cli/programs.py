@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 @dataclass(frozen=True)
 class Program:
-    """One line for people, and the script of a checkout that runs the same program, if there is one."""
+    """One line of help, and the script of a checkout that runs the same program, if there is one."""
 
     summary: str
     script: str = ""

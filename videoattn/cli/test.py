@@ -168,7 +168,7 @@ def beside_accuracy(report: LoadReport) -> str:
 
 
 def compare_with_row(row: ZooRow, changed: Sequence[Departure], cfg: Config, results: Results) -> list[str]:
-    """Published and measured accuracy of a row, in lines; `changed` settings are not those of the published one."""
+    """Return published and measured accuracy of a row, in lines; `changed` settings differ from the published ones."""
     shares = [results.top_k(k) for k in (1, 5)]
     if shares[0] is None:
         return [f"{row.name}: no labelled video was evaluated, so that nothing can be compared"]
@@ -181,7 +181,7 @@ def compare_with_row(row: ZooRow, changed: Sequence[Departure], cfg: Config, res
 
 
 def find_weights(cfg: Config) -> Path:
-    """The checkpoint that the settings name, else the run's best or newest one."""
+    """Return the checkpoint that the settings name, else the run's best or newest one."""
     if cfg.test.checkpoint_file_path:
         return Path(cfg.test.checkpoint_file_path)
     folder = Path(cfg.output_dir, "checkpoints")

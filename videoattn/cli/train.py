@@ -195,7 +195,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
 
 
 def write_run_files(cfg: Config, folder: Path) -> None:
-    """The resolved settings, and what the run depends on besides them."""
+    """Write the resolved settings, and what else the run depends on."""
     environment = {"command": sys.argv, "versions": package_versions(), "machine": describe_machine()}
     for name, text in (
         ("config.yaml", dump_config(cfg)),
@@ -217,7 +217,7 @@ def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[n
 
 
 def lower_rate_command(cfg: Config, process: Process, arguments: Sequence[str]) -> str:
-    """The command of this run with half the learning rate, and whatever has to stay below it."""
+    """Return the command of this run with half the learning rate, and what must not exceed it lowered too."""
     solver = cfg.solver
     rates = {"SOLVER.BASE_LR": solver.base_lr / 2}
     if solver.warmup_epochs and solver.warmup_start_lr > rates["SOLVER.BASE_LR"]:

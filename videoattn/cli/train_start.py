@@ -49,7 +49,7 @@ def find_checkpoint(cfg: Config, candidates: Candidates, this_run: Run) -> tuple
 
 
 def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
-    """Load what the run starts from, if anything, and say what was loaded."""
+    """Load the weights that the run starts from, if there are any, and log what was loaded."""
     finetune = cfg.train.finetune
     if cfg.train.checkpoint_file_path:
         path = str(weights_file(cfg.train.checkpoint_file_path))

@@ -1,4 +1,4 @@
-"""Fetching files: from several places, continuing what was broken off, checked, and never half there.
+"""Downloads: from several places, continued after a break, checked, and never left half done.
 
 A file takes its name only after it was accepted: by its known SHA-256, or by a check that the caller gives.
 """

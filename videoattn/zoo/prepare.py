@@ -1,4 +1,4 @@
-"""What an evaluation of a row needs: its settings, its weights, and for our own rows the clips."""
+"""Preparation of a row's evaluation: its settings, its weights, and for our own rows the clips."""
 
 import subprocess
 import sys

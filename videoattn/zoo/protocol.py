@@ -28,7 +28,7 @@ MIN_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a row was evaluated: everything that changes a score besides the weights.
+    """The evaluation protocol of a row: everything that changes a score besides the weights.
 
     `spread` clips reach both ends of a video and a single one is centred; otherwise a single clip is the video's first.
     `short_side` is that of frames before a single crop is cut out of them (its first number; the second is of training
@@ -49,7 +49,7 @@ class Protocol:
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     def settings(self, dataset: Dataset) -> dict[str, object]:
-        """The same as settings by dotted key."""
+        """Return the protocol as settings, by dotted key."""
         return {
             "TEST.DATASET": "ssv2" if dataset == "ssv2" else "kinetics",
             "TEST.SPLIT": "val" if dataset == "ssv2" else "test",
@@ -110,16 +110,16 @@ class ZooRow:
 
     @property
     def tolerance(self) -> float:
-        """By how much, in percent, a faithful evaluation may differ: of others' weights, copies of the videos do."""
+        """Return the difference, in percent, that a faithful evaluation may show; copies of others' videos differ."""
         return 0.0 if self.is_ours else 0.5
 
     def all_settings(self) -> dict[str, object]:
-        """Every setting by which the row is evaluated, by dotted key."""
+        """Return every setting of the row's evaluation, by dotted key."""
         fixed = {"MODEL.MODEL_NAME": self.model, "MODEL.NUM_CLASSES": NUM_CLASSES[self.dataset]}
         return {**fixed, **self.protocol.settings(self.dataset), **self.settings}
 
     def config(self, overrides: Sequence[object] = ()) -> Config:
-        """The config of the row's evaluation, with KEY, VALUE pairs on top."""
+        """Return the config of the row's evaluation, with KEY, VALUE pairs on top."""
         pairs = [item for pair in self.all_settings().items() for item in pair]
         return load_config(None, [*pairs, "OUTPUT_DIR", f"runs/zoo/{self.name}", *overrides])
 

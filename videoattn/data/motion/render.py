@@ -1,4 +1,4 @@
-"""Motion rendered: encoded clips, their lists in two forms, and the settings that they were made with.
+"""Rendering of Motion: encoded clips, their lists in two forms, and the settings that they were made with.
 
 A folder holds videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips listed as
 Something-Something-V2 lists its own, and motion.json with the settings. A clip depends on the seed, its split and its
@@ -26,7 +26,7 @@ CLASSES = {"short": SHORT_CLASSES, "long": LONG_CLASSES}
 
 @dataclass(frozen=True)
 class Settings:
-    """What the clips of a folder depend on; sizes in pixels, both even."""
+    """Settings that decide the clips of a folder; sizes in pixels, both even."""
 
     variant: str
     num_train: int
@@ -118,7 +118,7 @@ def write_settings(file: Path, settings: Settings) -> None:
 
 
 def label_of(settings: Settings, clip: int) -> int:
-    """Classes take turns, so that every split is balanced."""
+    """Return the class of a clip; classes take turns, so that every split is balanced."""
     return clip % len(CLASSES[settings.variant])
 
 
@@ -157,7 +157,7 @@ def encode(frames: np.ndarray, path: Path) -> None:
 
 
 def write_lists(folder: Path, settings: Settings) -> None:
-    """Both kinds of annotation files, of the same clips."""
+    """Write both kinds of annotation files, for the same clips."""
     classes = CLASSES[settings.variant]
     names, templates = list(classes), list(classes.values())
     plain = [template.replace("[", "").replace("]", "") for template in templates]
