@@ -17,6 +17,7 @@ class DenseAttention(AttentionOperator):
     """
 
     forms_weights = True
+    normalizes_weights = True
     takes_packed = True
 
     def __init__(self, site: AttentionSite) -> None:

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
@@ -20,6 +21,13 @@ Implementation = Literal["auto", "plain", "compiled"]
 
 # Depth in time of the convolution on a site that has frames and locations, where its space part comes first.
 JOINT_TIME_TAPS = 3
+
+
+def check_kernel_size(size: int) -> int:
+    """Return the size of a convolution that keeps its centre; raise ValueError on another."""
+    if size and (size % 2 == 0 or not 0 < size < 100):
+        raise ValueError("an odd number below 100, or 0 for no convolution")
+    return size
 
 
 class FocusedLinearAttention(AttentionOperator):
@@ -55,17 +63,20 @@ class FocusedLinearAttention(AttentionOperator):
     takes_packed = True
 
     def __init__(
-        self, site: AttentionSite, power: float = 3, kernel_size: int = 5, implementation: Implementation = "auto"
+        self,
+        site: AttentionSite,
+        power: Annotated[float, Field(ge=1, le=100), "how strongly q and k are focused"] = 3,
+        kernel_size: Annotated[
+            int,
+            AfterValidator(check_kernel_size),
+            "of the depthwise convolution along each axis: odd, or 0 for none",
+        ] = 5,
+        implementation: Annotated[
+            Implementation,
+            "plain: by torch; compiled: by a kernel in C++, on a CPU; auto: by the kernel where it works",
+        ] = "auto",
     ) -> None:
         super().__init__(site)
-        if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < math.inf:
-            raise ValueError(f"POWER expects a number of at least 1, got {power!r}")
-        if type(kernel_size) is not int or kernel_size < 0 or (kernel_size > 0 and kernel_size % 2 == 0):
-            raise ValueError(f"KERNEL_SIZE expects an odd number, or 0 for no convolution, got {kernel_size!r}")
-        if implementation not in get_args(Implementation):
-            raise ValueError(
-                f"IMPLEMENTATION expects one of {', '.join(get_args(Implementation))}, got {implementation!r}"
-            )
         if site.has_bias:
             raise ValueError(
                 "focused_linear attention has no logits to add a bias to; build the model without relative positions"

@@ -1,7 +1,7 @@
 """Fibottention: each head attends only at its own generalised Fibonacci distances."""
 
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -56,29 +56,30 @@ class FibonacciAttention(AttentionOperator):
     """
 
     forms_weights = True
+    normalizes_weights = True
     takes_packed = True
     keep: Tensor | None
 
     def __init__(
         self,
         site: AttentionSite,
-        variant: Variant = "modified",
-        semantics: Semantics = "exclude",
-        keep_self: bool = True,
-        heads_permutation: HeadsPermutation = "per_layer",
-        order: Order = "thw",
-        geometry: Geometry = "raster",
-        implementation: Implementation = "auto",
+        variant: Annotated[Variant, "how a head's sequence begins"] = "modified",
+        semantics: Annotated[
+            Semantics, "weight of other keys: none, or that of a logit of 0 (as in the released code)"
+        ] = "exclude",
+        keep_self: Annotated[bool, "every token attends to itself"] = True,
+        heads_permutation: Annotated[HeadsPermutation, "which head takes which sequence"] = "per_layer",
+        order: Annotated[Order, "raster in which joint attention measures distance"] = "thw",
+        geometry: Annotated[
+            Geometry, "distance in the raster, along t, h, w apart, or between blocks of 16 tokens of the raster"
+        ] = "raster",
+        implementation: Annotated[
+            Implementation,
+            "masked: a dense product; pairs: attending pairs alone; compiled: these by a kernel, in C++ on a CPU and "
+            "in Triton on a GPU; auto: the fastest",
+        ] = "auto",
     ) -> None:
         super().__init__(site)
-        for name, value, allowed in (
-            ("SEMANTICS", semantics, get_args(Semantics)),
-            ("ORDER", order, get_args(Order)),
-            ("GEOMETRY", geometry, get_args(Geometry)),
-            ("IMPLEMENTATION", implementation, get_args(Implementation)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} expects one of {', '.join(allowed)}, got {value!r}")
         self.variant, self.semantics, self.keep_self = variant, semantics, keep_self
         self.heads_permutation, self.order, self.geometry = heads_permutation, order, geometry
         self.implementation = implementation

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
@@ -58,14 +59,14 @@ class LisaAttention(AttentionOperator):
     forms_weights = True
     cells: Tensor | None
 
-    def __init__(self, site: AttentionSite, num_patterns: int = 4, wrap: bool = False, method: Method = "auto") -> None:
+    def __init__(
+        self,
+        site: AttentionSite,
+        num_patterns: Annotated[int, Field(ge=1, le=64), "structural patterns per head"] = 4,
+        wrap: Annotated[bool, "positions wrap around: a smaller FFT, another function"] = False,
+        method: Annotated[Method, "auto: the fastest by grid and device"] = "auto",
+    ) -> None:
         super().__init__(site)
-        if type(num_patterns) is not int or num_patterns < 1:
-            raise ValueError(f"NUM_PATTERNS expects a whole number of at least 1, got {num_patterns!r}")
-        if type(wrap) is not bool:
-            raise ValueError(f"WRAP expects True or False, got {wrap!r}")
-        if method not in get_args(Method):
-            raise ValueError(f"METHOD expects one of {', '.join(get_args(Method))}, got {method!r}")
         if site.has_bias:
             raise ValueError(
                 "lisa attention has no logits to add a bias to; build the model without relative positions"
