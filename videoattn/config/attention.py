@@ -3,8 +3,10 @@
 import inspect
 import re
 from collections.abc import Mapping
+from functools import reduce
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model
 
@@ -71,7 +73,7 @@ globals().update({section.__name__: section for section in OPERATOR_SECTIONS.val
 if TYPE_CHECKING:
     Operator = OperatorSection
 else:
-    Operator = Annotated[Union[tuple(OPERATOR_SECTIONS.values())], Field(discriminator="name")]
+    Operator = Annotated[reduce(or_, OPERATOR_SECTIONS.values()), Field(discriminator="name")]
 
 
 def _as_tuple(value: object) -> object:

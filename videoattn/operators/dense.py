@@ -6,7 +6,7 @@ from torch import Tensor
 
 from videoattn.kernels.offsets import has_triton
 from videoattn.kernels.plain import softmax_attention
-from videoattn.kernels.short import fits, short_attention
+from videoattn.kernels.short import fits, multiply_adds, short_attention
 from videoattn.operators.base import AttentionOperator, AttentionSite
 
 
@@ -40,4 +40,4 @@ class DenseAttention(AttentionOperator):
 
     def macs(self) -> int:
         site = self.site
-        return 2 * site.num_heads * site.head_dim * site.q_grid.tokens * site.kv_grid.tokens
+        return multiply_adds((1, site.num_heads, site.q_grid.tokens, site.head_dim), site.kv_grid.tokens)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
 from videoattn.kernels.cpu.compiler import explain_absence
-from videoattn.kernels.focused import attend, is_compiled
+from videoattn.kernels.focused import attend, is_compiled, multiply_adds
 from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split
 from videoattn.kernels.transforms import without_autocast
@@ -152,10 +152,11 @@ class FocusedLinearAttention(AttentionOperator):
             return out.to(dtype)
 
     def macs(self) -> int:
-        """Products and every tap of the convolution, at the border too, as convolutions are counted elsewhere."""
-        d, q, kv = self.site.head_dim, self.site.q_grid, self.site.kv_grid
-        taps = sum(kernel[0].numel() for kernel in (self.dwc_space, self.dwc_time) if kernel is not None)
-        return self.site.num_heads * d * (d * (q.tokens + kv.tokens) + q.tokens + taps * q.patches)
+        """Return products and every tap of the convolution, at the border too, as for other convolutions."""
+        site, q = self.site, self.site.q_grid
+        tensors = [(1, site.num_heads, grid.tokens, site.head_dim) for grid in (q, site.kv_grid, site.kv_grid)]
+        space, time = (None if kernel is None else kernel.shape for kernel in (self.dwc_space, self.dwc_time))
+        return multiply_adds(tensors, None, None, None, space, time, None, (q.t, q.h, q.w))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, power={self.power}, kernel_size={self.kernel_size}"

@@ -12,7 +12,7 @@ from videoattn.grid import cells_under
 from videoattn.kernels.cpu.compiler import explain_absence
 from videoattn.kernels.gather import PairPlan
 from videoattn.kernels.offset_plan import JumpPlan
-from videoattn.kernels.offsets import has_kernel
+from videoattn.kernels.offsets import has_kernel, multiply_adds
 from videoattn.kernels.plain import softmax_attention
 from videoattn.kernels.transforms import is_transformed, without_autocast
 from videoattn.kernels.triton.launch import suits_blocks
@@ -253,7 +253,9 @@ class FibonacciAttention(AttentionOperator):
         return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))
 
     def macs(self) -> int:
-        return 2 * self.site.head_dim * self.jumps.num_pairs
+        site = self.site
+        q_shape = (1, site.num_heads, site.q_grid.tokens, site.head_dim)
+        return multiply_adds(q_shape, (site.num_heads,), self.jumps.num_pairs)
 
 
 def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:
