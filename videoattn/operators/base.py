@@ -1,12 +1,17 @@
 """The contract of every attention operator: q, k, v in, mixed v out, no projections and no norms."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoattn.grid import TokenGrid
+from videoattn.kernels.transforms import is_transformed
 from videoattn.operators.options import check_options, options_of
+
+_NO_LOGITS = "there are no logits to add a bias to"
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class AttentionOperator(nn.Module):
 
     The signature of the constructor is the configuration: see `videoattn.operators.options`. Options are checked by
     their annotations before the constructor runs. A site that an operator can't serve it refuses there, with a
-    ValueError that names the grids, the option or the bias; on a site that has a bias, one that takes none does so.
+    ValueError that names the grids or the option.
 
     Declared by the class:
     - `forms_weights`: values are mixed by a matrix that depends on q and k alone, which `weights` returns.
     - `normalizes_weights`: each row of that matrix sums to one, as after a softmax.
+    - `takes_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
     - `takes_packed`: `forward` also takes a single packed [rows, groups·heads, n, 3, d], whose gradient it then forms
       in one piece.
     - `HOW`: the options that choose how a result is computed, and do not change it.
@@ -51,6 +57,7 @@ class AttentionOperator(nn.Module):
 
     forms_weights = False
     normalizes_weights = False
+    takes_bias = True
     takes_packed = False
     HOW = ("implementation", "method")
     _given: dict[str, Any]
@@ -63,6 +70,15 @@ class AttentionOperator(nn.Module):
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
         self.site = site
+        if site.has_bias and not self.takes_bias:
+            raise ValueError(
+                f"{_NO_LOGITS}; build the model without relative positions, or without {type(self).__name__}"
+            )
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        # torch's fused attention lacks derivatives that its plain form has
+        with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
+            return super().__call__(*arguments, **keywords)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return mixed values [rows, groups·heads, Nq, d]; `bias` is added to the logits, broadcast to [.., Nq, Nk]."""
@@ -75,6 +91,11 @@ class AttentionOperator(nn.Module):
     def macs(self) -> int:
         """Return the multiply-accumulates of one sequence, all heads, counting only pairs that attend."""
         raise NotImplementedError
+
+    def refuse_bias(self, bias: Tensor | None) -> None:
+        """Raise ValueError on a bias, in `forward` and `weights` of an operator that takes none."""
+        if bias is not None:
+            raise ValueError(_NO_LOGITS)
 
     @property
     def options(self) -> dict[str, object]:

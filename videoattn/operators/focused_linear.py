@@ -52,7 +52,6 @@ class FocusedLinearAttention(AttentionOperator):
     `implementation` says how: "plain" by torch; "compiled" by the kernel of `videoattn.kernels.focused`, on a CPU with
     a C++ compiler, faster at every length; "auto" by the kernel wherever it works.
     `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
-    Raises ValueError on options out of range and on a site with a bias for logits, of which there are none.
 
     Source: FLatten Transformer (arXiv 2308.00442) and its released code. Differs: tokens are divided by their largest
     channel before the power, which changes nothing in real arithmetic and keeps it finite in every precision; on
@@ -60,6 +59,7 @@ class FocusedLinearAttention(AttentionOperator):
     prefix tokens are not treated there.
     """
 
+    takes_bias = False
     takes_packed = True
 
     def __init__(
@@ -77,10 +77,6 @@ class FocusedLinearAttention(AttentionOperator):
         ] = "auto",
     ) -> None:
         super().__init__(site)
-        if site.has_bias:
-            raise ValueError(
-                "focused_linear attention has no logits to add a bias to; build the model without relative positions"
-            )
         self.power = power
         self.implementation = implementation
         self.compiled = implementation != "plain" and is_compiled()
@@ -124,8 +120,7 @@ class FocusedLinearAttention(AttentionOperator):
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        if bias is not None:
-            raise ValueError("focused_linear attention has no logits to add a bias to")
+        self.refuse_bias(bias)
         tensors: Sequence[Tensor] = (q,) if k is None or v is None else (q, k, v)
         dtype, grid, kv = q.dtype, self.site.q_grid, self.site.kv_grid
         by_kernel = self.compiled and q.device.type == "cpu"

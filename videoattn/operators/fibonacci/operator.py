@@ -13,7 +13,6 @@ from videoattn.kernels.cpu.compiler import explain_absence
 from videoattn.kernels.gather import PairPlan
 from videoattn.kernels.offset_plan import JumpPlan
 from videoattn.kernels.offsets import has_kernel, multiply_adds
-from videoattn.kernels.plain import softmax_attention
 from videoattn.kernels.transforms import is_transformed, without_autocast
 from videoattn.kernels.triton.launch import suits_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite
@@ -189,7 +188,7 @@ class FibonacciAttention(AttentionOperator):
         if q.shape[1] > len(keep):
             keep = keep.repeat(q.shape[1] // len(keep), 1, 1)  # the fused product broadcasts no groups of heads
         mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
-        return softmax_attention(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
         """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""
