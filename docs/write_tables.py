@@ -5,11 +5,14 @@ Examples:
     python docs/write_tables.py
     python docs/write_tables.py --page attention.md
 
-The tables: what works where, the options of each method, how sparse Fibonacci attention is, what whole models cost
-(counted, which takes about a minute), and how fast operators are (as benchmarks/operators.py has measured).
+The tables: all operators, what works where, the options of each method, how sparse Fibonacci attention is, what whole
+models cost (counted, which takes about a minute), and how fast operators are (as benchmarks/operators.py has measured).
+A new line in OPERATORS needs nothing here: its operator is in the tables of all operators, and its options stand below
+the first of them until the page has a table `NAME_options`.
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -19,6 +22,7 @@ from typing import Any, get_args
 
 import torch
 from pydantic.fields import FieldInfo
+from torch import nn
 
 from videoattn.cli.run_tool import run_tool
 from videoattn.config.attention import OPERATOR_SECTIONS, Skip
@@ -27,8 +31,9 @@ from videoattn.files import atomic_write
 from videoattn.grid import TokenGrid
 from videoattn.layers.support import render_support
 from videoattn.models import build_model
-from videoattn.operators import AttentionSite, FibonacciAttention
+from videoattn.operators import OPERATORS, AttentionSite, FibonacciAttention
 from videoattn.operators.fibonacci.sets import offset_sets
+from videoattn.operators.options import options_of
 from videoattn.profiling.profile import Profile, profile
 
 PAGE = Path(__file__).parent / "attention.md"
@@ -49,13 +54,12 @@ MODELS = {
     "joint 32×224": (32, 224, JOINT), "joint 96×224": (96, 224, JOINT),
 }  # fmt: skip
 COMPARED = {"divided 8×224": "SPACE", "joint 8×224": "JOINT", "joint 32×224": "JOINT"}
-# each method as ATTENTION settings along an axis that {} stands for
-METHODS = {
-    "dense": "{{}}", "fibonacci": "{{{}: {{NAME: fibonacci}}}}", "lisa": "{{{}: {{NAME: lisa}}}}",
-    "focused_linear": "{{{}: {{NAME: focused_linear}}}}", "skipat, leff": "{{SKIP: {{{}: 3-8}}}}",
-    "skipat, weights": "{{SKIP: {{{}: 3-8, PHI: weights}}}}",
-    "skipat, identity": "{{SKIP: {{{}: 3-8, PHI: identity}}}}",
-}  # fmt: skip
+# each way to skip attention as ATTENTION settings along AXIS
+SKIPPED = {
+    "skipat, leff": "{SKIP: {AXIS: 3-8}}",
+    "skipat, weights": "{SKIP: {AXIS: 3-8, PHI: weights}}",
+    "skipat, identity": "{SKIP: {AXIS: 3-8, PHI: identity}}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,17 +72,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.page}: {len(MARKED.findall(text))} tables")
 
 
-def fill_tables(text: str) -> str:
-    """The page with every marked table made anew. Raises ValueError on a marker of an unknown table, or without end."""
+def fill_tables(text: str, operators: Sequence[str] = tuple(OPERATORS)) -> str:
+    """Return the page with every marked table made anew, those of all operators for these `operators`.
+
+    Raises ValueError on a marker of an unknown table, or without end.
+    """
     if not text.count("<!-- table: ") == text.count("<!-- end of table -->") == len(MARKED.findall(text)):
         raise ValueError("expected a line <!-- end of table --> for every line <!-- table: NAME -->")
+    return MARKED.sub(lambda match: f"{match[1]}{make_table(match[2], text, operators)}\n{match[3]}", text)
 
-    def fill(match: re.Match[str]) -> str:
-        if match[2] not in TABLES:
-            raise ValueError(f"expected a table among {', '.join(TABLES)}, got {match[2]!r}")
-        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
 
-    return MARKED.sub(fill, text)
+def make_table(table: str, text: str, operators: Sequence[str]) -> str:
+    """Return the table of that name of the page `text`."""
+    if table == "operators":
+        return operators_table(operators, [name for name in operators if f"<!-- table: {name}_options" not in text])
+    if table in OF_OPERATORS:
+        return OF_OPERATORS[table](operators)
+    if table not in TABLES:
+        raise ValueError(f"expected a table among {', '.join(['operators', *OF_OPERATORS, *TABLES])}, got {table!r}")
+    return TABLES[table]()
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -115,6 +127,19 @@ def operator_options(name: str) -> Callable[[], str]:
     return lambda: options_table(OPERATOR_SECTIONS[name].model_fields)
 
 
+def operators_table(operators: Sequence[str], without_own: Sequence[str]) -> str:
+    """Return the names and first lines of operators, then the options of those that have no table of their own."""
+    titles = ["`NAME`", "what it computes", "options"]
+    rows, more = [], ""
+    for name in operators:
+        options = list(options_of(OPERATORS[name]))
+        listed = ", ".join(f"`{option.upper()}`" for option in options) or "none"
+        rows.append([f"`{name}`", (inspect.getdoc(OPERATORS[name]) or "").partition("\n")[0], listed])
+        if name in without_own and options:
+            more += f"\n\nOptions of `{name}`:\n\n{operator_options(name)()}"
+    return markdown(titles, rows) + more
+
+
 def density_table() -> str:
     rows = []
     for n, where in LENGTHS.items():
@@ -130,13 +155,17 @@ def density_table() -> str:
     return markdown([*titles, "`GEOMETRY: block`: keys", "share"], rows)
 
 
-def count(model: str, attention: str = "{}") -> Profile:
+def build(model: str, attention: str = "{}") -> nn.Module:
     frames, crop, kind = MODELS[model]
     settings: list[Any] = ["DATA.NUM_FRAMES", frames, "DATA.TRAIN_CROP_SIZE", crop, "DATA.TEST_CROP_SIZE", crop]
     settings += ["TIMESFORMER.ATTENTION_TYPE", kind, "MODEL.MODEL_NAME", "timesformer_base", "ATTENTION", attention]
     with torch.device("meta"):
-        built = build_model(load_config(None, settings))
-    return profile(built, (frames, crop, crop))
+        return build_model(load_config(None, settings))
+
+
+def count(model: str, attention: str = "{}") -> Profile:
+    frames, crop, _ = MODELS[model]
+    return profile(build(model, attention), (frames, crop, crop))
 
 
 def giga(macs: int) -> str:
@@ -152,13 +181,22 @@ def savings_table() -> str:
     return markdown(["model", "total G", "attention products G", "sparse attention saves at most"], rows)
 
 
-def methods_table() -> str:
+def methods_table(operators: Sequence[str]) -> str:
+    methods = {name: f"{{AXIS: {{NAME: {name}}}}}" for name in operators} | SKIPPED
     rows = [
-        [name, *(giga(count(model, settings.format(axis)).macs_needed) for model, axis in COMPARED.items())]
-        for name, settings in METHODS.items()
+        [name, *(needed(model, settings.replace("AXIS", axis)) for model, axis in COMPARED.items())]
+        for name, settings in methods.items()
     ]
     titles = [f"{model}, along {axis}" if axis != "JOINT" else model for model, axis in COMPARED.items()]
     return markdown(["G multiply-accumulates of a clip", *titles], rows)
+
+
+def needed(model: str, attention: str) -> str:
+    try:
+        build(model, attention)
+    except ValueError:  # of an operator, at a site that the table of what works where says it refuses
+        return "refused"
+    return giga(count(model, attention).macs_needed)
 
 
 def times_table() -> str:
@@ -179,16 +217,13 @@ def times_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "support": render_support,
-    "fibonacci_options": operator_options("fibonacci"),
-    "lisa_options": operator_options("lisa"),
-    "focused_linear_options": operator_options("focused_linear"),
+    **{f"{name}_options": operator_options(name) for name in OPERATORS},
     "skip_options": lambda: options_table(Skip.model_fields),
     "density": density_table,
     "savings": savings_table,
-    "methods": methods_table,
     "times": times_table,
 }
+OF_OPERATORS: dict[str, Callable[[Sequence[str]], str]] = {"support": render_support, "methods": methods_table}
 
 if __name__ == "__main__":
     sys.exit(run_tool(main))

@@ -1,6 +1,7 @@
 """The configuration files that come with the project."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,17 +75,30 @@ def test_every_file_builds(path: Path) -> None:
 BASES = {
     "Motion": ("divided", "joint"),
     "Kinetics": ("TimeSformer_divST_8x32_224", "TimeSformer_jointST_8x32_224"),
-    "SSv2": ("TimeSformer_divST_8_224", "TimeSformer_jointST_8_224"),
 }
 
 
-@pytest.mark.parametrize("axis", list(Axis))
-@pytest.mark.parametrize("method", [name for name in OPERATORS if name != "dense"] + ["skipat"])
-@pytest.mark.parametrize("folder", BASES)
-def test_each_method_has_a_file_for_each_axis_that_changes_nothing_else(folder: str, method: str, axis: Axis) -> None:
-    base = BASES[folder][axis is Axis.JOINT]
-    name = f"{base}_{method}" + ("" if axis is Axis.JOINT else f"_{axis.value}")
-    cfg, dense = (load_config(ROOT / "configs" / folder / f"{stem}.yaml") for stem in (name, base))
+def method_files() -> Iterator[tuple[Path, Path, str, Axis]]:
+    """The files named after a base, a method and an axis (none for JOINT), with their base, method and axis."""
+    for folder, bases in BASES.items():
+        for base, axis in zip((bases[0], *bases), (Axis.TIME, Axis.SPACE, Axis.JOINT), strict=True):
+            for method in [*OPERATORS, "skipat"]:
+                name = f"{base}_{method}" + ("" if axis is Axis.JOINT else f"_{axis.value}")
+                if (path := ROOT / "configs" / folder / f"{name}.yaml").is_file():
+                    yield path, ROOT / "configs" / folder / f"{base}.yaml", method, axis
+
+
+METHOD_FILES = list(method_files())
+
+
+def test_the_study_of_motion_has_a_file_for_methods_along_every_axis() -> None:
+    found = {(path.parent.name, axis) for path, _, _, axis in METHOD_FILES}
+    assert found >= {("Motion", axis) for axis in Axis} | {("Kinetics", Axis.JOINT)} and len(METHOD_FILES) >= 16
+
+
+@pytest.mark.parametrize(("path", "base", "method", "axis"), METHOD_FILES, ids=[path.stem for path, *_ in METHOD_FILES])
+def test_a_file_of_a_method_changes_nothing_else(path: Path, base: Path, method: str, axis: Axis) -> None:
+    cfg, dense = load_config(path), load_config(base)
     changed = changed_keys(dump_config(dense), dump_config(cfg))
     where = f"ATTENTION.SKIP.{axis.name}" if method == "skipat" else f"ATTENTION.{axis.name}"
     assert {key for key in changed if not key.startswith(where)} == {"OUTPUT_DIR"}

@@ -47,8 +47,9 @@ NOT_RUN = {
      "'translate_right';"): "a line of a log; tests/data/test_flip_labels.py",
     ("docs/data.md", "train-000003.tar/004711_abseiling_x1y2.mp4@512+48213 7"): "a line of a list",
 }  # fmt: skip
-# Languages of blocks that other tests read: formulas of costs, which test_attention_docs.py computes, and math.
-OTHER_LANGUAGES = ("math", "python cost:")
+# Languages of blocks that other tests read: formulas of costs, which test_attention_docs.py computes, math, and the
+# steps that test_your_own_attention.py does.
+OTHER_LANGUAGES = ("math", "python cost:", "python file:", "python line:", "python own", "yaml own:", "bash own")
 # What stands in commands for something of the user's.
 PLACEHOLDERS = {
     "FILE": "configs/Kinetics/TimeSformer_divST_8x32_224.yaml",

@@ -14,7 +14,7 @@ from videoattn.kernels import short
 from videoattn.kernels.layout import empty_gradients, empty_outputs
 from videoattn.kernels.triton.launch import suits_short
 from videoattn.operators import AttentionSite, DenseAttention
-from videoattn.profiling.operations import MAC_FORMULAS
+from videoattn.profiling.operations import kernel_formulas
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
 # tokens of a sequence, heads, groups, head dimension: whole and broken tiles, a last tile that isn't full
@@ -142,7 +142,8 @@ def test_the_operation_is_registered_in_full_and_counted(device):
     )  # two products, two rows, two sequences
     assert counts[torch.ops.videoattn.short_attention] == 2 * macs
     assert counts[torch.ops.videoattn.short_attention_backward] == 5 * macs
-    assert MAC_FORMULAS["videoattn::short_attention"]([], [(2, 2, 8, 16), (2, 2, 8)]) == macs
+    formula = kernel_formulas()["videoattn::short_attention"]
+    assert formula([[(2, 2, 8, 3, 16)]], [(2, 2, 8, 16), (2, 2, 8)]) == macs
 
 
 def test_dense_attention_on_a_cpu_is_torchs_packed_or_not():

@@ -1,13 +1,20 @@
 """ATTENTION settings in models: which block gets which operator, and what is refused."""
 
-import pytest
+import inspect
+import pickle
+import re
+from typing import Annotated
 
-from videoattn.config.attention import OPERATOR_SECTIONS
+import pytest
+from pydantic import Field, ValidationError
+
+from videoattn.config.attention import OPERATOR_SECTIONS, operator_section
 from videoattn.config.load import load_config
+from videoattn.grid import TokenGrid
 from videoattn.layers.attention import MultiheadAttention
 from videoattn.layers.skip import Leff, ReusedWeights, SkipAttention
 from videoattn.models import build_model
-from videoattn.operators import OPERATORS
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
 
 SMALL = (
     "MODEL.MODEL_NAME timesformer_tiny TIMESFORMER.DEPTH 5 TIMESFORMER.EMBED_DIM 24 DATA.NUM_FRAMES 4 "
@@ -24,13 +31,74 @@ def operators_of(*settings: str) -> dict[str, list[str]]:
 
 
 def test_typed_options_are_those_of_the_operators() -> None:
-    import inspect
-
     assert OPERATOR_SECTIONS.keys() == OPERATORS.keys()
     for name, section in OPERATOR_SECTIONS.items():
         options = {key: field.default for key, field in section.model_fields.items() if key not in ("name", "layers")}
         arguments = {key: value.default for key, value in inspect.signature(OPERATORS[name]).parameters.items()}
         assert options == {key: value for key, value in arguments.items() if key != "site"}
+    fields = OPERATOR_SECTIONS["lisa"].model_fields
+    assert fields["num_patterns"].annotation is int and fields["wrap"].description.startswith("positions wrap around")
+
+
+class Windowed(AttentionOperator):
+    """An operator as a user writes one."""
+
+    def __init__(
+        self,
+        site: AttentionSite,
+        window: Annotated[int, Field(ge=1), "keys at most this far"] = 4,
+        plain: int = 2,
+        scale: Annotated["float | None", "a factor"] = None,
+    ) -> None:
+        super().__init__(site)
+
+
+def test_a_section_is_what_the_constructor_says() -> None:
+    section = operator_section("windowed", Windowed)
+    assert section.__doc__ == "An operator as a user writes one."
+    assert section.model_fields["window"].description == "keys at most this far"
+    read = section.model_validate({"WINDOW": 7, "LAYERS": "2-3"}, strict=True)
+    assert read.options == {"window": 7, "plain": 2, "scale": None} and read.layers == (2, 3)
+    for wrong in ({"WINDOW": 0}, {"WINDOW": 2.0}, {"PLAIN": 10**30}, {"SCALE": "x"}, {"WIDTH": 1}):
+        with pytest.raises(ValidationError):
+            section.model_validate(wrong, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("window", 0, "WINDOW expects a whole number of at least 1, got 0"),
+        ("window", 2.0, "WINDOW expects a whole number of at least 1, got 2.0"),
+        ("plain", True, "PLAIN expects a whole number, got True"),
+        ("scale", "x", "SCALE expects float | None, got 'x'"),
+    ],
+)
+def test_a_constructor_is_not_run_with_what_its_annotations_exclude(option: str, value: object, message: str) -> None:
+    site = AttentionSite(TokenGrid(2, 3, 4), TokenGrid(2, 3, 4), num_heads=1, head_dim=2, layer=0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Windowed(site, **{option: value})
+    assert Windowed(site, 5, scale=0.5).options == {"window": 5, "scale": 0.5}
+
+
+def test_an_option_that_settings_cannot_hold_is_refused() -> None:
+    class NoType(AttentionOperator):
+        def __init__(self, site: AttentionSite, width=3) -> None: ...  # type: ignore[no-untyped-def]
+
+    class NoDefault(AttentionOperator):
+        def __init__(self, site: AttentionSite, width: int) -> None: ...
+
+    class Reserved(AttentionOperator):
+        def __init__(self, site: AttentionSite, layers: int = 2) -> None: ...
+
+    for operator, option in ((NoType, "width"), (NoDefault, "width"), (Reserved, "layers")):
+        with pytest.raises(ValueError, match=f"{operator.__name__}: option {option} expects a type and a default"):
+            operator_section("new", operator)
+
+
+def test_settings_of_every_operator_can_be_pickled() -> None:
+    for name in OPERATORS:
+        cfg = load_config(None, ["ATTENTION.TIME.NAME", name])
+        assert pickle.loads(pickle.dumps(cfg)) == cfg
 
 
 def test_blocks_that_no_operator_names_are_dense() -> None:

@@ -1,39 +1,86 @@
-"""Sites on grids whose t, h and w all differ, and every way an operator can be set up on them."""
+"""Sites on grids whose t, h and w all differ, and the ways in which each operator can be set up on them."""
 
-from typing import Any
+import itertools
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import pytest
 import torch
 from torch import Tensor
 
 from videoattn.grid import Axis, TokenGrid
 from videoattn.kernels.offsets import is_compiled
-from videoattn.operators import AttentionSite
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
+from videoattn.operators.options import Option, options_of
 
 HEADS, D = 3, 8
-SETTINGS: list[tuple[str, dict[str, Any]]] = [
-    ("dense", {}),
-    ("fibonacci", {"implementation": "masked"}),
-    ("fibonacci", {"implementation": "pairs"}),
-    ("fibonacci", {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"}),
-    ("fibonacci", {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"}),
-    ("fibonacci", {"geometry": "block", "implementation": "pairs"}),
-    ("lisa", {"method": "direct", "num_patterns": 2}),
-    ("lisa", {"method": "axes", "num_patterns": 3}),
-    ("lisa", {"method": "axes", "wrap": True}),
-    ("lisa", {"method": "fft", "num_patterns": 3}),
-    ("lisa", {"method": "fft", "wrap": True}),
-    ("focused_linear", {}),
-    ("focused_linear", {"power": 4.5, "kernel_size": 0}),
-    ("focused_linear", {"implementation": "plain"}),
-]
+# Options that are put to the tests together. Of an operator that has no entry every choice is tried in turn.
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    "fibonacci": [
+        {"implementation": "masked"},
+        {"implementation": "pairs"},
+        {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"},
+        {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"},
+        {"geometry": "block", "implementation": "pairs"},
+    ],
+    "lisa": [
+        {"method": "direct", "num_patterns": 2},
+        {"method": "axes", "num_patterns": 3},
+        {"method": "axes", "wrap": True},
+        {"method": "fft", "num_patterns": 3},
+        {"method": "fft", "wrap": True},
+    ],
+    "focused_linear": [{}, {"power": 4.5, "kernel_size": 0}, {"implementation": "plain"}],
+}
 if is_compiled():
-    SETTINGS += [
-        ("fibonacci", {"implementation": "compiled"}),
-        ("fibonacci", {"geometry": "axial", "semantics": "zero_logit", "implementation": "compiled"}),
-        ("fibonacci", {"geometry": "block", "order": "hwt", "semantics": "zero_logit", "implementation": "compiled"}),
+    TOGETHER["fibonacci"] += [
+        {"implementation": "compiled"},
+        {"geometry": "axial", "semantics": "zero_logit", "implementation": "compiled"},
+        {"geometry": "block", "order": "hwt", "semantics": "zero_logit", "implementation": "compiled"},
     ]
+
+
+def other_values(option: Option) -> list[Any]:
+    """Values of an option besides its default: every choice, or one other number."""
+    kind = get_args(option.annotation)[0] if get_origin(option.annotation) is Annotated else option.annotation
+    if get_origin(kind) is Literal:
+        return [value for value in get_args(kind) if value != option.default]
+    return {bool: [not option.default], int: [option.default + 2], float: [option.default + 1.5]}.get(kind, [])
+
+
+def settings_of(operator: type[AttentionOperator]) -> list[dict[str, Any]]:
+    """The defaults, then settings among which each other value of each option stands once."""
+    columns = {name: other_values(option) for name, option in options_of(operator).items()}
+    rows = itertools.zip_longest(*columns.values())
+    return [{}, *({name: value for name, value in zip(columns, row, strict=True) if value is not None} for row in rows)]
+
+
+SETTINGS = [(name, options) for name, kind in OPERATORS.items() for options in TOGETHER.get(name, settings_of(kind))]
 # axis, prefix tokens, whether keys have a coarser grid than queries
 SITES = [(axis, prefix, unequal) for axis in Axis for prefix in (0, 1) for unequal in (False, True)]
+
+
+def refusal(name: str, options: dict[str, Any], at: AttentionSite) -> str | None:
+    """Why an operator can't be built there, in the words of its ValueError; None where it can."""
+    try:
+        OPERATORS[name](at, **options)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def names_its_reason(reason: str, name: str, at: AttentionSite) -> bool:
+    """Whether a refusal says which grid, bias or option it is about."""
+    about = [str(at.q_grid), str(at.kv_grid), *(option.upper() for option in options_of(OPERATORS[name]))]
+    return any(word in reason for word in about) or (at.has_bias and "bias" in reason)
+
+
+def build_or_skip(name: str, options: dict[str, Any], at: AttentionSite) -> AttentionOperator:
+    """The operator, or where it refuses the site, the end of the test: a refusal that names its reason is an answer."""
+    reason = refusal(name, options, at)
+    if reason is not None:
+        assert names_its_reason(reason, name, at), reason
+        pytest.skip(reason)
+    return OPERATORS[name](at, **options)
 
 
 def identify(name: str, options: dict[str, Any]) -> str:

@@ -7,24 +7,53 @@ import pytest
 import torch
 from torch import nn
 
-from tests.operators.sites import HEADS, SETTINGS, SITES, D, identify, qkv, site
+from tests.operators.sites import (
+    HEADS,
+    SETTINGS,
+    SITES,
+    D,
+    build_or_skip,
+    identify,
+    names_its_reason,
+    other_values,
+    qkv,
+    refusal,
+    site,
+)
 from videoattn.grid import Axis
 from videoattn.operators import OPERATORS
+from videoattn.operators.options import options_of
 
 IDS = [identify(name, options) for name, options in SETTINGS]
 WIDE = {"rtol": 0, "atol": 1e-12}
-SOFTMAX = ("dense", "fibonacci")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def test_every_operator_is_put_to_the_contract():
-    assert {name for name, _ in SETTINGS} == OPERATORS.keys()
+def test_every_operator_accepts_a_site_by_default_and_refusals_name_their_reason():
+    places = [site(*where, has_bias) for where in SITES for has_bias in (False, True)]
+    for name in OPERATORS:
+        answers = {at: refusal(name, {}, at) for at in places}
+        assert None in answers.values(), name
+        for at, reason in answers.items():
+            assert reason is None or names_its_reason(reason, name, at), (name, at, reason)
+    assert OPERATORS.keys() == {name for name, _ in SETTINGS}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_choice_of_every_option_can_be_built_or_says_why_not(name):
+    at = site(Axis.SPACE, 1)
+    for option in options_of(OPERATORS[name]).values():
+        for value in [option.default, *other_values(option)]:
+            reason = refusal(name, {option.name: value}, at)
+            assert reason is None or option.name.upper() in reason
+        with pytest.raises(ValueError, match=f"{option.name.upper()} expects .*, got "):
+            OPERATORS[name](at, **{option.name: object()})
 
 
 def build(name, options, *where):
     """The operator at a site, in float64, with parameters away from the zeros that some begin with."""
     at = site(*where)
-    operator = OPERATORS[name](at, **options).double()
+    operator = build_or_skip(name, options, at).double()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in operator.parameters():
@@ -79,7 +108,7 @@ class TestContract:
             return
         weights = operator.weights(q, k)
         torch.testing.assert_close(weights @ v, operator(q, k, v), **WIDE)
-        if name in SOFTMAX:
+        if operator.normalizes_weights:
             torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
     def test_random_states_are_left_alone(self, name, options, axis, prefix, unequal):
@@ -91,7 +120,7 @@ class TestContract:
         before = states()
         at = site(axis, prefix, unequal)
         drawn = torch.get_rng_state()
-        operator = OPERATORS[name](at, **options)
+        operator = build_or_skip(name, options, at)
         if not list(operator.parameters()):
             assert torch.equal(torch.get_rng_state(), drawn)
         drawn = torch.get_rng_state()
@@ -100,9 +129,9 @@ class TestContract:
 
     def test_it_builds_without_memory(self, name, options, axis, prefix, unequal):
         at = site(axis, prefix, unequal)
+        real = build_or_skip(name, options, at)
         with torch.device("meta"):
             operator = OPERATORS[name](at, **options)
-        real = OPERATORS[name](at, **options)
         assert operator.macs() == real.macs() > 0
         assert all(parameter.is_meta for parameter in operator.parameters())
 
@@ -110,14 +139,18 @@ class TestContract:
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
         bias = torch.randn(HEADS, q.shape[2], k.shape[2], dtype=q.dtype, generator=torch.Generator().manual_seed(5))
-        if name in SOFTMAX and options.get("implementation") != "compiled":
-            OPERATORS[name](site(axis, prefix, unequal, has_bias=True), **options)
-            torch.testing.assert_close(operator(q, k, v, bias), operator.weights(q, k, bias) @ v, **WIDE)
-        else:
-            with pytest.raises(ValueError, match="bias"):
-                OPERATORS[name](site(axis, prefix, unequal, has_bias=True), **options)
+        biased = site(axis, prefix, unequal, has_bias=True)
+        if reason := refusal(name, options, biased):
+            assert "bias" in reason
             with pytest.raises(ValueError, match="bias"):
                 operator(q, k, v, bias)
+            return
+        out = OPERATORS[name](biased, **options).double()(q, k, v, bias)
+        torch.testing.assert_close(operator(q, k, v, bias), out, **WIDE)
+        torch.testing.assert_close(operator(q, k, v, torch.zeros_like(bias)), operator(q, k, v), **WIDE)
+        assert not torch.allclose(out, operator(q, k, v))
+        if operator.forms_weights:
+            torch.testing.assert_close(out, operator.weights(q, k, bias) @ v, **WIDE)
 
 
 HARD = {
@@ -135,7 +168,7 @@ HARD = {
 @pytest.mark.parametrize("precision", [*DTYPES, "autocast"], ids=str)
 def test_hard_inputs_give_finite_outputs_and_gradients(name, options, axis, prefix, unequal, kind, precision):
     at = site(axis, prefix, unequal)
-    operator = OPERATORS[name](at, **options)
+    operator = build_or_skip(name, options, at)
     dtype = torch.float32 if precision == "autocast" else precision
     operator.to(dtype)
     inputs = [HARD[kind](x).to(dtype).requires_grad_() for x in qkv(at)]
@@ -161,6 +194,6 @@ def test_a_program_exported_with_a_dynamic_batch_takes_every_batch(name, options
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
 def test_compiled_operator_gives_the_same_output(name, options):
     at = site(Axis.SPACE, 1, False)
-    operator: nn.Module = OPERATORS[name](at, **options)
+    operator: nn.Module = build_or_skip(name, options, at)
     compiled = torch.compile(operator, fullgraph=True)
     torch.testing.assert_close(compiled(*qkv(at, dtype=torch.float32)), operator(*qkv(at, dtype=torch.float32)))

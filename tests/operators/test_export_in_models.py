@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.models.mvit.small_mvits import CLIP_SIZE as MVIT_CLIP_SIZE
-from tests.models.mvit.small_mvits import small_mvit
+from tests.models.mvit.small_mvits import mvit_with
 from tests.models.small_models import CLIP_SIZE, random_clip, small_model
 from videoattn.grid import Axis
 from videoattn.models.timesformer.model import AXES
@@ -41,4 +41,4 @@ def test_every_timesformer_takes_every_batch(name: str, attention_type: str, axi
 @pytest.mark.parametrize("changes", [{}, {"attention_type": "divided"}], ids=["joint", "divided"])
 def test_every_mvit_takes_every_batch(name: str, changes: dict[str, Any]) -> None:
     axis = Axis.SPACE if changes else Axis.JOINT
-    check(small_mvit("v1", operators={axis: OPERATORS[name]}, **changes), MVIT_CLIP_SIZE)
+    check(mvit_with(name, axis=axis, **changes), MVIT_CLIP_SIZE)

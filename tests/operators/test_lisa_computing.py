@@ -153,7 +153,7 @@ def test_macs_of_ffts_are_the_usual_count_for_each_channel():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_patterns": 0}, "NUM_PATTERNS expects a whole number of at least 1, got 0"),
+        ({"num_patterns": 0}, "NUM_PATTERNS expects a whole number from 1 to 64, got 0"),
         ({"num_patterns": 2.0}, "NUM_PATTERNS expects .* got 2.0"),
         ({"num_patterns": True}, "NUM_PATTERNS expects .* got True"),
         ({"wrap": 1}, "WRAP expects True or False, got 1"),

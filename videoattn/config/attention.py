@@ -1,13 +1,18 @@
 """Settings of attention: which operator mixes tokens along each axis, in which blocks, with which options."""
 
+import inspect
 import re
 from collections.abc import Mapping
+from functools import reduce
 from itertools import chain
-from typing import Annotated, Any, Literal, get_args
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model
 
 from videoattn.config.types import MOST_BLOCKS, Block, Section
+from videoattn.operators import OPERATORS, AttentionOperator
+from videoattn.operators.options import MISSING, options_of
 
 
 def parse_layers(value: object) -> object:
@@ -34,73 +39,41 @@ class OperatorSection(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the operator's constructor."""
+        """The keyword arguments of the operator's constructor."""
         return self.model_dump(exclude={"name", "layers"})
 
 
-class Dense(OperatorSection):
-    """Softmax attention over every pair of tokens."""
+def operator_section(name: str, operator: type[AttentionOperator]) -> type[OperatorSection]:
+    """Return the section of the operator called `name`, derived from the signature of its constructor.
 
-    name: Literal["dense"] = "dense"
-
-
-class Fibonacci(OperatorSection):
-    """Each head attends at its own Fibonacci distances (Fibottention)."""
-
-    name: Literal["fibonacci"] = "fibonacci"
-    variant: Literal["modified", "wythoff"] = Field("modified", description="how a head's sequence begins")
-    semantics: Literal["exclude", "zero_logit"] = Field(
-        "exclude", description="weight of other keys: none, or that of a logit of 0 (as in the released code)"
-    )
-    keep_self: bool = Field(True, description="every token attends to itself")
-    heads_permutation: Literal["per_layer", "first_layer", "none"] = Field(
-        "per_layer", description="which head takes which sequence"
-    )
-    order: Literal["thw", "hwt"] = Field("thw", description="raster in which joint attention measures distance")
-    geometry: Literal["raster", "axial", "block"] = Field(
-        "raster",
-        description="distance in the raster, along t, h, w apart, or between blocks of 16 tokens of the raster",
-    )
-    implementation: Literal["auto", "masked", "pairs", "compiled"] = Field(
-        "auto",
-        description="masked: a dense product; pairs: attending pairs alone; compiled: these by a kernel, in C++ on a "
-        "CPU and in Triton on a GPU; auto: the fastest",
+    Raises ValueError on an option without a type or a default, or whose name the section has for itself.
+    """
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    for option in options_of(operator).values():
+        if option.annotation is Any or option.default is MISSING or option.name in OperatorSection.model_fields:
+            reserved = ", ".join(OperatorSection.model_fields)
+            raise ValueError(
+                f"{operator.__name__}: option {option.name} expects a type and a default, and a name other than "
+                f"{reserved}"
+            )
+        fields[option.name] = (option.annotation, Field(option.default, description=option.help))
+    return create_model(
+        f"{operator.__name__}Section",
+        __base__=OperatorSection,
+        __doc__=inspect.getdoc(operator),
+        __module__=__name__,
+        **fields,
     )
 
 
-class Lisa(OperatorSection):
-    """Structure-aware mixing by relative positions and FFT; this project's realisation of LiSA."""
+OPERATOR_SECTIONS = {name: operator_section(name, operator) for name, operator in OPERATORS.items()}
+# as attributes of this module, so that configs can be pickled
+globals().update({section.__name__: section for section in OPERATOR_SECTIONS.values()})
 
-    name: Literal["lisa"] = "lisa"
-    num_patterns: Annotated[int, Field(ge=1, le=64)] = Field(4, description="structural patterns per head")
-    wrap: bool = Field(False, description="positions wrap around: a smaller FFT, another function")
-    method: Literal["auto", "direct", "axes", "fft"] = Field("auto", description="auto: the fastest by grid and device")
-
-
-def _check_kernel_size(size: int) -> int:
-    if size and (size % 2 == 0 or not 0 < size < 100):
-        raise ValueError("0, or an odd number below 100")
-    return size
-
-
-class FocusedLinear(OperatorSection):
-    """Focused linear attention (FLatten)."""
-
-    name: Literal["focused_linear"] = "focused_linear"
-    power: Annotated[float, Field(ge=1, le=100)] = Field(3, description="how strongly q and k are focused")
-    kernel_size: Annotated[int, AfterValidator(_check_kernel_size)] = Field(
-        5, description="of the depthwise convolution along each axis: odd, or 0 for none"
-    )
-    implementation: Literal["auto", "plain", "compiled"] = Field(
-        "auto",
-        description="plain: by torch; compiled: by a kernel in C++, on a CPU; auto: by the kernel where it works",
-    )
-
-
-Operator = Annotated[Dense | Fibonacci | Lisa | FocusedLinear, Field(discriminator="name")]
-OPERATOR_SECTIONS: dict[str, type[OperatorSection]] = {
-    section.model_fields["name"].default: section for section in get_args(get_args(Operator)[0])
-}
+if TYPE_CHECKING:
+    Operator = OperatorSection
+else:
+    Operator = Annotated[reduce(or_, OPERATOR_SECTIONS.values()), Field(discriminator="name")]
 
 
 def _as_tuple(value: object) -> object:
@@ -134,6 +107,9 @@ Operators = Annotated[
 ]
 
 
+_DENSE = (OPERATOR_SECTIONS["dense"].model_validate({}),)
+
+
 def _check_first_block(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if 0 in blocks:
         raise ValueError("blocks from 1 on, since block 0 has no block before it whose update it could use")
@@ -158,7 +134,7 @@ class Skip(Section):
 class Attention(Section):
     """The operators along each axis, one or a list for different blocks, and where attention is skipped."""
 
-    space: Operators = (Dense(),)
-    time: Operators = (Dense(),)
-    joint: Operators = (Dense(),)
+    space: Operators = _DENSE
+    time: Operators = _DENSE
+    joint: Operators = _DENSE
     skip: Skip = Skip()

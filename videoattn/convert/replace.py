@@ -5,7 +5,6 @@ Tested with timm 1.0.3 and 1.0.31, transformers 5.0.0, 5.5.0 and 5.23.0.
 """
 
 import difflib
-import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from videoattn.convert.sites import ConvertedAttention, Slot, find_slots, refuse
 from videoattn.grid import Axis
 from videoattn.layers.attention import BuildOperator
 from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
+from videoattn.operators.options import options_of
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
         name = choice.get("name")
         if name not in OPERATORS:
             raise ValueError(f"{axis.value} expects the name of an operator ({', '.join(OPERATORS)}), got {name!r}")
-        known = [option for option in inspect.signature(OPERATORS[name]).parameters if option != "site"]
+        known = list(options_of(OPERATORS[name]))
         for option in options:
             if option not in known:
                 nearest = difflib.get_close_matches(str(option), known, n=1)

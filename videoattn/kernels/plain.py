@@ -2,22 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoattn.kernels.layout import split
-from videoattn.kernels.transforms import is_transformed, without_autocast
-
-
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return torch's `scaled_dot_product_attention`, by its plain form where a fused one lacks a derivative."""
-    plain = sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext()
-    with plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+from videoattn.kernels.transforms import without_autocast
 
 
 def mix_by_softmax(

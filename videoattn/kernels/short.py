@@ -96,10 +96,14 @@ register_derivative(short_attention_backward, _plain_gradients)
 
 @register_flop_formula([torch.ops.videoattn.short_attention])
 def _count_forward(tensors: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
-    shape = tensors[0]
-    return 4 * math.prod(shape[:3]) * shape[2] * shape[-1]
+    return 2 * multiply_adds(tensors[0], tensors[0][2])
 
 
 @register_flop_formula([torch.ops.videoattn.short_attention_backward])
 def _count_backward(gradient: Sequence[int], *_: Any, **__: Any) -> int:
-    return 10 * math.prod(gradient) * gradient[2]
+    return 5 * multiply_adds(gradient, gradient[2])
+
+
+def multiply_adds(q_shape: Sequence[int], num_keys: int) -> int:
+    """Return the multiply-adds of q·k and weights·v over every pair of tokens."""
+    return 2 * math.prod(q_shape[:3]) * q_shape[-1] * num_keys

@@ -1,6 +1,12 @@
-"""Which method works in which attention slot: the table of docs/attention.md as data, which tests build."""
+"""The methods that work in each kind of attention slot, found by asking them: the table of docs/attention.md."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from videoattn.grid import Axis, TokenGrid
+from videoattn.layers.attention import BuildOperator
+from videoattn.layers.skip import Phi
 from videoattn.operators import OPERATORS, AttentionSite
 
 _CLIP = TokenGrid(4, 3, 5, prefix=1)
@@ -20,24 +26,28 @@ SLOTS: dict[str, AttentionSite] = {
     "pooled keys": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1),
     "relative positions in logits": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1, has_bias=True),
 }
-_NO_LOGITS = "there are no logits to add relative positions to"
-# Why a method is refused in a slot; it works where it has no entry.
-REFUSED: dict[str, dict[str, str]] = {
-    "lisa": {"relative positions in logits": _NO_LOGITS},
-    "focused_linear": {"relative positions in logits": _NO_LOGITS},
-}
-# The operators whose weights a block can reuse, by Φ; SkipAt needs a block before it on the same grid in any case.
-SKIPS_AFTER: dict[str, tuple[str, ...]] = {
-    "leff": tuple(OPERATORS),
-    "identity": tuple(OPERATORS),
-    "weights": tuple(name for name, kind in OPERATORS.items() if kind.forms_weights),
-}
+# Where a refusal goes on to say what was given, here an example's, or what to do.
+_DETAIL = re.compile(r", got |; ")
 _POOLING = ("pooled keys", "relative positions in logits")
 _SAME_KEYS = ", which pools its keys to the same grid; residual pooling is left out"
 
 
-def render_support() -> str:
-    """The table as Markdown, with notes below it."""
+def refusal(operator: BuildOperator, site: AttentionSite) -> str | None:
+    """Return why an operator can't be built at a site, in the words of its ValueError, or None where it can."""
+    try:
+        operator(site)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def operators_before(phi: str, names: Iterable[str] = OPERATORS) -> list[str]:
+    """Return the operators after whose block another can skip attention by `phi`, which may need their weights."""
+    return [name for name in names if phi != "weights" or OPERATORS[name].forms_weights]
+
+
+def render_support(names: Sequence[str] = tuple(OPERATORS)) -> str:
+    """Return the table as Markdown, with notes below it: each operator is asked at each kind of slot."""
     notes: list[str] = []
 
     def noted(cell: str, note: str) -> str:
@@ -46,12 +56,13 @@ def render_support() -> str:
         return f"{cell} ({notes.index(note) + 1})"
 
     rows = []
-    for name in OPERATORS:
-        refused = REFUSED.get(name, {})
-        rows.append([name, *(noted("no", refused[slot]) if slot in refused else "yes" for slot in SLOTS)])
-    for phi, operators in SKIPS_AFTER.items():
+    for name in names:
+        reasons = [refusal(OPERATORS[name], site) for site in SLOTS.values()]
+        rows.append([name, *("yes" if text is None else noted("no", _DETAIL.split(text)[0]) for text in reasons)])
+    for phi in get_args(Phi):
+        operators = operators_before(phi, names)
         after = "after a block with any operator"
-        if len(operators) < len(OPERATORS):
+        if len(operators) < len(names):
             after = f"after a block with {', '.join(operators[:-1])} or {operators[-1]}"
         rows.append(
             [

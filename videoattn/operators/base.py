@@ -1,16 +1,22 @@
 """The contract of every attention operator: q, k, v in, mixed v out, no projections and no norms."""
 
-import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from videoattn.grid import TokenGrid
+from videoattn.kernels.transforms import is_transformed
+from videoattn.operators.options import check_options, options_of
+
+_NO_LOGITS = "there are no logits to add a bias to"
 
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """Where in a network an operator is installed; all of it is known when the model is built.
+    """The place of an operator in a network; all of it is known when the model is built.
 
     `has_bias` says that `forward` will be given a bias for the logits (relative positions of MViT).
     """
@@ -30,44 +36,74 @@ class AttentionSite:
 
 
 class AttentionOperator(nn.Module):
-    """Mixes values among the tokens of one attention call.
+    """Mixes values among the tokens of one sequence. The constructor of a subclass takes the site, then its options.
 
     q is [rows, groups·heads, Nq, d]; k and v are [rows, groups·heads, Nk, d], with d the site's head dimension and the
     head index fastest within the second axis (groups is 1 except along time, see `videoattn.grid.split_calls`). All
     three may be strided views. Subclasses are final: to vary one, write another.
 
-    `forms_weights` says that the values are mixed by a matrix that depends on q and k alone, which `weights` returns.
-    `takes_packed` says that `forward` also takes a single packed [rows, groups·heads, n, 3, d], whose gradient it then
-    forms in one piece. A subclass that takes no bias raises ValueError on a site that has one.
+    The signature of the constructor is the configuration: see `videoattn.operators.options`. Options are checked by
+    their annotations before the constructor runs. A site that an operator can't serve it refuses there, with a
+    ValueError that names the grids or the option.
+
+    Declared by the class:
+    - `forms_weights`: values are mixed by a matrix that depends on q and k alone, which `weights` returns.
+    - `normalizes_weights`: each row of that matrix sums to one, as after a softmax.
+    - `takes_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
+    - `takes_packed`: `forward` also takes a single packed [rows, groups·heads, n, 3, d], whose gradient it then forms
+      in one piece.
+    - `HOW`: the options that choose how a result is computed, and do not change it.
     """
 
     forms_weights = False
+    normalizes_weights = False
+    takes_bias = True
     takes_packed = False
-    # Arguments that choose how a result is computed, and do not change it.
     HOW = ("implementation", "method")
+    _given: dict[str, Any]
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        operator = super().__new__(cls)
+        vars(operator)["_given"] = check_options(cls, arguments, keywords)
+        return operator
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
         self.site = site
+        if site.has_bias and not self.takes_bias:
+            raise ValueError(
+                f"{_NO_LOGITS}; build the model without relative positions, or without {type(self).__name__}"
+            )
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        # torch's fused attention lacks derivatives that its plain form has
+        with sdpa_kernel(SDPBackend.MATH) if is_transformed() else nullcontext():
+            return super().__call__(*arguments, **keywords)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Mixed values [rows, groups·heads, Nq, d]; `bias` is added to the logits, broadcast to [.., Nq, Nk]."""
+        """Return mixed values [rows, groups·heads, Nq, d]; `bias` is added to the logits, broadcast to [.., Nq, Nk]."""
         raise NotImplementedError
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The matrix [rows, groups·heads, Nq, Nk] that `forward` multiplies values by."""
+        """Return the matrix [rows, groups·heads, Nq, Nk] that `forward` multiplies values by."""
         raise NotImplementedError(f"{type(self).__name__} forms no attention weights")
 
     def macs(self) -> int:
-        """Multiply-accumulates of one attention call, all heads, counting only pairs that attend."""
+        """Return the multiply-accumulates of one sequence, all heads, counting only pairs that attend."""
         raise NotImplementedError
+
+    def refuse_bias(self, bias: Tensor | None) -> None:
+        """Raise ValueError on a bias, in `forward` and `weights` of an operator that takes none."""
+        if bias is not None:
+            raise ValueError(_NO_LOGITS)
 
     @property
     def options(self) -> dict[str, object]:
-        """Arguments of the constructor that change the result and are not the default, by their attributes."""
-        parameters = inspect.signature(type(self)).parameters
-        values = {name: getattr(self, name, p.default) for name, p in parameters.items() if name not in self.HOW}
-        return {name: value for name, value in values.items() if name != "site" and value != parameters[name].default}
+        """The options given to the constructor that change the result and differ from their defaults."""
+        known = options_of(type(self))
+        return {
+            name: value for name, value in self._given.items() if name not in self.HOW and value != known[name].default
+        }
 
     def extra_repr(self) -> str:
         q, kv = self.site.q_grid, self.site.kv_grid

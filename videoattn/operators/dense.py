@@ -2,21 +2,23 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from videoattn.kernels.offsets import has_triton
-from videoattn.kernels.plain import softmax_attention
-from videoattn.kernels.short import fits, short_attention
+from videoattn.kernels.short import fits, multiply_adds, short_attention
 from videoattn.operators.base import AttentionOperator, AttentionSite
 
 
 class DenseAttention(AttentionOperator):
-    """Scaled dot-product attention (Vaswani et al., 2017), many short calls on a GPU by a kernel for these.
+    """Softmax attention over every pair of tokens (Vaswani et al., 2017).
 
-    `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
+    Many short sequences on a GPU are computed by a kernel for these. `forward` also takes q, k and v packed in one
+    tensor [rows, groups·heads, n, 3, d] as `q`.
     """
 
     forms_weights = True
+    normalizes_weights = True
     takes_packed = True
 
     def __init__(self, site: AttentionSite) -> None:
@@ -31,7 +33,7 @@ class DenseAttention(AttentionOperator):
             return mixed
         if k is None or v is None:
             q, k, v = q.unbind(3)
-        return softmax_attention(q, k, v, bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         logits = q @ k.transpose(-2, -1) / math.sqrt(self.site.head_dim)
@@ -39,4 +41,4 @@ class DenseAttention(AttentionOperator):
 
     def macs(self) -> int:
         site = self.site
-        return 2 * site.num_heads * site.head_dim * site.q_grid.tokens * site.kv_grid.tokens
+        return multiply_adds((1, site.num_heads, site.q_grid.tokens, site.head_dim), site.kv_grid.tokens)

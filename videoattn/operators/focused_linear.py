@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
 from videoattn.kernels.cpu.compiler import explain_absence
-from videoattn.kernels.focused import attend, is_compiled
+from videoattn.kernels.focused import attend, is_compiled, multiply_adds
 from videoattn.kernels.focused_plain import attend_plainly, convolve
 from videoattn.kernels.layout import DTYPES, split
 from videoattn.kernels.transforms import without_autocast
@@ -20,6 +21,13 @@ Implementation = Literal["auto", "plain", "compiled"]
 
 # Depth in time of the convolution on a site that has frames and locations, where its space part comes first.
 JOINT_TIME_TAPS = 3
+
+
+def check_kernel_size(size: int) -> int:
+    """Return the size of a convolution that keeps its centre; raise ValueError on another."""
+    if size and (size % 2 == 0 or not 0 < size < 100):
+        raise ValueError("an odd number below 100, or 0 for no convolution")
+    return size
 
 
 class FocusedLinearAttention(AttentionOperator):
@@ -44,7 +52,6 @@ class FocusedLinearAttention(AttentionOperator):
     `implementation` says how: "plain" by torch; "compiled" by the kernel of `videoattn.kernels.focused`, on a CPU with
     a C++ compiler, faster at every length; "auto" by the kernel wherever it works.
     `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
-    Raises ValueError on options out of range and on a site with a bias for logits, of which there are none.
 
     Source: FLatten Transformer (arXiv 2308.00442) and its released code. Differs: tokens are divided by their largest
     channel before the power, which changes nothing in real arithmetic and keeps it finite in every precision; on
@@ -52,24 +59,24 @@ class FocusedLinearAttention(AttentionOperator):
     prefix tokens are not treated there.
     """
 
+    takes_bias = False
     takes_packed = True
 
     def __init__(
-        self, site: AttentionSite, power: float = 3, kernel_size: int = 5, implementation: Implementation = "auto"
+        self,
+        site: AttentionSite,
+        power: Annotated[float, Field(ge=1, le=100), "how strongly q and k are focused"] = 3,
+        kernel_size: Annotated[
+            int,
+            AfterValidator(check_kernel_size),
+            "of the depthwise convolution along each axis: odd, or 0 for none",
+        ] = 5,
+        implementation: Annotated[
+            Implementation,
+            "plain: by torch; compiled: by a kernel in C++, on a CPU; auto: by the kernel where it works",
+        ] = "auto",
     ) -> None:
         super().__init__(site)
-        if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < math.inf:
-            raise ValueError(f"POWER expects a number of at least 1, got {power!r}")
-        if type(kernel_size) is not int or kernel_size < 0 or (kernel_size > 0 and kernel_size % 2 == 0):
-            raise ValueError(f"KERNEL_SIZE expects an odd number, or 0 for no convolution, got {kernel_size!r}")
-        if implementation not in get_args(Implementation):
-            raise ValueError(
-                f"IMPLEMENTATION expects one of {', '.join(get_args(Implementation))}, got {implementation!r}"
-            )
-        if site.has_bias:
-            raise ValueError(
-                "focused_linear attention has no logits to add a bias to; build the model without relative positions"
-            )
         self.power = power
         self.implementation = implementation
         self.compiled = implementation != "plain" and is_compiled()
@@ -113,8 +120,7 @@ class FocusedLinearAttention(AttentionOperator):
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        if bias is not None:
-            raise ValueError("focused_linear attention has no logits to add a bias to")
+        self.refuse_bias(bias)
         tensors: Sequence[Tensor] = (q,) if k is None or v is None else (q, k, v)
         dtype, grid, kv = q.dtype, self.site.q_grid, self.site.kv_grid
         by_kernel = self.compiled and q.device.type == "cpu"
@@ -141,10 +147,11 @@ class FocusedLinearAttention(AttentionOperator):
             return out.to(dtype)
 
     def macs(self) -> int:
-        """Products and every tap of the convolution, at the border too, as convolutions are counted elsewhere."""
-        d, q, kv = self.site.head_dim, self.site.q_grid, self.site.kv_grid
-        taps = sum(kernel[0].numel() for kernel in (self.dwc_space, self.dwc_time) if kernel is not None)
-        return self.site.num_heads * d * (d * (q.tokens + kv.tokens) + q.tokens + taps * q.patches)
+        """Return products and every tap of the convolution, at the border too, as for other convolutions."""
+        site, q = self.site, self.site.q_grid
+        tensors = [(1, site.num_heads, grid.tokens, site.head_dim) for grid in (q, site.kv_grid, site.kv_grid)]
+        space, time = (None if kernel is None else kernel.shape for kernel in (self.dwc_space, self.dwc_time))
+        return multiply_adds(tensors, None, None, None, space, time, None, (q.t, q.h, q.w))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, power={self.power}, kernel_size={self.kernel_size}"

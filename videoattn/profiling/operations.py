@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch.utils.flop_counter import flop_registry
+
 # A formula sees the arguments and outputs of one call: a tensor as its shape (a tuple), a list of tensors as a list of
 # shapes, a constant as its value, anything else as None.
 MacFormula = Callable[[Sequence[Any], Sequence[Any]], int]
@@ -97,23 +99,24 @@ def count_fourier(kind: str, num_dims: int | None) -> MacFormula:
     return formula
 
 
-def count_offset_attention(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """The attending pairs in each call of all heads of the pattern, in both products."""
-    (rows, heads, _, dim), (pattern_heads,), num_pairs = outputs[0], arguments[2], arguments[10]
-    return int(2 * rows * heads // pattern_heads * num_pairs * dim)
+def count_kernel(operation: Any) -> MacFormula:
+    """Return the formula that a kernel of this package has registered for torch's counter, two for a multiply-add."""
+
+    def formula(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
+        out = outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return int(flop_registry[operation](*arguments, out_val=out)) // 2
+
+    return formula
 
 
-def count_focused_linear(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """The sums over keys, the products with them, and the convolution's taps, at the border too."""
-    (rows, heads, num_queries, dim), prefix = outputs[0], arguments[8]
-    num_keys = prefix + math.prod(table[0] for table in arguments[2:4] if table)
-    taps = sum(math.prod(kernel[1:]) for kernel in arguments[4:6] if kernel)
-    per_channel = dim * (num_queries + num_keys) + num_queries + taps * math.prod(arguments[7])
-    return int(rows * heads * dim * per_channel)
+def kernel_formulas() -> dict[str, MacFormula]:
+    """Return the formulas of all kernels that are imported, by the names of their operations in a traced graph."""
+    operations = [operation for operation in flop_registry if str(operation).startswith("videoattn.")]
+    return {str(operation).replace(".", "::"): count_kernel(operation) for operation in operations}
 
 
-# Operations whose MACs are counted, by the name in the traced graph. A custom operation of the package stands here
-# under "namespace::name", a custom autograd function under "prim::PythonOp.Name".
+# Operations whose MACs are counted, by the name in the traced graph: "namespace::name" for a custom operation,
+# "prim::PythonOp.Name" for a custom autograd function. Kernels of this package state theirs (`kernel_formulas`).
 MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::linear": count_product(0),
     "aten::matmul": count_product(0),
@@ -142,13 +145,6 @@ MAC_FORMULAS: dict[str, MacFormula] = {
     "aten::fft_irfft": count_fourier("to_real", 1),
     "aten::fft_irfft2": count_fourier("to_real", 2),
     "aten::fft_irfftn": count_fourier("to_real", None),
-    # every slot of the table of pairs, be it unused
-    "videoattn::depthwise_conv3d": lambda arguments, outputs: math.prod(outputs[0]) * math.prod(arguments[1][1:]),
-    "videoattn::focused_linear": count_focused_linear,
-    "videoattn::offset_attention": count_offset_attention,
-    "videoattn::gather_products": count_product(0),
-    "videoattn::gather_sums": lambda arguments, outputs: math.prod(arguments[0]) * outputs[0][-1],
-    "videoattn::short_attention": lambda arguments, outputs: 2 * math.prod(outputs[0]) * outputs[0][2],
 }
 
 # Arithmetic listed apart: elements of the largest tensor that the operation reads or writes. In-place forms included.
@@ -242,5 +238,6 @@ def build_handles() -> dict[str, Handle]:
         for operation in table:
             handle = build(operation.removeprefix("aten::"))
             handles[operation] = handles[f"{operation}_"] = handle
-    handles.update({operation: _formula_handle(operation, formula) for operation, formula in MAC_FORMULAS.items()})
+    formulas = MAC_FORMULAS | kernel_formulas()
+    handles.update({operation: _formula_handle(operation, formula) for operation, formula in formulas.items()})
     return handles

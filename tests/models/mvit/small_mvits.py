@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from torch import nn
 
 from tests.models.small_models import randomize
 from videoattn.compat import import_torchvision
+from videoattn.grid import Axis
 from videoattn.models import MViT, MViTShape
+from videoattn.operators import OPERATORS
 
 CLIP_SIZE = (6, 32, 40)
 SQUARE = (6, 32, 32)
@@ -33,6 +36,14 @@ def small_mvit(kind: str = "v1", seed: int = 0, **changes: Any) -> MViT:
     model = MViT(**{**shared, **SMALL[kind], **changes})
     randomize(model, seed)
     return model
+
+
+def mvit_with(name: str, kind: str = "v1", axis: Axis = Axis.JOINT, **changes: Any) -> MViT:
+    """One whose slots along `axis` hold an operator; where it refuses them, as test_support.py knows, the test ends."""
+    try:
+        return small_mvit(kind, operators={axis: OPERATORS[name]}, **changes)
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
 
 
 def torchvisions(model: MViT, seed: int = 7) -> nn.Module:

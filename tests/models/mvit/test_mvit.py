@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.mvit.small_mvits import CLIP_SIZE, SMALL, SQUARE, V1, small_mvit, torchvisions
+from tests.models.mvit.small_mvits import CLIP_SIZE, SMALL, SQUARE, V1, mvit_with, small_mvit, torchvisions
 from tests.models.small_models import random_clip
 from videoattn.compat import import_pytorchvideo, import_torchvision
 from videoattn.grid import Axis, TokenGrid
@@ -144,23 +144,20 @@ def test_a_compiled_model_trains_as_the_plain_one(kind: str, attention_type: str
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: n + m)
 
 
-REFUSED = [("v2", name) for name in ("lisa", "focused_linear")]  # no logits that relative positions could be added to
-
-
-@pytest.mark.parametrize(("kind", "name"), REFUSED)
+@pytest.mark.parametrize("name", [name for name, kind in OPERATORS.items() if not kind.takes_bias])
 @pytest.mark.parametrize(("attention_type", "axis"), SLOTS)
-def test_operators_without_logits_refuse_relative_positions(
-    kind: str, name: str, attention_type: str, axis: Axis
-) -> None:
+def test_operators_without_logits_refuse_relative_positions(name: str, attention_type: str, axis: Axis) -> None:
     with pytest.raises(ValueError, match="bias"):
-        small_mvit(kind, attention_type=attention_type, operators={axis: OPERATORS[name]})
+        small_mvit("v2", attention_type=attention_type, operators={axis: OPERATORS[name]})
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in ("v1", "v2") for n in OPERATORS if (k, n) not in REFUSED])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k in ("v1", "v2") for n in OPERATORS if k == "v1" or OPERATORS[n].takes_bias]
+)
 @pytest.mark.parametrize(("attention_type", "axis"), SLOTS)
 class TestOperatorInMViT:
     def build(self, kind: str, name: str, attention_type: str, axis: Axis) -> MViT:
-        return small_mvit(kind, attention_type=attention_type, operators={axis: OPERATORS[name]})
+        return mvit_with(name, kind, axis, attention_type=attention_type)
 
     def test_gradients_reach_every_parameter(self, kind: str, name: str, attention_type: str, axis: Axis) -> None:
         model = self.build(kind, name, attention_type, axis).train()

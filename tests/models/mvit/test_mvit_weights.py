@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.models.mvit.small_mvits import SQUARE, V1, small_mvit, torchvisions
+from tests.models.mvit.small_mvits import SQUARE, V1, mvit_with, small_mvit, torchvisions
 from tests.models.small_models import assert_same, changed, random_clip, save
 from videoattn.config.load import dump_config, load_config
 from videoattn.grid import Axis
@@ -204,7 +204,7 @@ def test_a_joint_model_starts_a_divided_one(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "dense"])
 def test_a_dense_file_fills_a_sparse_twin(tmp_path: Path, name: str) -> None:
     dense = small_mvit()
-    twin = small_mvit(seed=5, operators={Axis.JOINT: OPERATORS[name]})
+    twin = mvit_with(name, seed=5)
     report = load_weights(twin, save(mvit_from_ours(dense.state_dict(), "slowfast"), tmp_path / "a.pyth"))
     own = [n for n in twin.state_dict() if ".operator." in n]
     assert report.initialised == own and len(report.loaded) == len(dense.state_dict())

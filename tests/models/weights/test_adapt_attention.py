@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.models.small_models import ATTENTION_TYPES, assert_same, random_clip, released, save, small_model
-from videoattn.grid import Axis
+from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.skip import SkipSettings
 from videoattn.models.timesformer.model import AXES
 from videoattn.models.weights.load import CheckpointError, load_weights, save_weights
-from videoattn.operators import OPERATORS
+from videoattn.operators import OPERATORS, AttentionSite
 
 
 @pytest.mark.parametrize("attention_type", ATTENTION_TYPES)
@@ -30,7 +30,11 @@ def test_a_dense_file_fills_a_model_with_another_operator(operator: str, attenti
         assert "operator" in str(report)
 
 
-@pytest.mark.parametrize("operator", [name for name in OPERATORS if name not in ("dense", "fibonacci")])
+AT = AttentionSite(TokenGrid(2, 1, 1), TokenGrid(2, 1, 1), num_heads=1, head_dim=2, layer=0)
+WITH_PARAMETERS = [name for name, operator in OPERATORS.items() if list(operator(AT).parameters())]
+
+
+@pytest.mark.parametrize("operator", WITH_PARAMETERS)
 def test_operator_parameters_survive_a_round_trip_and_are_refused_by_a_dense_model(
     operator: str, tmp_path: Path
 ) -> None:

@@ -1,3 +1,4 @@
+import copy
 import logging
 from pathlib import Path
 
@@ -5,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.operators.sites import other_values
 from videoattn.config import Config
-from videoattn.config.attention import OPERATOR_SECTIONS
 from videoattn.config.load import dump_config, load_config
 from videoattn.grid import TokenGrid
 from videoattn.models import build_model
 from videoattn.models.weights.departures import describe_data
 from videoattn.models.weights.load import CheckpointError, LoadReport, from_checkpoint, load_weights, save_weights
 from videoattn.operators import OPERATORS, AttentionSite
+from videoattn.operators.options import options_of
 from videoattn.seeding import torch_seed
 
 SMALL = (
@@ -163,21 +165,18 @@ def test_layers_that_a_file_does_not_fill_are_refused_where_they_must_be_filled(
     assert len(load_weights(model, path).initialised) == 9
 
 
-OTHER = {"bool": lambda x: not x, "int": lambda x: x + 2, "float": lambda x: x + 1}
-
-
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_keeps_every_option_that_changes_its_result(name: str) -> None:
-    """A forgotten attribute would hide a departure."""
+    """A forgotten option would hide a departure."""
     site = AttentionSite(TokenGrid(2, 3, 4, 1), TokenGrid(2, 3, 4, 1), num_heads=2, head_dim=4, layer=1)
     assert OPERATORS[name](site).options == {}
-    for option, default in OPERATOR_SECTIONS[name]().options.items():
-        if option in OPERATORS[name].HOW:
+    for option in options_of(OPERATORS[name]).values():
+        if option.name in OPERATORS[name].HOW:
             continue
-        field = OPERATOR_SECTIONS[name].model_fields[option]
-        choices = [value for value in getattr(field.annotation, "__args__", ()) if value != default]
-        other = choices[0] if choices else OTHER[type(default).__name__](default)
-        assert OPERATORS[name](site, **{option: other}).options == {option: other}
+        for other in other_values(option):
+            operator = OPERATORS[name](site, **{option.name: other})
+            assert operator.options == copy.deepcopy(operator).options == {option.name: other}
+        assert OPERATORS[name](site, **{option.name: option.default}).options == {}
 
 
 def test_integers_are_no_weights(tmp_path: Path) -> None:

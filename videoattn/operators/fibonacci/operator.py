@@ -1,7 +1,7 @@
 """Fibottention: each head attends only at its own generalised Fibonacci distances."""
 
 import math
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from videoattn.grid import cells_under
 from videoattn.kernels.cpu.compiler import explain_absence
 from videoattn.kernels.gather import GatherPlan
 from videoattn.kernels.offset_plan import OffsetPlan
-from videoattn.kernels.offsets import has_kernel
-from videoattn.kernels.plain import softmax_attention
+from videoattn.kernels.offsets import has_kernel, multiply_adds
 from videoattn.kernels.transforms import is_transformed, without_autocast
 from videoattn.kernels.triton.launch import suits_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite
@@ -56,29 +55,30 @@ class FibonacciAttention(AttentionOperator):
     """
 
     forms_weights = True
+    normalizes_weights = True
     takes_packed = True
     keep: Tensor | None
 
     def __init__(
         self,
         site: AttentionSite,
-        variant: Variant = "modified",
-        semantics: Semantics = "exclude",
-        keep_self: bool = True,
-        heads_permutation: HeadsPermutation = "per_layer",
-        order: Order = "thw",
-        geometry: Geometry = "raster",
-        implementation: Implementation = "auto",
+        variant: Annotated[Variant, "how a head's sequence begins"] = "modified",
+        semantics: Annotated[
+            Semantics, "weight of other keys: none, or that of a logit of 0 (as in the released code)"
+        ] = "exclude",
+        keep_self: Annotated[bool, "every token attends to itself"] = True,
+        heads_permutation: Annotated[HeadsPermutation, "which head takes which sequence"] = "per_layer",
+        order: Annotated[Order, "raster in which joint attention measures distance"] = "thw",
+        geometry: Annotated[
+            Geometry, "distance in the raster, along t, h, w apart, or between blocks of 16 tokens of the raster"
+        ] = "raster",
+        implementation: Annotated[
+            Implementation,
+            "masked: a dense product; pairs: attending pairs alone; compiled: these by a kernel, in C++ on a CPU and "
+            "in Triton on a GPU; auto: the fastest",
+        ] = "auto",
     ) -> None:
         super().__init__(site)
-        for name, value, allowed in (
-            ("SEMANTICS", semantics, get_args(Semantics)),
-            ("ORDER", order, get_args(Order)),
-            ("GEOMETRY", geometry, get_args(Geometry)),
-            ("IMPLEMENTATION", implementation, get_args(Implementation)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} expects one of {', '.join(allowed)}, got {value!r}")
         self.variant, self.semantics, self.keep_self = variant, semantics, keep_self
         self.heads_permutation, self.order, self.geometry = heads_permutation, order, geometry
         self.implementation = implementation
@@ -188,7 +188,7 @@ class FibonacciAttention(AttentionOperator):
         if q.shape[1] > len(keep):
             keep = keep.repeat(q.shape[1] // len(keep), 1, 1)  # the fused product broadcasts no groups of heads
         mask = keep if bias is None else bias.masked_fill(~keep, -math.inf)
-        return softmax_attention(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
         """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""
@@ -252,7 +252,9 @@ class FibonacciAttention(AttentionOperator):
         return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))
 
     def macs(self) -> int:
-        return 2 * self.site.head_dim * self.plan.num_pairs
+        site = self.site
+        q_shape = (1, site.num_heads, site.q_grid.tokens, site.head_dim)
+        return multiply_adds(q_shape, (site.num_heads,), self.plan.num_pairs)
 
 
 def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:

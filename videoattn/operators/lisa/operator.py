@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from videoattn.grid import cells_under
-from videoattn.kernels.plain import softmax_attention
 from videoattn.kernels.transforms import without_autocast
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import LISA_TIME_OF_MAC
@@ -48,28 +49,24 @@ class LisaAttention(AttentionOperator):
     gradients, what is computed from r1 and r2 is kept for later calls, at most 40 MB and a copy of r1 and r2, until
     they change; `videoattn.operators.derived` says how that is seen.
 
-    A zero vector has no direction: its q̂ or k̂ is 0, with gradient 0. Raises ValueError on options out of range and on
-    a site with a bias for logits, of which there are none.
+    A zero vector has no direction: its q̂ or k̂ is 0, with gradient 0.
 
     Source: the abstracts of LiSA (arXiv 2211.16289), and relational self-attention (Kim et al., NeurIPS 2021), by the
     same first author, with its local window opened to the whole grid. Differs: see `reset_parameters`.
     """
 
     forms_weights = True
+    takes_bias = False
     cells: Tensor | None
 
-    def __init__(self, site: AttentionSite, num_patterns: int = 4, wrap: bool = False, method: Method = "auto") -> None:
+    def __init__(
+        self,
+        site: AttentionSite,
+        num_patterns: Annotated[int, Field(ge=1, le=64), "structural patterns per head"] = 4,
+        wrap: Annotated[bool, "positions wrap around: a smaller FFT, another function"] = False,
+        method: Annotated[Method, "auto: the fastest by grid and device"] = "auto",
+    ) -> None:
         super().__init__(site)
-        if type(num_patterns) is not int or num_patterns < 1:
-            raise ValueError(f"NUM_PATTERNS expects a whole number of at least 1, got {num_patterns!r}")
-        if type(wrap) is not bool:
-            raise ValueError(f"WRAP expects True or False, got {wrap!r}")
-        if method not in get_args(Method):
-            raise ValueError(f"METHOD expects one of {', '.join(get_args(Method))}, got {method!r}")
-        if site.has_bias:
-            raise ValueError(
-                "lisa attention has no logits to add a bias to; build the model without relative positions"
-            )
         self.num_patterns, self.wrap, self.method = num_patterns, wrap, method
         self.forms = {name: form(site, num_patterns, wrap) for name, form in FORMS.items()}
         self.fastest = {
@@ -132,7 +129,7 @@ class LisaAttention(AttentionOperator):
         return self.forms[self.fastest["cuda" if self.P.is_cuda else "cpu"]]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        self._refuse_bias(bias)
+        self.refuse_bias(bias)
         prefix, dtype = self.site.kv_grid.prefix, q.dtype
         if isinstance(self.form, Pairs):
             out = self.mix_patches(q[:, :, prefix:], k, v)
@@ -142,7 +139,7 @@ class LisaAttention(AttentionOperator):
                 out = self.mix_patches(q[:, :, prefix:].to(wide), k.to(wide), v.to(wide))
         if prefix == 0:
             return out.to(dtype)
-        class_out = softmax_attention(q[:, :, :prefix], k, v)
+        class_out = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
         return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
     def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
@@ -197,7 +194,7 @@ class LisaAttention(AttentionOperator):
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """The matrix [rows, groups·heads, Nq, Nk] that values are multiplied by, whatever `method` is."""
-        self._refuse_bias(bias)
+        self.refuse_bias(bias)
         prefix, pairs = self.site.kv_grid.prefix, Pairs(self.site, self.num_patterns, self.wrap)
         q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
         shape = (q.shape[0], q.shape[1] // self.site.num_heads)
@@ -214,10 +211,6 @@ class LisaAttention(AttentionOperator):
         dtype = torch.promote_types(q.dtype, torch.float32)
         logits = (q[:, :, :prefix, None].to(dtype) * k[:, :, None].to(dtype)).sum(-1) / math.sqrt(self.site.head_dim)
         return torch.cat([logits.softmax(dim=-1), patch_rows], dim=2).to(q.dtype)
-
-    def _refuse_bias(self, bias: Tensor | None) -> None:
-        if bias is not None:
-            raise ValueError("lisa attention has no logits to add a bias to")
 
     def macs(self) -> int:
         """Products and Fourier transforms of one call, by the method that is taken on the device of the parameters.
