@@ -34,7 +34,7 @@ def fibonacci(
 ) -> Callable[[TokenGrid, torch.device], Attend]:
     def build(grid: TokenGrid, device: torch.device) -> Attend:
         operator = FibonacciAttention(
-            AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0),
+            AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0),
             variant="modified" if variant == "modified" else "wythoff",
             keep_self=variant == "modified" or grid.tokens < 32,  # a short axis may leave a frame without a key
             semantics="zero_logit" if semantics == "zero_logit" else "exclude",
@@ -47,13 +47,13 @@ def fibonacci(
 
 
 def dense(grid: TokenGrid, device: torch.device) -> Attend:
-    operator = DenseAttention(AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0))
+    operator = DenseAttention(AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0))
     return lambda packed: operator(*packed.unbind(3))
 
 
 def mask_of(grid: TokenGrid, device: torch.device) -> Tensor:
     operator = FibonacciAttention(
-        AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0), variant="wythoff", keep_self=False, implementation="masked"
+        AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0), variant="wythoff", keep_self=False, implementation="masked"
     )
     return operator.plan.mask(0, grid.tokens).to(device)
 

@@ -145,7 +145,7 @@ class Bench:
     def build(self, kind: str, name: str, frames: int) -> nn.Module:
         torch.manual_seed(0)
         depth = int(TIMESFORMER_SIZES[self.size]["depth"])
-        middle = SkipSettings(layers=tuple(range(depth // 4, 3 * depth // 4)))
+        middle = SkipSettings(blocks=tuple(range(depth // 4, 3 * depth // 4)))
         model = TimeSformer(
             **TIMESFORMER_SIZES[self.size], clip_size=(frames, self.crop, self.crop), num_classes=400,
             attention_type=KINDS[kind], operators=dict.fromkeys(AXES[kind], METHODS[name]),

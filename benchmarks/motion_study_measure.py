@@ -14,7 +14,8 @@ from torch import nn
 from videoattn.config.load import load_config
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.models import build_model
-from videoattn.profiling.measure import AUTOCAST, Precision, example_clip
+from videoattn.precision import AUTOCAST, Precision
+from videoattn.profiling.measure import example_clip
 from videoattn.seeding import derive_seed, torch_seed
 
 BATCH_SIZES = (1, 8)

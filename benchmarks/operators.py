@@ -107,7 +107,7 @@ def measure(place: Place, name: str, rounds: int, device: torch.device, dtype: t
     grid = place.grid.along(place.axis)
     packed = torch.randn(1, place.grid.tokens, HEADS * 3 * HEAD_DIM, generator=torch.Generator().manual_seed(0))
     packed = packed.to(device, dtype).requires_grad_()
-    site = AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0)
+    site = AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0)
     steps: dict[tuple[str, str], Step] = {}
     for method, build in METHODS.items():
         if (name, method) not in LEFT_OUT:

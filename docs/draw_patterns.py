@@ -76,7 +76,7 @@ def moving_content() -> Tensor:
 
 def build(kind: Callable[..., AttentionOperator], grid: TokenGrid = GRID, heads: int = HEADS, **options: Any) -> Any:
     torch.manual_seed(0)
-    return kind(AttentionSite(grid, grid, heads, D, layer=0), **options)
+    return kind(AttentionSite(grid, grid, heads, D, block=0), **options)
 
 
 @torch.no_grad()

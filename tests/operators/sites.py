@@ -90,7 +90,7 @@ def identify(name: str, options: dict[str, Any]) -> str:
 def site(axis: Axis, prefix: int, unequal: bool = False, has_bias: bool = False) -> AttentionSite:
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
-    return AttentionSite(grid, kv, HEADS, D, layer=1, has_bias=has_bias)
+    return AttentionSite(grid, kv, HEADS, D, block=1, has_bias=has_bias)
 
 
 def qkv(

@@ -20,8 +20,8 @@ def variant(modified):
     return "modified" if modified else "wythoff"
 
 
-def site(q, kv=None, heads=3, d=8, layer=0):
-    return AttentionSite(q, kv or q, heads, d, layer)
+def site(q, kv=None, heads=3, d=8, block=0):
+    return AttentionSite(q, kv or q, heads, d, block)
 
 
 def weights(operator, seed=0):
@@ -47,15 +47,15 @@ def test_offsets_and_permutations_equal_the_official_tables():
     tables = golden("fibottention_tables")
     for (n, heads, modified), rows in tables["head_offsets_wmin5"].items():
         assert published_rows(n, heads, variant(modified)) == rows
-    for (heads, layer), order in tables["head_permutation"].items():
-        assert permute_heads(heads, layer, "per_layer") == order
+    for (heads, block), order in tables["head_permutation"].items():
+        assert permute_heads(heads, block, "per_layer") == order
 
 
 @needs_golden
 def test_masks_equal_the_official_masks():
-    for (n, heads, modified, shuffled, layer), mask in golden("fibottention_tables")["masks_with_cls"].items():
+    for (n, heads, modified, shuffled, block), mask in golden("fibottention_tables")["masks_with_cls"].items():
         operator = FibonacciAttention(
-            site(TokenGrid(1, 1, n, 1), heads=heads, layer=layer),
+            site(TokenGrid(1, 1, n, 1), heads=heads, block=block),
             variant=variant(modified),
             keep_self=False,
             heads_permutation="per_layer" if shuffled else "none",

@@ -40,7 +40,7 @@ SPARSE = ["pairs", *(["compiled"] if is_compiled() else [])]
 def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, unequal, options, semantics, form):
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
-    at = site(grid, kv, layer=1)
+    at = site(grid, kv, block=1)
     masked, sparse = (
         FibonacciAttention(at, semantics=semantics, **options, implementation=name) for name in ("masked", form)
     )

@@ -378,7 +378,7 @@ def test_operators_called_by_keyword_are_counted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.operator(q=x, k=x, v=x)
 
-    site = AttentionSite(TokenGrid(3, 1, 1), TokenGrid(3, 1, 1), num_heads=3, head_dim=8, layer=0)
+    site = AttentionSite(TokenGrid(3, 1, 1), TokenGrid(3, 1, 1), num_heads=3, head_dim=8, block=0)
     result = profile(ByKeyword(DenseAttention(site)), torch.ones(1, 6, 3, 8))
     assert result.macs_needed == result.macs_executed == 2 * 6 * 3 * 3 * 8  # two groups of three heads
 

@@ -15,7 +15,7 @@ from videoattn.operators import OPERATORS, AttentionOperator
 from videoattn.operators.options import MISSING, options_of
 
 
-def parse_layers(value: object) -> object:
+def parse_blocks(value: object) -> object:
     """Block numbers counted from 0 as a sorted tuple, out of a number, text such as "4-11" or "0, 3-5", or a list."""
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     numbers: set[int] = set()
@@ -28,7 +28,7 @@ def parse_layers(value: object) -> object:
     return tuple(sorted(numbers))
 
 
-Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_layers)]
+Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_blocks)]
 
 
 class OperatorSection(Section):
@@ -82,9 +82,9 @@ def _as_tuple(value: object) -> object:
     return tuple({"NAME": "dense", **item} if isinstance(item, Mapping) else item for item in several)
 
 
-def _check_layers(operators: tuple[OperatorSection, ...]) -> tuple[OperatorSection, ...]:
-    layers = list(chain.from_iterable(operator.layers for operator in operators))
-    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+def _check_blocks(operators: tuple[OperatorSection, ...]) -> tuple[OperatorSection, ...]:
+    blocks = list(chain.from_iterable(operator.layers for operator in operators))
+    repeated = sorted({block for block in blocks if blocks.count(block) > 1})
     if not operators:
         raise ValueError("expected an operator or a list of operators")
     if len(operators) > 1 and not all(operator.layers for operator in operators):
@@ -102,7 +102,7 @@ def _without_list(operators: tuple[OperatorSection, ...]) -> Any:
 Operators = Annotated[
     tuple[Operator, ...],
     BeforeValidator(_as_tuple),
-    AfterValidator(_check_layers),
+    AfterValidator(_check_blocks),
     PlainSerializer(_without_list),
 ]
 

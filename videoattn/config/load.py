@@ -21,7 +21,7 @@ from videoattn.config.published_keys import (
     fill_slowfast_defaults,
     fill_timesformer_defaults,
     published_name,
-    read_layer,
+    read_level,
     refuse_model,
 )
 from videoattn.config.sections import Config
@@ -76,8 +76,8 @@ def load_config(path: str | Path | None, overrides: Sequence[object] = ()) -> Co
 def load_config_with_report(path: str | Path | None, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
     """`load_config`, and what became of the keys that only published files have."""
     notes: list[Note] = []
-    layers = _read_files(find_config(path), notes) if path is not None else []
-    cfg, report = _build([*layers, _read_overrides(overrides)])
+    levels = _read_files(find_config(path), notes) if path is not None else []
+    cfg, report = _build([*levels, _read_overrides(overrides)])
     return cfg, replace(report, translated=(*notes, *report.translated))
 
 
@@ -168,17 +168,17 @@ def parse_overrides(args: argparse.Namespace) -> list[str]:
     return items
 
 
-def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigReport]:
+def _build(levels: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigReport]:
     """The config of settings laid over each other, the last on top."""
     settings: dict[str, Setting] = {}
     translated: list[Note] = []
     problems: list[str] = []
-    for layer in layers:
-        renamed, notes, conflicts = read_layer(layer)
+    for level in levels:
+        renamed, notes, conflicts = read_level(level)
         settings = merge_settings(settings, renamed)
         translated += notes
         problems += conflicts
-    names = {published_name(layer) for layer in layers}
+    names = {published_name(level) for level in levels}
     if PUBLISHED_TIMESFORMER in names:
         settings, notes = fill_timesformer_defaults(settings)
         translated += notes
@@ -238,12 +238,12 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
     settings = _read_text(text, str(path), notes)
     base = settings.pop(_BASE, Setting((), ""))
-    layers = []
+    levels = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
         if not isinstance(name, str) or not name:
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
-        layers += _read_files(path.parent / name, notes, (*chain, path))
-    return [*layers, settings]
+        levels += _read_files(path.parent / name, notes, (*chain, path))
+    return [*levels, settings]
 
 
 def _read_text(text: str, source: str, notes: list[Note]) -> dict[str, Setting]:

@@ -1,6 +1,6 @@
 """Keys and values of published SlowFast and TimeSformer files that are read under this project's names.
 
-`read_layer` and the functions that fill defaults in turn published names, values and defaults into this project's.
+`read_level` and the functions that fill defaults in turn published names, values and defaults into this project's.
 Source: both projects' default settings and the code that reads them.
 """
 
@@ -60,11 +60,11 @@ TIMESFORMER_DEFAULTS: dict[str, object] = {
 }
 
 
-def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
+def read_level(level: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
     """One file's settings, or the command line's, under this project's names: settings, translations, problems."""
-    settings, notes, problems = dict(layer), [], []
+    settings, notes, problems = dict(level), [], []
     for key, value, our_key, our_value, reason in TRANSLATED:
-        given = layer.get(key)
+        given = level.get(key)
         if given is None or not is_same(given.value, value):
             continue
         del settings[key]
@@ -73,34 +73,34 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
         settings[our_key] = replace(given, value=our_value)
         notes.append(Note(key, value, f"read as {our_key} {our_value}: {reason}", given.source))
     size = settings.get("DATA.DECODING_SHORT_SIZE")
-    if size and published_name(layer) and size.source != COMMAND_LINE:
+    if size and published_name(level) and size.source != COMMAND_LINE:
         del settings["DATA.DECODING_SHORT_SIZE"]  # the published loaders never read it
         reason = "without effect there: videos were decoded at their own size"
         notes.append(Note("DATA.DECODING_SHORT_SIZE", size.value, reason, size.source))
     backend = settings.get("DIST_BACKEND")
-    if backend and backend.value == "nccl" and published_name(layer) and backend.source != COMMAND_LINE:
+    if backend and backend.value == "nccl" and published_name(level) and backend.source != COMMAND_LINE:
         del settings["DIST_BACKEND"]  # their default, which all dumps contain, whatever machine they were made on
         notes.append(Note("DIST_BACKEND", "nccl", "read as auto: nccl on GPUs, gloo elsewhere", backend.source))
     folder = settings.get("DATA.PATH_TO_DATA_DIR")
     if folder and isinstance(folder.value, str) and folder.value != folder.value.strip():
         settings["DATA.PATH_TO_DATA_DIR"] = replace(folder, value=folder.value.strip())
         notes.append(Note("DATA.PATH_TO_DATA_DIR", folder.value, "read without the spaces around it", folder.source))
-    if names_published_timesformer(layer):
+    if names_published_timesformer(level):
         start = settings.get("TIMESFORMER.PRETRAINED_MODEL")
         if start and start.value == "" and start.source != COMMAND_LINE:
             del settings["TIMESFORMER.PRETRAINED_MODEL"]  # there "" means the default, here it means none
     return settings, notes, problems
 
 
-def published_name(layer: Mapping[str, Setting]) -> str | None:
+def published_name(level: Mapping[str, Setting]) -> str | None:
     """The name by which a file or command line asks for a model, if only published files use it."""
-    name = layer.get("MODEL.MODEL_NAME")
+    name = level.get("MODEL.MODEL_NAME")
     return str(name.value) if name and name.value in (PUBLISHED_TIMESFORMER, PUBLISHED_MVIT) else None
 
 
-def names_published_timesformer(layer: Mapping[str, Setting]) -> bool:
+def names_published_timesformer(level: Mapping[str, Setting]) -> bool:
     """Whether a file or command line asks for the model by the name that TimeSformer's own files use."""
-    return published_name(layer) == PUBLISHED_TIMESFORMER
+    return published_name(level) == PUBLISHED_TIMESFORMER
 
 
 def refuse_model(settings: Mapping[str, Setting]) -> str | None:

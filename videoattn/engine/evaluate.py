@@ -16,14 +16,13 @@ from videoattn.data.clips.batch import Batch, Failure, Prepare
 from videoattn.engine.distributed import Process, gather_objects, shared_errors
 from videoattn.engine.log import Stopwatch, progress_bar
 from videoattn.engine.results import Results
+from videoattn.precision import AUTOCAST, Precision
 
 logger = logging.getLogger("videoattn")
 
 Method = Literal["sum", "max"]
 Aggregate = Literal["logits", "probabilities"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOG_SECONDS = 60.0
 
 
@@ -165,7 +164,8 @@ def evaluate(
     )
     if isinstance(model, DistributedDataParallel):
         model = model.module  # its forward would wait for processes that have fewer views
-    autocast = torch.autocast(process.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    dtype = AUTOCAST.get(precision)
+    autocast = torch.autocast(process.device.type, dtype, enabled=dtype is not None)
     watch, show = Stopwatch(), progress and process.rank == 0
     share = len(range(process.rank, loader.num_videos, process.world_size))
     bars = progress_bar(share, 0, "evaluating", show)

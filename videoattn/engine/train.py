@@ -133,7 +133,7 @@ class TrainingRun:
         }
 
 
-def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
+def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
     """Put a checkpoint of `train` back into `trainer`, and return the state that the run was in.
 
     Raises BadCheckpointError where it lacks something or does not fit.

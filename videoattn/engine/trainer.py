@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,9 @@ from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import evaluation_mode
 from videoattn.engine.log import Stopwatch
 from videoattn.engine.optim import GradientClip, set_learning_rate
+from videoattn.precision import AUTOCAST, Precision
 from videoattn.seeding import derive_seed
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16's loss scale begins at 65536 and halves whenever gradients overflow; below this it is the training that diverges.
 _MIN_LOSS_SCALE = 1e-4
 

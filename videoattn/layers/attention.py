@@ -39,7 +39,7 @@ class MultiheadAttention(TokenMixer):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
         qkv_bias: bool = True, hand_on: HandOn = "nothing",
     ) -> None:  # fmt: skip
         super().__init__(grid, axis, hand_on)
@@ -49,10 +49,10 @@ class MultiheadAttention(TokenMixer):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         call_grid = grid.along(axis)
-        self.operator = operator(AttentionSite(call_grid, call_grid, num_heads, dim // num_heads, layer))
+        self.operator = operator(AttentionSite(call_grid, call_grid, num_heads, dim // num_heads, block))
         if hand_on == "weights" and not self.operator.forms_weights:
             raise ValueError(
-                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {layer + 1} "
+                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
                 "could reuse; choose another PHI or operator"
             )
         self.proj = nn.Linear(dim, dim)

@@ -168,7 +168,7 @@ class PooledAttention(TokenMixer):
     """
 
     def __init__(
-        self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+        self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
         pool_q: Pooling = UNPOOLED, pool_kv: Pooling = UNPOOLED, relative: dict[str, int] | None = None,
         residual_pooling: bool = False, qkv_bias: bool = True, hand_on: HandOn = "nothing",
     ) -> None:  # fmt: skip
@@ -188,12 +188,12 @@ class PooledAttention(TokenMixer):
             None if pool_kv.is_identity else TokenPool(head_dim, grid, pool_kv) for _ in range(2)
         )
         site = AttentionSite(
-            self.q_grid.along(axis), self.kv_grid.along(axis), num_heads, head_dim, layer, has_bias=bool(relative)
+            self.q_grid.along(axis), self.kv_grid.along(axis), num_heads, head_dim, block, has_bias=bool(relative)
         )
         self.operator = operator(site)
         if hand_on == "weights" and not self.operator.forms_weights:
             raise ValueError(
-                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {layer + 1} "
+                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
                 "could reuse; choose another PHI or operator"
             )
         self.relative = RelativePositions(head_dim, site.q_grid, site.kv_grid, relative) if relative else None

@@ -22,7 +22,7 @@ KERNEL_SIZE = 5
 class SkipSettings:
     """In which blocks (from 0) a slot skips attention, and what stands in: leff, identity, or the weights again."""
 
-    layers: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     phi: Phi = "leff"
     expansion: int = 2
 
@@ -31,12 +31,12 @@ class SkipSettings:
             raise ValueError(f"PHI expects one of {', '.join(get_args(Phi))}, got {self.phi!r}")
         if self.expansion < 1:
             raise ValueError(f"EXPANSION expects 1 or more, got {self.expansion}")
-        if any(layer < 1 for layer in self.layers):
-            raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.layers}")
+        if any(block < 1 for block in self.blocks):
+            raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.blocks}")
 
-    def handed_on(self, layer: int) -> HandOn:
-        """What the slot of block `layer` has to hand on to the next block."""
-        if layer + 1 not in self.layers:
+    def handed_on(self, block: int) -> HandOn:
+        """What the slot of block `block` has to hand on to the next block."""
+        if block + 1 not in self.blocks:
             return "nothing"
         return "weights" if self.phi == "weights" else "update"
 
@@ -129,14 +129,14 @@ class ReusedWeights(TokenMixer):
 
 
 def build_mixer(
-    dim: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+    dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
     skip: Mapping[Axis, SkipSettings],
 ) -> TokenMixer:  # fmt: skip
-    """What fills the slot along `axis` of block `layer`: attention with `operator`, or what `skip` puts there."""
+    """What fills the slot along `axis` of block `block`: attention with `operator`, or what `skip` puts there."""
     settings = skip.get(axis, SkipSettings(()))
-    hand_on = settings.handed_on(layer)
-    if layer not in settings.layers:
-        return MultiheadAttention(dim, num_heads, grid, axis, layer, operator, hand_on=hand_on)
+    hand_on = settings.handed_on(block)
+    if block not in settings.blocks:
+        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, hand_on=hand_on)
     if settings.phi == "weights":
         return ReusedWeights(dim, num_heads, grid, axis, hand_on)
     phi = Leff(dim, axis, settings.expansion) if settings.phi == "leff" else None

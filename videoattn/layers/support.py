@@ -14,7 +14,7 @@ _POOLED = TokenGrid(4, 2, 3, prefix=1)
 
 
 def _along(axis: Axis, grid: TokenGrid = _CLIP) -> AttentionSite:
-    return AttentionSite(grid.along(axis), grid.along(axis), num_heads=3, head_dim=8, layer=1)
+    return AttentionSite(grid.along(axis), grid.along(axis), num_heads=3, head_dim=8, block=1)
 
 
 # An example of each kind of slot.
@@ -23,8 +23,8 @@ SLOTS: dict[str, AttentionSite] = {
     "divided, along space": _along(Axis.SPACE),
     "joint": _along(Axis.JOINT),
     "space-only": _along(Axis.SPACE, TokenGrid(1, 3, 5, prefix=1)),
-    "pooled keys": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1),
-    "relative positions in logits": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1, has_bias=True),
+    "pooled keys": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, block=1),
+    "relative positions in logits": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, block=1, has_bias=True),
 }
 # Where a refusal goes on to say what was given, here an example's, or what to do.
 _DETAIL = re.compile(r", got |; ")

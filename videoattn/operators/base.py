@@ -25,14 +25,14 @@ class AttentionSite:
     kv_grid: TokenGrid
     num_heads: int
     head_dim: int
-    layer: int
+    block: int
     has_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.q_grid.prefix != self.kv_grid.prefix:
             raise ValueError(f"queries and keys need the same prefix tokens, got {self.q_grid} and {self.kv_grid}")
-        if min(self.num_heads, self.head_dim) < 1 or self.layer < 0:
-            raise ValueError(f"a site needs num_heads and head_dim >= 1 and layer >= 0, got {self}")
+        if min(self.num_heads, self.head_dim) < 1 or self.block < 0:
+            raise ValueError(f"a site needs num_heads and head_dim >= 1 and block >= 0, got {self}")
 
 
 class AttentionOperator(nn.Module):

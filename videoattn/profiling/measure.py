@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoattn.operators import AttentionOperator
+from videoattn.precision import AUTOCAST, Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution")
 CUDA_MEMORY = "most that tensors held on the GPU, weights included"
 CPU_MEMORY = "most resident memory of the process, less what it held before the first pass, weights included"

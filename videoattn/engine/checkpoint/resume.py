@@ -20,7 +20,7 @@ from videoattn.engine.checkpoint.files import (
 )
 from videoattn.engine.distributed import gather_objects, shared_errors
 from videoattn.engine.log import logger
-from videoattn.engine.train import TrainState, restore
+from videoattn.engine.train import TrainState, restore_training
 from videoattn.engine.trainer import Trainer
 
 Content = dict[str, Any]
@@ -170,7 +170,7 @@ class Candidates:
         path, content = found
         while True:
             try:
-                state = restore(trainer, content)
+                state = restore_training(trainer, content)
                 break
             except BadCheckpointError as error:
                 if path.parent != self.folder:
@@ -227,7 +227,7 @@ def resume(
         if chosen is None:
             if not shared[0].is_file():
                 raise ValueError(f"{shared[0]} is not there for all processes; expected an OUTPUT_DIR that they share")
-            restore(trainer, load_checkpoint(shared[0]))
+            restore_training(trainer, load_checkpoint(shared[0]))
     return shared
 
 

@@ -225,27 +225,27 @@ class MViT(nn.Module):
         return self.head(self.dropout(self.forward_features(clip)))
 
 
-def _strides(depth: int, layers: tuple[int, ...]) -> dict[int, Size3]:
-    """MViTv2's query strides: 2 in space at `layers`, and 1, with a kernel all the same, elsewhere."""
-    return {i: (1, 2, 2) if i in layers else (1, 1, 1) for i in range(depth)}
+def _strides(depth: int, blocks: tuple[int, ...]) -> dict[int, Size3]:
+    """MViTv2's query strides: 2 in space in `blocks`, and 1, with a kernel all the same, elsewhere."""
+    return {i: (1, 2, 2) if i in blocks else (1, 1, 1) for i in range(depth)}
 
 
-def _mvit_v1(depth: int, layers: tuple[int, ...], pool_kernel: Size3 | None, **arguments: Any) -> dict[str, Any]:
-    doubling = dict.fromkeys(layers, 2)
+def _mvit_v1(depth: int, blocks: tuple[int, ...], pool_kernel: Size3 | None, **arguments: Any) -> dict[str, Any]:
+    doubling = dict.fromkeys(blocks, 2)
     shape = MViTShape(
-        depth=depth, dim_mul=doubling, head_mul=doubling, pool_q_stride=dict.fromkeys(layers, (1, 2, 2)),
+        depth=depth, dim_mul=doubling, head_mul=doubling, pool_q_stride=dict.fromkeys(blocks, (1, 2, 2)),
         pool_kv_stride_adaptive=(1, 8, 8), pool_kernel=pool_kernel,
     )  # fmt: skip
     return {"shape": shape, **arguments}
 
 
 def _mvit_v2(
-    depth: int, layers: tuple[int, ...], embed_dim: int = 96, num_heads: int = 1, **arguments: Any
+    depth: int, blocks: tuple[int, ...], embed_dim: int = 96, num_heads: int = 1, **arguments: Any
 ) -> dict[str, Any]:
-    doubling = dict.fromkeys(layers, 2)
+    doubling = dict.fromkeys(blocks, 2)
     shape = MViTShape(
         embed_dim=embed_dim, depth=depth, num_heads=num_heads, dim_mul=doubling, head_mul=doubling,
-        dim_mul_in_attention=True, pool_q_stride=_strides(depth, layers), pool_kv_stride_adaptive=(1, 8, 8),
+        dim_mul_in_attention=True, pool_q_stride=_strides(depth, blocks), pool_kv_stride_adaptive=(1, 8, 8),
         pool_kernel=(3, 3, 3),
     )  # fmt: skip
     relative = {"positions": "none", "rel_pos_spatial": True, "rel_pos_temporal": True, "residual_pooling": True}

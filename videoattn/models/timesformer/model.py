@@ -31,7 +31,7 @@ class TimeSformerBlock(nn.Module):
     """One pre-norm attention slot per axis, then an MLP; the temporal update passes through one more projection."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, layer: int,
+        self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, index: int,
         operators: Mapping[Axis, BuildOperator], skip: Mapping[Axis, SkipSettings],
         drop_path_rate: float, drop_path_unit: DropUnit,
     ) -> None:  # fmt: skip
@@ -40,7 +40,7 @@ class TimeSformerBlock(nn.Module):
         self.axes = tuple(operators)
         self.mixers = nn.ModuleDict(
             {
-                axis.value: build_mixer(dim, num_heads, grid, axis, layer, operator, skip)
+                axis.value: build_mixer(dim, num_heads, grid, axis, index, operator, skip)
                 for axis, operator in operators.items()
             }
         )

@@ -14,7 +14,7 @@ from videoattn.kernels.gather import GatherPlan
 from videoattn.kernels.offset_plan import OffsetPlan
 from videoattn.kernels.offsets import has_kernel, multiply_adds
 from videoattn.kernels.transforms import is_transformed, without_autocast
-from videoattn.kernels.triton.launch import suits_blocks
+from videoattn.kernels.triton.launch import supports_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite
 from videoattn.operators.crossovers import PAIRS_FROM_KEYS
 from videoattn.operators.fibonacci.sets import (
@@ -85,7 +85,7 @@ class FibonacciAttention(AttentionOperator):
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
         block = BLOCK if geometry == "block" else 1
-        rows = permute_heads(site.num_heads, site.layer, heads_permutation)
+        rows = permute_heads(site.num_heads, site.block, heads_permutation)
         # offsets[axis][head]: distances along that axis; the raster is a single axis
         offsets = [
             [sets[row] for row in rows]
@@ -102,8 +102,8 @@ class FibonacciAttention(AttentionOperator):
                 f"{kv}; set KEEP_SELF: true"
             )
         kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
-        suited = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
-        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in suited)
+        supporting = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
+        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in supporting)
         if implementation == "compiled" and not self.kernels:
             needed, why = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU", ""
             if site.has_bias:
@@ -167,11 +167,11 @@ class FibonacciAttention(AttentionOperator):
         if self.implementation != "auto":
             return self.implementation
         num_keys = self.site.kv_grid.tokens
-        suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
+        fits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
         kind = "cpu" if q.device.type == "meta" else q.device.type
         if kind == "cuda" and self.plan.block > 1:
-            suits_kernel = suits_kernel and suits_blocks(self.plan.block, q.shape[-1], q.dtype)
-        if kind in self.kernels and suits_kernel:
+            fits_kernel = fits_kernel and supports_blocks(self.plan.block, q.shape[-1], q.dtype)
+        if kind in self.kernels and fits_kernel:
             return "compiled"
         if kind == "cpu" and self.gather is not None and num_keys >= PAIRS_FROM_KEYS:
             return "pairs"

@@ -60,14 +60,14 @@ def offset_sets(num_tokens: int, num_heads: int, variant: Variant, keep_self: bo
     return [sorted(row | {0} if keep_self else row) for row in rows]
 
 
-def permute_heads(num_heads: int, layer: int, permutation: HeadsPermutation) -> list[int]:
-    """Which row each head takes in `layer`: shuffled per layer, as in layer 0 everywhere, or row i for head i."""
+def permute_heads(num_heads: int, block: int, permutation: HeadsPermutation) -> list[int]:
+    """Return the row of each head in `block`: shuffled per block, shuffled as in block 0, or row i for head i."""
     if permutation not in get_args(HeadsPermutation):
         expected = ", ".join(get_args(HeadsPermutation))
         raise ValueError(f"HEADS_PERMUTATION expects one of {expected}, got {permutation!r}")
     order = list(range(num_heads))
     if permutation != "none":
-        random.Random(layer if permutation == "per_layer" else 0).shuffle(order)
+        random.Random(block if permutation == "per_layer" else 0).shuffle(order)
     return order
 
 
