@@ -206,7 +206,7 @@ def build_operator(builder: BuildOperator, slot: Slot) -> AttentionOperator:
         operator = builder(slot.site)
     if not isinstance(operator, AttentionOperator):
         raise ValueError(f"{slot.axis.value} expects a callable that makes an AttentionOperator, got {operator!r}")
-    if getattr(slot.module, "hand_on", None) == "weights" and not operator.forms_weights:
+    if getattr(slot.module, "carry", None) == "weights" and not operator.forms_weights:
         raise ValueError(f"block {slot.block + 1} reuses attention weights, which {type(operator).__name__} lacks")
     return operator.to(device, dtype).train(slot.module.training)
 

@@ -17,10 +17,10 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, act_checkpoint: bool) -> 
 
     With `act_checkpoint`, a block's activations are computed again in the backward pass instead of kept.
     """
-    previous: dict[str, Tensor] = {}
+    carried: dict[str, Tensor] = {}
     for block in blocks:
         if act_checkpoint:
-            x, previous = checkpoint(block, x, previous, use_reentrant=False)
+            x, carried = checkpoint(block, x, carried, use_reentrant=False)
         else:
-            x, previous = block(x, previous)
+            x, carried = block(x, carried)
     return x

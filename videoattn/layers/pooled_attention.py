@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
 from videoattn.kernels.pool import can_pool, pool_tokens
-from videoattn.layers.attention import BuildOperator, HandOn, TokenMixer
+from videoattn.layers.attention import BuildOperator, Carry, TokenMixer
 from videoattn.layers.skip import ReusedWeights
 from videoattn.operators import AttentionSite
 
@@ -170,9 +170,9 @@ class PooledAttention(TokenMixer):
     def __init__(
         self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
         pool_q: Pooling = UNPOOLED, pool_kv: Pooling = UNPOOLED, relative: dict[str, int] | None = None,
-        residual_pooling: bool = False, qkv_bias: bool = True, hand_on: HandOn = "nothing",
+        residual_pooling: bool = False, qkv_bias: bool = True, carry: Carry = "nothing",
     ) -> None:  # fmt: skip
-        super().__init__(grid, axis, hand_on)
+        super().__init__(grid, axis, carry)
         if dim_out % num_heads:
             raise ValueError(f"the width must be a multiple of the number of heads, got {dim_out} and {num_heads}")
         if axis is not Axis.JOINT and max(pool_q.stride[0], pool_kv.stride[0], pool_q.kernel[0], pool_kv.kernel[0]) > 1:
@@ -191,7 +191,7 @@ class PooledAttention(TokenMixer):
             self.q_grid.along(axis), self.kv_grid.along(axis), num_heads, head_dim, block, has_bias=bool(relative)
         )
         self.operator = operator(site)
-        if hand_on == "weights" and not self.operator.forms_weights:
+        if carry == "weights" and not self.operator.forms_weights:
             raise ValueError(
                 f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
                 "could reuse; choose another PHI or operator"
@@ -199,27 +199,27 @@ class PooledAttention(TokenMixer):
         self.relative = RelativePositions(head_dim, site.q_grid, site.kv_grid, relative) if relative else None
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, 3, -1))
         pooled = pool_packed(qkv, (self.pool_q, self.pool_k, self.pool_v), self.grid)
         grids = (self.q_grid, self.kv_grid, self.kv_grid)
         q, k, v = (split_calls(fold(y, grid, self.axis), self.axis) for y, grid in zip(pooled, grids, strict=True))
         bias = None if self.relative is None else self.relative(q)
-        weights = self.operator.weights(q, k, bias) if self.hand_on == "weights" else None
+        weights = self.operator.weights(q, k, bias) if self.carry == "weights" else None
         mixed = self.operator(q, k, v, bias) if weights is None else weights @ v
         if self.residual_pooling:
             mixed = add_residual(mixed, q, self.operator.site.q_grid.prefix)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, update if self.hand_on == "update" else weights
+        return update, update if self.carry == "update" else weights
 
 
 class ReusedPooledWeights(ReusedWeights):
     """New values, pooled, mixed by the attention weights of the last block that computed some; no residual pooling."""
 
     def __init__(
-        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, pooling: Pooling, hand_on: HandOn = "nothing"
+        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, pooling: Pooling, carry: Carry = "nothing"
     ) -> None:
-        super().__init__(dim, num_heads, grid, axis, hand_on)
+        super().__init__(dim, num_heads, grid, axis, carry)
         self.kv_grid = pooling.apply_to(grid)
         self.pool_v = None if pooling.is_identity else TokenPool(dim // num_heads, grid, pooling)
 

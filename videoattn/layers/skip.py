@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
-from videoattn.layers.attention import BuildOperator, HandOn, MultiheadAttention, TokenMixer
+from videoattn.layers.attention import BuildOperator, Carry, MultiheadAttention, TokenMixer
 
 Phi = Literal["leff", "identity", "weights"]
 KERNEL_SIZE = 5
@@ -34,7 +34,7 @@ class SkipSettings:
         if any(block < 1 for block in self.blocks):
             raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.blocks}")
 
-    def handed_on(self, block: int) -> HandOn:
+    def carry_of(self, block: int) -> Carry:
         """What the slot of block `block` has to hand on to the next block."""
         if block + 1 not in self.blocks:
             return "nothing"
@@ -88,28 +88,28 @@ class SkipAttention(TokenMixer):
     on, so that several in a row form a chain.
     """
 
-    def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, hand_on: HandOn = "nothing") -> None:
-        super().__init__(grid, axis, hand_on)
+    def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, carry: Carry = "nothing") -> None:
+        super().__init__(grid, axis, carry)
         self.phi = phi
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if previous is None:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if carried is None:
             raise ValueError(f"a skipped block needs the update of the block before it along {self.axis.name}")
-        update = previous
+        update = carried
         if self.phi is not None:
             prefix = 0 if self.axis is Axis.TIME else self.grid.prefix
-            patches = previous[:, :, prefix:]
+            patches = carried[:, :, prefix:]
             cells = patches.unflatten(2, (-1, self.grid.h, self.grid.w)).flatten(1, 2)  # t from F or from M
             made = self.phi(cells).view(patches.shape)
-            update = torch.cat([previous[:, :, :prefix], made], dim=2) if prefix else made
-        return update, update if self.hand_on == "update" else None
+            update = torch.cat([carried[:, :, :prefix], made], dim=2) if prefix else made
+        return update, update if self.carry == "update" else None
 
 
 class ReusedWeights(TokenMixer):
     """New values mixed by the attention weights of the last block that computed some: no q, k and softmax."""
 
-    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, hand_on: HandOn = "nothing") -> None:
-        super().__init__(grid, axis, hand_on)
+    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, carry: Carry = "nothing") -> None:
+        super().__init__(grid, axis, carry)
         self.num_heads = num_heads
         self.kv_grid = grid
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -120,12 +120,12 @@ class ReusedWeights(TokenMixer):
         """The values [B, N, heads, d] that are mixed, on `kv_grid`."""
         return self.v(self.norm(x)).unflatten(2, (self.num_heads, -1))
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if previous is None:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if carried is None:
             raise ValueError(f"a block that reuses weights needs those of the block before it along {self.axis.name}")
-        mixed = previous @ split_calls(fold(self.values(x), self.kv_grid, self.axis), self.axis)
+        mixed = carried @ split_calls(fold(self.values(x), self.kv_grid, self.axis), self.axis)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, previous if self.hand_on == "weights" else None
+        return update, carried if self.carry == "weights" else None
 
 
 def build_mixer(
@@ -134,10 +134,10 @@ def build_mixer(
 ) -> TokenMixer:  # fmt: skip
     """What fills the slot along `axis` of block `block`: attention with `operator`, or what `skip` puts there."""
     settings = skip.get(axis, SkipSettings(()))
-    hand_on = settings.handed_on(block)
+    carry = settings.carry_of(block)
     if block not in settings.blocks:
-        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, hand_on=hand_on)
+        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, carry=carry)
     if settings.phi == "weights":
-        return ReusedWeights(dim, num_heads, grid, axis, hand_on)
+        return ReusedWeights(dim, num_heads, grid, axis, carry)
     phi = Leff(dim, axis, settings.expansion) if settings.phi == "leff" else None
-    return SkipAttention(grid, axis, phi, hand_on)
+    return SkipAttention(grid, axis, phi, carry)

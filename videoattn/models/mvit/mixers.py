@@ -21,7 +21,7 @@ def build_pooled_mixer(
     """
     along_time, block = axis is Axis.TIME, plan.block
     settings = skip.get(axis, SkipSettings(()))
-    hand_on = settings.handed_on(block)
+    carry = settings.carry_of(block)
     dim_out = plan.dim if along_time else plan.attention_dim
     num_heads = max(1, plan.dim // plan.head_dim) if along_time else plan.num_heads
     letters = {Axis.TIME: "t", Axis.SPACE: "hw", Axis.JOINT: "thw"}[axis]
@@ -30,7 +30,7 @@ def build_pooled_mixer(
     if block not in settings.blocks:
         return PooledAttention(
             plan.dim, dim_out, num_heads, plan.grid, axis, block, operator, *pooling, relative,
-            plan.residual_pooling and not along_time, plan.qkv_bias, hand_on,
+            plan.residual_pooling and not along_time, plan.qkv_bias, carry,
         )  # fmt: skip
     grid = plan.grid if along_time else plan.grid_out
     assert before is not None  # SkipSettings refuses block 0
@@ -46,6 +46,6 @@ def build_pooled_mixer(
                 f"block {block} can't reuse the attention weights of block {block - 1} along {axis.name}: its keys lie "
                 f"on {plan.pool_kv.apply_to(plan.grid)}, theirs on {before.pool_kv.apply_to(before.grid)}"
             )
-        return ReusedPooledWeights(dim_out, num_heads, plan.grid, axis, pooling[1], hand_on)
+        return ReusedPooledWeights(dim_out, num_heads, plan.grid, axis, pooling[1], carry)
     phi = Leff(dim_out, axis, settings.expansion) if settings.phi == "leff" else None
-    return SkipAttention(grid, axis, phi, hand_on)
+    return SkipAttention(grid, axis, phi, carry)

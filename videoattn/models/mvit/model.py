@@ -85,21 +85,21 @@ class MViTBlock(nn.Module):
         self.widen = nn.Linear(plan.attention_dim, plan.dim_out) if plan.attention_dim != plan.dim_out else None
         self.drop_path = DropPath(plan.drop_path_rate)
 
-    def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
-        handed_on = {}
+        carried_next = {}
         for axis in self.axes:
             name = axis.value
-            update, following = self.mixers[name](x, previous.get(name))
+            update, following = self.mixers[name](x, carried.get(name))
             if following is not None:
-                handed_on[name] = following
+                carried_next[name] = following
             update = self.drop_path(update)
             if axis is Axis.TIME:
                 x = x + unfold(self.temporal_fc(update), self.plan.grid, axis)
             else:
                 x = self.shortcut(x, self.mixers[name]) + unfold(update, self.plan.grid_out, axis)
         normed = self.norm_mlp(x)
-        return (x if self.widen is None else self.widen(normed)) + self.drop_path(self.mlp(normed)), handed_on
+        return (x if self.widen is None else self.widen(normed)) + self.drop_path(self.mlp(normed)), carried_next
 
 
 class MViT(nn.Module):

@@ -53,19 +53,19 @@ class TimeSformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path_mlp = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
-        handed_on = {}
+        carried_next = {}
         for axis in self.axes:
             name = axis.value
-            update, following = self.mixers[name](x, previous.get(name))
+            update, following = self.mixers[name](x, carried.get(name))
             if following is not None:
-                handed_on[name] = following
+                carried_next[name] = following
             update = self.drop_paths[name](update)
             if axis is Axis.TIME:
                 update = self.temporal_fc(update)
             x = x + unfold(update, self.grid, axis)
-        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), handed_on
+        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), carried_next
 
 
 class TimeSformer(nn.Module):
