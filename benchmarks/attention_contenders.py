@@ -1,4 +1,4 @@
-"""What benchmarks/attention.py compares: ways to compute attention on one packed tensor of q, k and v."""
+"""Implementations of attention on one packed tensor of q, k and v, which benchmarks/attention.py compares."""
 
 import math
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def mask_of(grid: TokenGrid, device: torch.device) -> Tensor:
 
 
 def masked(grid: TokenGrid, device: torch.device) -> Attend:
-    """What is usually done: fused attention with a boolean mask."""
+    """Build fused attention with a boolean mask, the usual way."""
     mask = mask_of(grid, device)
 
     def attend(packed: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def masked(grid: TokenGrid, device: torch.device) -> Attend:
 
 
 def multiplied(grid: TokenGrid, device: torch.device) -> Attend:
-    """The way of the released code: all logits, times a mask of zeros and ones."""
+    """Build the form of the released code: all logits, times a mask of zeros and ones."""
     mask = mask_of(grid, device).float()
 
     def attend(packed: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def flex(grid: TokenGrid, device: torch.device) -> Attend:
 
 
 def rearranged(grid: TokenGrid, device: torch.device) -> Attend:
-    """Temporal attention as usually written: each location's frames are copied together first, and back afterwards."""
+    """Build temporal attention as usually written: each location's frames are copied together, and back."""
 
     def attend(packed: Tensor) -> Tensor:
         rows, calls, frames, _, dim = packed.shape
@@ -134,7 +134,7 @@ LOCATIONS = 196
 
 
 def pack(axis: Axis, length: int, device: torch.device, dtype: torch.dtype) -> tuple[TokenGrid, Tensor]:
-    """The grid of a call, and q, k and v as a projection leaves them: [rows, groups·heads, n, 3, d], a view."""
+    """Return the grid of a sequence, and q, k, v as a view of a projection: [rows, groups·heads, n, 3, d]."""
     clips, groups = (FRAMES[length], LOCATIONS) if axis is Axis.TIME else (LENGTHS[length], 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, length, groups * HEADS, 3, HEAD_DIM, generator=generator).to(device, dtype)

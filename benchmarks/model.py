@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How does the cost of whole models grow with the frames of a clip, dense against each sparse method?
+"""Measure how the cost of whole models grows with the frames of a clip, for dense attention and each sparse method.
 
 Examples:
     python benchmarks/model.py                  # writes benchmarks/results/model_cpu.json (or _cuda)
@@ -110,7 +110,7 @@ class Bench:
         return {"frames": figures, "exponents": exponents}
 
     def expected_seconds(self, figures: Mapping[str, Any], name: str, count: int) -> float:
-        """Of a training step, from the growth between the last two numbers of frames, or its square."""
+        """Return the seconds expected of a training step, from the growth between the last two numbers of frames."""
         taken = {int(t): rows[name]["train"]["ms"] / 1e3 for t, rows in figures.items() if name in rows}
         if not taken or len(taken) < len(figures):
             return math.inf if figures else 0.0

@@ -1,4 +1,4 @@
-"""What the settings of a study cost: counted, and timed side by side while nothing else runs."""
+"""Costs of the settings of a study: counted, and timed side by side while nothing else runs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ def measure_variants(
 
 
 def is_current(entry: Mapping[str, Any], run: Run) -> bool:
-    """Whether what was measured is the model of `run`."""
+    """Return whether the measured model is that of `run`."""
     changes = changed_settings(entry["config"], run.config_text())
     return all(key.startswith(COSTLESS_KEYS) for key in changes)
 

@@ -197,7 +197,7 @@ def draw_skipat() -> Figure:
     ]
     for y, name, inside, handed, legend in lanes:
         ax.text(-2.3, y + 0.5, name, va="center", linespacing=1.4)
-        ax.text(6, y + 1.3, f"handed on: {legend}", ha="center", va="bottom", color="#444444", fontsize=8.5)
+        ax.text(6, y + 1.3, f"carried: {legend}", ha="center", va="bottom", color="#444444", fontsize=8.5)
         for block in range(12):
             skips = block in skipped
             box(ax, block, y, inside if skips else "attend", ORANGE if skips else SKY)

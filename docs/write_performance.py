@@ -112,7 +112,7 @@ def time_table(device: str, result: Mapping[str, Any], kind: str) -> str:
 
 
 def targets_table(device: str, result: Mapping[str, Any], kind: str) -> str:
-    """What was aimed at and what is reached; in brackets dense attention's median over the quartiles of own time."""
+    """Return the table of targets and results; in brackets dense attention's median over the quartiles of own time."""
     tables = [_targets(result.get(axis, {}), device, targets, title) for axis, targets, title in (
         ("joint", TARGETS, "tokens"), ("time", TIME_TARGETS, "frames"))]  # fmt: skip
     return "\n\n".join(tables)
@@ -142,7 +142,7 @@ def _targets(rows: Mapping[str, Any], device: str, targets: Mapping[Any, Any], t
 
 
 def traffic_table(device: str, result: Mapping[str, Any], kind: str) -> str:
-    """What moves at the least (q, k, v in, the output out) over the time taken, and as a share of copying."""
+    """Return the table of least memory traffic (q, k, v in, the output out) per second, and as a share of copying."""
     copy, lengths = result["copy_gb_per_s"], list(result["joint"])
     lines = []
     for name in ("dense", "compiled"):

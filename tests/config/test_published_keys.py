@@ -1,4 +1,4 @@
-"""What published SlowFast and TimeSformer files are read as, and what is reported and refused."""
+"""Published SlowFast and TimeSformer files: how they are read, and which keys are reported or refused."""
 
 from pathlib import Path
 from typing import Any

@@ -35,7 +35,7 @@ HEADS, D = 3, 8
 
 
 def stated_cost(name: str, **values: Any) -> int:
-    """What the page's formula `name` gives for the values of its symbols."""
+    """Evaluate the page's formula `name` for the values of its symbols."""
     (code,) = [text for _, cost, text in BLOCKS if cost == name]
     scope: dict[str, Any] = {"log2": math.log2, "prod": math.prod, **values}
     exec(code, scope)

@@ -69,7 +69,7 @@ def refusal(name: str, options: dict[str, Any], at: AttentionSite) -> str | None
 
 
 def names_its_reason(reason: str, name: str, at: AttentionSite) -> bool:
-    """Whether a refusal says which grid, bias or option it is about."""
+    """Return whether a refusal names the grid, bias or option that it is about."""
     about = [str(at.q_grid), str(at.kv_grid), *(option.upper() for option in options_of(OPERATORS[name]))]
     return any(word in reason for word in about) or (at.has_bias and "bias" in reason)
 

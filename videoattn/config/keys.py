@@ -49,7 +49,7 @@ _SPELT = _KEYS + [f"{axis}.{name}" for axis in _AXES for name in dict.fromkeys([
 
 
 def takes_text(key: str) -> bool:
-    """Whether a key's value is text whatever it looks like."""
+    """Return whether a key's value is text even if it looks like a number."""
     kind = _FIELDS[key].annotation if key in _KEYS else None
     return kind is str or (get_origin(kind) is Literal and all(isinstance(value, str) for value in get_args(kind)))
 
@@ -98,7 +98,7 @@ def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
 
 
 def _nearest(key: str) -> str | None:
-    """What was probably meant: a key spelt alike, else one of that name in another section, else a section."""
+    """Return the key that was probably meant: one spelt alike, else of that name in another section, else a section."""
     section, _, name = key.upper().rpartition(".")
     if _OPERATOR.fullmatch(section):
         return f"{section}.{name}"

@@ -61,7 +61,10 @@ TIMESFORMER_DEFAULTS: dict[str, object] = {
 
 
 def read_level(level: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
-    """One file's settings, or the command line's, under this project's names: settings, translations, problems."""
+    """Translate one level of settings, a file or the command line, to this project's names.
+
+    Returns settings, notes on translations, and problems.
+    """
     settings, notes, problems = dict(level), [], []
     for key, value, our_key, our_value, reason in TRANSLATED:
         given = level.get(key)
@@ -93,13 +96,13 @@ def read_level(level: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
 
 
 def published_name(level: Mapping[str, Setting]) -> str | None:
-    """The name by which a file or command line asks for a model, if only published files use it."""
+    """Return the model's name in a file or command line if only published files use that name."""
     name = level.get("MODEL.MODEL_NAME")
     return str(name.value) if name and name.value in (PUBLISHED_TIMESFORMER, PUBLISHED_MVIT) else None
 
 
 def names_published_timesformer(level: Mapping[str, Setting]) -> bool:
-    """Whether a file or command line asks for the model by the name that TimeSformer's own files use."""
+    """Return whether a file or command line names the model as TimeSformer's own files do."""
     return published_name(level) == PUBLISHED_TIMESFORMER
 
 
@@ -144,7 +147,7 @@ class _Filling:
                 self.put(key, value, "what a file means there by leaving it out")
 
     def reads_ssv2(self) -> bool:
-        """Whether the run that the settings describe reads Something-Something."""
+        """Return whether the settings describe a run on Something-Something."""
         train = self.settings.get("TRAIN.ENABLE")
         only_tests = train is not None and train.value is False
         dataset = self.settings.get("TEST.DATASET" if only_tests else "TRAIN.DATASET")

@@ -34,7 +34,7 @@ from videoattn.config.types import (
 
 
 class Train(Section):
-    """How long, how much at once, and when to evaluate and save."""
+    """Training: its batches, and when to evaluate and save."""
 
     enable: bool = Field(True, description="False: `videoattn train` refuses")
     dataset: Literal["kinetics", "ssv2"] = "kinetics"

@@ -1,4 +1,4 @@
-"""One optimizer step: what is changed by it, and how."""
+"""The optimizer step, with the model, averaged weights and loss scale that it changes."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Token mixers: what fills the attention slot of a block."""
+"""Token mixers, the modules in the attention slots of a block."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -16,9 +16,10 @@ Carry = Literal["nothing", "update", "weights"]
 class TokenMixer(nn.Module):
     """One attention slot along `axis` of a stream on `grid`.
 
-    `forward(x, carried)` takes the stream [B, grid.tokens, C] and what the same slot handed on one block earlier. It
-    returns its update in the folded layout [B, F, M, C] of `videoattn.grid.fold`, one attention call per frame (along
-    SPACE and JOINT) or per location (along TIME), and what it hands on to the next block, as `carry` says.
+    `forward(x, carried)` takes the stream [B, grid.tokens, C] and what the same slot carried from the block before. It
+    returns its update in the folded layout [B, F, M, C] of `videoattn.grid.fold`, one sequence per frame (along SPACE
+    and JOINT) or per location (along TIME), and what it carries to the next block: nothing, its update, or its
+    attention weights, as `carry` says.
     """
 
     def __init__(self, grid: TokenGrid, axis: Axis, carry: Carry = "nothing") -> None:
@@ -34,8 +35,8 @@ class TokenMixer(nn.Module):
 class MultiheadAttention(TokenMixer):
     """Norm, one packed projection to q, k and v, an attention operator, and the output projection.
 
-    The projection's rows are ordered (head, 3, d), so that q, k and v of every attention call are strided views of it.
-    Raises ValueError where `carry` asks for weights and the operator forms none.
+    The projection's rows are ordered (head, 3, d), so that q, k and v of every sequence are strided views of it.
+    Raises ValueError if `carry` is "weights" and the operator forms none.
     """
 
     def __init__(

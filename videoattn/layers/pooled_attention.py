@@ -34,7 +34,7 @@ class Pooling:
         return self.kernel == UNIT and self.stride == UNIT
 
     def apply_to(self, grid: TokenGrid) -> TokenGrid:
-        """The grid after pooling one of `grid`."""
+        """Return the grid that pooling makes of `grid`."""
         return grid.pooled(self.kernel, self.stride)
 
 
@@ -57,14 +57,14 @@ class TokenPool(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as convolutions do in torch."""
+        """Initialise as torch's convolutions do."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         return pool_packed(x.unsqueeze(3), [self], self.grid)[0]
 
     def convolve(self, x: Tensor) -> Tensor:
-        """All but the norm, in plain PyTorch."""
+        """Apply all but the norm, in plain PyTorch."""
         grid = self.grid
         # with channels last in memory and one filter per channel of all heads, nothing is transposed
         volume = x[:, grid.prefix :].flatten(2).unflatten(1, (grid.t, grid.h, grid.w))
@@ -73,7 +73,7 @@ class TokenPool(nn.Module):
         return torch.cat([x[:, : grid.prefix], pooled], dim=1) if grid.prefix else pooled
 
     def normalize(self, x: Tensor) -> Tensor:
-        """The norm over channels; in the type of x, as under autocast norms may give float32."""
+        """Apply the norm over channels, in the type of x: under autocast norms may give float32."""
         return self.norm(x).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -98,14 +98,14 @@ def pool_packed(x: Tensor, pools: Sequence[TokenPool | None], grid: TokenGrid) -
 
 
 def relative_rows(num_queries: int, num_keys: int) -> Tensor:
-    """Which row of a table of 2·max(Nq, Nk) - 1 relative positions each pair along an axis reads, int64 [Nq, Nk]."""
+    """Return the row of a table of 2·max(Nq, Nk) - 1 relative positions for each pair on an axis, int64 [Nq, Nk]."""
     q_scale, k_scale = max(num_keys / num_queries, 1.0), max(num_queries / num_keys, 1.0)
     queries, keys = torch.arange(num_queries, device="cpu"), torch.arange(num_keys, device="cpu")
     return (queries[:, None] * q_scale - keys[None] * k_scale + (num_keys - 1) * k_scale).long()
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table of relative positions [L, d] at another length, linearly interpolated."""
+    """Interpolate a table of relative positions [L, d] linearly to another length."""
     if table.shape[0] == length:
         return table
     return F.interpolate(table.float().t()[None], size=length, mode="linear")[0].t().to(table.dtype)
@@ -229,7 +229,7 @@ class ReusedPooledWeights(ReusedWeights):
 
 
 def add_residual(mixed: Tensor, q: Tensor, prefix: int) -> Tensor:
-    """Residual pooling: pooled queries [rows, heads, Nq, d] added to mixed values, except the first `prefix` rows."""
+    """Add pooled queries [rows, heads, Nq, d] to mixed values, except to the first `prefix` rows (residual pooling)."""
     if not prefix:
         return mixed + q
     return torch.cat([mixed[:, :, :prefix], mixed[:, :, prefix:] + q[:, :, prefix:]], dim=2)

@@ -1,4 +1,4 @@
-"""SkipAt: blocks that make their update from what the same slot computed one block earlier, without attending.
+"""SkipAt: blocks that reuse what the same slot computed one block earlier instead of attending.
 
 Source: SkipAt (Venkataramanan et al., ICLR 2024), arXiv 2301.02240.
 """
@@ -20,7 +20,7 @@ KERNEL_SIZE = 5
 
 @dataclass(frozen=True)
 class SkipSettings:
-    """In which blocks (from 0) a slot skips attention, and what stands in: leff, identity, or the weights again."""
+    """The blocks (from 0) in which a slot skips attention, and its replacement: leff, identity, or reused weights."""
 
     blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     phi: Phi = "leff"
@@ -35,16 +35,16 @@ class SkipSettings:
             raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.blocks}")
 
     def carry_of(self, block: int) -> Carry:
-        """What the slot of block `block` has to hand on to the next block."""
+        """Return what the slot of block `block` carries to the next block."""
         if block + 1 not in self.blocks:
             return "nothing"
         return "weights" if self.phi == "weights" else "update"
 
 
 class Leff(nn.Module):
-    """Φ of SkipAt: a hidden layer with a depthwise convolution along the axes of a call, then a gate per channel.
+    """Φ of SkipAt: a hidden layer with a depthwise convolution along the attended axes, then a gate per channel.
 
-    Takes and returns [B, t, h, w, C]; the gate is formed from the mean over the tokens of each attention call.
+    Takes and returns [B, t, h, w, C]; the gate is formed from the mean over the tokens of each sequence.
     Differs: the paper's formula leaves out both GELUs, which its code has.
     """
 
@@ -82,10 +82,10 @@ class Leff(nn.Module):
 
 
 class SkipAttention(TokenMixer):
-    """The previous block's update again: patch rows through Φ, prefix rows as they are.
+    """A mixer that reuses the update of the block before: patch rows pass through Φ, prefix rows stay as they are.
 
-    `phi` is a module on [B, t, h, w, C], e.g. `Leff`, or None for the identity. Skipped blocks hand their own update
-    on, so that several in a row form a chain.
+    `phi` is a module on [B, t, h, w, C], e.g. `Leff`, or None for the identity. Skipped blocks carry their own
+    update on, so that several in a row form a chain.
     """
 
     def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, carry: Carry = "nothing") -> None:
@@ -117,7 +117,7 @@ class ReusedWeights(TokenMixer):
         self.proj = nn.Linear(dim, dim)
 
     def values(self, x: Tensor) -> Tensor:
-        """The values [B, N, heads, d] that are mixed, on `kv_grid`."""
+        """Return the values [B, N, heads, d] to be mixed, on `kv_grid`."""
         return self.v(self.norm(x)).unflatten(2, (self.num_heads, -1))
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +132,7 @@ def build_mixer(
     dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
     skip: Mapping[Axis, SkipSettings],
 ) -> TokenMixer:  # fmt: skip
-    """What fills the slot along `axis` of block `block`: attention with `operator`, or what `skip` puts there."""
+    """Build the mixer along `axis` of block `block`: attention with `operator`, or its replacement from `skip`."""
     settings = skip.get(axis, SkipSettings(()))
     carry = settings.carry_of(block)
     if block not in settings.blocks:

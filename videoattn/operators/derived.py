@@ -1,4 +1,4 @@
-"""What is computed from a module's parameters alone, kept between calls of an evaluation."""
+"""Cache of values computed from a module's parameters alone, kept between the calls of an evaluation."""
 
 from collections.abc import Callable
 

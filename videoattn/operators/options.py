@@ -1,4 +1,4 @@
-"""Options of an attention operator, read from the signature of its constructor: the one place that says them.
+"""Options of an attention operator, read from the signature of its constructor.
 
     def __init__(self, site: AttentionSite, window: Annotated[int, Field(ge=1), "keys at most this far"] = 4) -> None:
 

@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates executed and needed, parameters, activations, by module.
+"""Cost of a model: multiply-accumulates executed and needed, parameters, activations, by module.
 
 MACs: one multiply-add is one (many papers call this FLOPs; torch's own counter gives twice as many). Counted are
 products, convolutions and Fourier transforms; norms and element-wise work are listed apart, in elements. *Executed* is
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class UnknownOperationError(ValueError):
-    """Operations ran that no table knows, so a total would leave out their arithmetic."""
+    """Raised for operations that are in no table, whose arithmetic a total would leave out."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ class Profile:
 
     @property
     def attention_share_executed(self) -> float:
-        """Fraction of the executed MACs that attention products are."""
+        """Return the share of attention products in the executed MACs."""
         return self.attention_executed / max(self.macs_executed, 1)
 
     @property
     def attention_share_needed(self) -> float:
-        """Fraction of the needed MACs that attention products are."""
+        """Return the share of attention products in the needed MACs."""
         return self.attention_needed / max(self.macs_needed, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values, the derived figures included."""
+        """Return everything as JSON-ready values, the derived figures included."""
         return asdict(self) | {
             "macs_executed_per_video": self.macs_executed_per_video,
             "macs_needed_per_video": self.macs_needed_per_video,

@@ -86,7 +86,7 @@ class MViTBlock(nn.Module):
         self.drop_path = DropPath(plan.drop_path_rate)
 
     def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
+        """Map the stream [B, N, C] and what the slots of the block before carried, by axis, to those of this block."""
         carried_next = {}
         for axis in self.axes:
             name = axis.value

@@ -246,7 +246,7 @@ class FibonacciAttention(AttentionOperator):
         return plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
 
     def _bias_of_pairs(self, plan: GatherPlan, bias: Tensor) -> Tensor:
-        """What a bias of patch queries, that broadcasts to [rows, groups, heads, Nq, Nk], has at the pairs."""
+        """Return the entries at the attending pairs of a bias that broadcasts to [rows, groups, heads, Nq, Nk]."""
         keys = plan.keys.long()
         bias = bias.expand(*bias.shape[:2], *keys.shape[:2], self.site.kv_grid.tokens)
         return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))

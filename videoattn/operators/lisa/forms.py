@@ -30,7 +30,7 @@ class Form:
         self.site, self.num_patterns, self.wrap = site, num_patterns, wrap
 
     def macs(self) -> int:
-        """Of what patch keys give to patch queries in one row."""
+        """Return the multiply-accumulates from patch keys to patch queries in one row."""
         raise NotImplementedError
 
     def finished_elements(self) -> int:
@@ -70,7 +70,7 @@ class Form:
 
 
 class Pairs(Form):
-    """The weights of all pairs, by matrices [heads, Nq, L, Nk] of relative positions, and their product with v."""
+    """Compute the weights of all pairs, by matrices [heads, Nq, L, Nk] of relative positions, and their product."""
 
     def macs(self) -> int:
         nq, nk, d = self.site.q_grid.patches, self.site.kv_grid.patches, self.site.head_dim
@@ -99,7 +99,7 @@ class Pairs(Form):
     def weights(
         self, q: Tensor, k: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        """Of class keys [B, heads, Nq, prefix], where there are any, and of patch keys [B, heads, Nq, Nk]."""
+        """Return the weights of class keys [B, heads, Nq, prefix] or None, and of patch keys [B, heads, Nq, Nk]."""
         prefix, num_keys = self.site.kv_grid.prefix, self.site.kv_grid.patches
         # P as further keys: products of its few rows on their own would take as long as those of all keys
         keys = torch.cat([k, P.expand(k.shape[0], -1, -1, -1)], 2)

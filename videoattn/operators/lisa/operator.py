@@ -143,7 +143,7 @@ class LisaAttention(AttentionOperator):
         return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
     def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
-        """What all keys give to patch queries, without `normalize` for q and k as they are.
+        """Mix the values of all keys for patch queries; without `normalize`, q and k are used as they are.
 
         For a share of heads and rows at a time, so that what is written in between stays in the cache. A graph of the
         call takes all rows at once: a loop over shares would fix their number in it.
@@ -180,7 +180,7 @@ class LisaAttention(AttentionOperator):
         return form.mix(q, k, v, r1, r2, P, g, self.cells)
 
     def _table(self, form: Form, index: int, dtype: torch.dtype) -> Tensor:
-        """r1 or r2 as the form takes it: finished, or only begun where that is too large to keep."""
+        """Return r1 or r2 as the form uses it: finished, or only begun if the result is too large to keep."""
         table, kept = (self.r1, self.r2)[index], self._kept[index]
         if self._keeps_finished(form, dtype):
             return kept(table, (form, dtype), lambda: form.finish(form.begin(table, dtype), dtype, self.cells))
@@ -193,7 +193,7 @@ class LisaAttention(AttentionOperator):
         return form.finished_elements() * dtype.itemsize <= KEPT_BYTES
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The matrix [rows, groups·heads, Nq, Nk] that values are multiplied by, whatever `method` is."""
+        """Return the matrix [rows, groups·heads, Nq, Nk] that multiplies the values, for any `method`."""
         self.refuse_bias(bias)
         prefix, pairs = self.site.kv_grid.prefix, Pairs(self.site, self.num_patterns, self.wrap)
         q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
@@ -213,7 +213,7 @@ class LisaAttention(AttentionOperator):
         return torch.cat([logits.softmax(dim=-1), patch_rows], dim=2).to(q.dtype)
 
     def macs(self) -> int:
-        """Products and Fourier transforms of one call, by the method that is taken on the device of the parameters.
+        """Return the MACs of products and Fourier transforms of one sequence, by the method chosen for the device.
 
         As in `videoattn.profiling`, element-wise products are not counted: those of spectra, and where the sums are
         formed those of a token's strengths. Nor is what is computed from r1 and r2, which all calls share.

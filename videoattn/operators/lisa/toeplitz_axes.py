@@ -54,7 +54,7 @@ def by_columns(x: Tensor, grid: TokenGrid) -> Tensor:
 
 
 def by_rows(x: Tensor, grid: TokenGrid) -> Tensor:
-    """The way back from `by_columns`."""
+    """Undo `by_columns`."""
     rows: Tensor = x.unflatten(0, (grid.h, grid.w, grid.t)).permute(3, 2, 0, 1, 4).flatten(1, 3)
     return rows
 
@@ -77,7 +77,7 @@ def _harmonics_of_complex(n: int, first: int, like: Tensor) -> Tensor:
 
 
 def axes_macs(num_channels: int, num_patterns: int, grid: TokenGrid) -> int:
-    """Of `axes_sums` for one row with heads·d channels."""
+    """Return the MACs of `axes_sums` for one row with heads·d channels."""
     t, h, w, m = grid.t, grid.h, grid.w, 2 * grid.w - 1
     transforms = 2 * h * h * w * t + h * 2 * m * 2 * w * t
     return num_channels * ((1 + num_patterns) * transforms + h * m * (2 * t * num_patterns) * (2 * t))
