@@ -114,7 +114,7 @@ JOINT: dict[str, Contender] = {
     "masked": Contender(masked, longest=3136),
     "multiplied": Contender(multiplied, longest=1568),
     "flex": Contender(flex, longest=1568, trains=False, ran="flex_attention, compiled"),
-    "pairs": Contender(fibonacci("pairs")),
+    "gather": Contender(fibonacci("gather")),
     "compiled": Contender(fibonacci("compiled")),
     "compiled, zero_logit": Contender(fibonacci("compiled", semantics="zero_logit")),
     "compiled, modified": Contender(fibonacci("compiled", variant="modified")),

@@ -17,10 +17,10 @@ HEADS, D = 3, 8
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "fibonacci": [
         {"implementation": "masked"},
-        {"implementation": "pairs"},
-        {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"},
+        {"implementation": "gather"},
+        {"variant": "wythoff", "semantics": "zero_logit", "implementation": "gather"},
         {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"},
-        {"geometry": "block", "implementation": "pairs"},
+        {"geometry": "block", "implementation": "gather"},
     ],
     "lisa": [
         {"method": "direct", "num_patterns": 2},

@@ -12,7 +12,7 @@ from videoattn.operators import OPERATORS, AttentionSite
 from videoattn.operators.base import AttentionOperator
 from videoattn.operators.options import options_of
 
-EVERY = [*SETTINGS, ("fibonacci", {"keep_self": False, "variant": "wythoff", "implementation": "pairs"})]
+EVERY = [*SETTINGS, ("fibonacci", {"keep_self": False, "variant": "wythoff", "implementation": "gather"})]
 # Query and key grids (t, h, w).
 GRIDS = [
     ((1, 1, 1), (1, 1, 1)), ((2, 1, 1), (2, 1, 1)), ((1, 1, 3), (1, 1, 3)), ((2, 3, 2), (1, 1, 1)),

@@ -132,7 +132,7 @@ def refuse_model(settings: Mapping[str, Setting]) -> str | None:
 
 
 class _Filling:
-    """Settings that defaults are put into, with a note on each."""
+    """Settings to fill with defaults, with a note on each."""
 
     def __init__(self, settings: Mapping[str, Setting], source: str) -> None:
         self.settings, self.notes, self.source = dict(settings), list[Note](), source
@@ -155,7 +155,7 @@ class _Filling:
 
 
 def fill_slowfast_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
-    """A published SlowFast file of an MViT with what it means by leaving keys out: settings, translations.
+    """Fill in what a published SlowFast file of an MViT means by absent keys: settings, translations.
 
     Channel order: there Something-Something frames are read as BGR, so that REVERSE_INPUT_CHANNEL makes them RGB.
     """
@@ -172,7 +172,7 @@ def fill_slowfast_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, S
 
 
 def fill_timesformer_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
-    """A published TimeSformer file with what it means by leaving keys out: settings, translations.
+    """Fill in what a published TimeSformer file means by absent keys: settings, translations.
 
     Channel order: the original ignores REVERSE_INPUT_CHANNEL, but reads Something-Something frames as BGR.
     """

@@ -165,7 +165,7 @@ ELEMENTWISE = frozenset(
 )
 
 # Operations without arithmetic: views, copies, index look-ups, comparisons, masks, constants. In-place forms included.
-HARMLESS = frozenset(
+UNCOUNTED = frozenset(
     f"aten::{name}"
     for name in """
     view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose swapaxes permute movedim t numpy_T
@@ -234,7 +234,7 @@ def build_handles() -> dict[str, Handle]:
         return lambda inputs, outputs: Counter({("calls", name): 1})
 
     handles: dict[str, Handle] = {}
-    for table, build in ((HARMLESS, call_handle), (ELEMENTWISE, element_handle)):
+    for table, build in ((UNCOUNTED, call_handle), (ELEMENTWISE, element_handle)):
         for operation in table:
             handle = build(operation.removeprefix("aten::"))
             handles[operation] = handles[f"{operation}_"] = handle

@@ -69,7 +69,7 @@ def _format_totals(profile: Profile) -> Iterator[str]:
         lines.append([name, show(macs), show(macs * profile.views), f"{show(attention)} ({100 * share:.1f} %)"])
     yield from _align(lines)
     if profile.macs_executed > profile.macs_needed:
-        yield "Executed is what runs, needed what attending pairs take: a masked product also computes excluded pairs."
+        yield "Executed: what runs. Needed: the attending pairs alone; the rest is the overhead of masked products."
     ran = sorted(profile.macs_by_operation.items(), key=lambda item: -item[1])
     yield from _wrap(f"What ran, in MACs: {', '.join(f'{name} {show(count)}' for name, count in ran) or 'nothing'}.")
     activations = show(profile.activations)

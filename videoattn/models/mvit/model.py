@@ -43,7 +43,7 @@ class PooledShortcut(nn.Module):
         self.kernel = tuple(s + 1 if s > 1 else 1 for s in pooling.stride)
 
     def forward(self, x: Tensor, mixer: nn.Module) -> Tensor:
-        """[B, N, C] to [B, N', C_out]; a projection takes the stream as `mixer` norms it."""
+        """Map [B, N, C] to [B, N', C_out]; a projection is applied to the stream after the norm of `mixer`."""
         if self.proj is not None:
             x = self.proj(mixer.norm(x))  # type: ignore[operator]
         if self.stride == (1, 1, 1):
@@ -106,7 +106,7 @@ class MViT(nn.Module):
     """A multiscale video transformer for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
 
     `shape` says how blocks widen and pool. `operators` gives the attention operator along each axis of
-    `attention_type`, as callables that take an `AttentionSite`; axes left out are dense. `skip` names the blocks that
+    `attention_type`, as callables that accept an `AttentionSite`; axes left out are dense. `skip` names the blocks that
     skip attention along an axis (SkipAt). Without `class_token` the head sees the mean of all tokens. Raises ValueError
     where strides do not divide the clip, or something cannot be built on its grid.
 
@@ -177,10 +177,10 @@ class MViT(nn.Module):
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Init = "published") -> None:
-        """Start anew.
+        """Initialise all parameters.
 
         "published": normal weights of deviation 0.02; in a divided model every block's temporal_fc is zero, so that
-        one which takes over a model of frames starts as that. "from_scratch": Xavier weights, sines and cosines in the
+        attention along time has no effect at the start. "from_scratch": Xavier weights, sines and cosines in the
         position embeddings, and no zeros in temporal_fc.
         """
         for name, parameter in self.named_parameters(recurse=False):
@@ -206,7 +206,7 @@ class MViT(nn.Module):
                 self.pos_embed_temporal.copy_(time)
 
     def embed(self, clip: Tensor) -> Tensor:
-        """Clip [B, 3, T, H, W] to a token stream [B, N, C]."""
+        """Map a clip [B, 3, T, H, W] to a token stream [B, N, C]."""
         x = self.patch_embed(clip)
         if self.pos_embed_spatial is not None and self.pos_embed_temporal is not None:
             x = x + (self.pos_embed_temporal[:, :, None] + self.pos_embed_spatial[:, None]).flatten(1, 2)

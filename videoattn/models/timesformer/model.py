@@ -71,7 +71,7 @@ class TimeSformerBlock(nn.Module):
 class TimeSformer(nn.Module):
     """A video transformer for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
 
-    `operators` gives the attention operator along each axis, as callables that take an `AttentionSite` (a class or a
+    `operators` gives the attention operator along each axis, as callables that accept an `AttentionSite` (a class or a
     `functools.partial` of one); axes left out are dense. `skip` names the blocks that skip attention along an axis
     (SkipAt). `space_only` sees frames on their own and averages them. Raises ValueError where patches do not divide the
     clip, or an operator cannot be built on its grid.
@@ -133,12 +133,12 @@ class TimeSformer(nn.Module):
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Init = "published") -> None:
-        """Start anew.
+        """Initialise all parameters.
 
-        "published": normal weights of deviation 0.02, time_embed and every block's temporal_fc zero, so that time
-        begins mute. It is meant for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier weights, which
-        keep a signal's size at any width, sines and cosines in both embeddings, and no zeros in temporal_fc: for small
-        models, which otherwise take long to find what depends on the order of frames.
+        "published": normal weights of deviation 0.02; time_embed and every block's temporal_fc are zero-initialised,
+        so that time has no effect at the start; for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier
+        weights, which keep a signal's size at any width, sines and cosines in both embeddings, and no zeros in
+        temporal_fc; for small models, which otherwise learn slowly what depends on the order of frames.
         """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -161,7 +161,7 @@ class TimeSformer(nn.Module):
                     self.time_embed.copy_(time)
 
     def embed(self, clip: Tensor) -> Tensor:
-        """Clip [B, 3, T, H, W] to a token stream: [B, 1 + T·h·w, C], or [B·T, 1 + h·w, C] where frames are apart."""
+        """Map a clip [B, 3, T, H, W] to tokens [B, 1 + T·h·w, C], or [B·T, 1 + h·w, C] with separate frames."""
         patches = self.patch_embed(clip) + self.pos_embed[:, None, 1:]
         if self.time_embed is not None:
             patches = patches + self.time_embed[:, :, None]

@@ -45,7 +45,7 @@ class LisaAttention(AttentionOperator):
     `method` only says how this is computed; every choice is exact for every length. "direct" forms the weights of all
     pairs, in the inputs' type, by matrices of relative positions. "axes" and "fft" form both sums, in float32 (float64
     for float64 inputs) whatever autocast says: "axes" by products along one axis after the other, "fft" by a transform
-    of all axes, O(N log N). "auto" takes what should be done first by `videoattn.operators.crossovers`. Without
+    of all axes, O(N log N). "auto" chooses the fastest by the estimate of `videoattn.operators.crossovers`. Without
     gradients, what is computed from r1 and r2 is kept for later calls, at most 40 MB and a copy of r1 and r2, until
     they change; `videoattn.operators.derived` says how that is seen.
 
@@ -123,7 +123,7 @@ class LisaAttention(AttentionOperator):
 
     @property
     def form(self) -> Form:
-        """By what it is computed, on the device that its parameters are on."""
+        """Return the way to compute on the device of its parameters."""
         if self.method != "auto":
             return self.forms[self.method]
         return self.forms[self.fastest["cuda" if self.P.is_cuda else "cpu"]]
@@ -232,7 +232,7 @@ def concatenate(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def direction(x: Tensor) -> Tensor:
-    """x divided by its norm over the last dimension, in float32 at least; zero vectors stay zero, with gradient 0."""
+    """Divide x by its norm over the last dimension, in float32 at least; zero vectors stay zero, with gradient 0."""
     # next to zero the slope is 1/EPS, which would be infinite in half precision; norms of strided views are slow
     x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -240,7 +240,7 @@ def direction(x: Tensor) -> Tensor:
 
 
 def smoothing(length: int, deviation: float, wrap: bool) -> Tensor:
-    """A Gaussian of relative position along one axis (deviation 0: a delta), with squares that sum to 1.
+    """Return a Gaussian of relative position along one axis (deviation 0: a delta), with squares that sum to 1.
 
     The sum is over the keys of one query, averaged over queries: the larger |δ|, the fewer queries have such a key.
     """
