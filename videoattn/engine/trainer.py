@@ -66,7 +66,7 @@ class Trainer:
     def step(
         self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch
     ) -> tuple[Tensor, float, list[Batch]]:
-        """Optimizer step `number` of the run, over `num_micro` batches of equal size.
+        """Run optimizer step `number` of the run, over `num_micro` batches of equal size.
 
         Returns the mean loss (on the device), the gradients' norm before clipping, and the batches. Raises
         FloatingPointError where the norm is not finite, before anything is changed; fp16 skips such a step instead, as
