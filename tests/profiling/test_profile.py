@@ -385,7 +385,7 @@ def test_operators_called_by_keyword_are_counted() -> None:
 
 def test_bad_requests_are_refused() -> None:
     model = build_meta(SMALL)
-    with pytest.raises(ValueError, match="at least one view, got 0"):
+    with pytest.raises(ValueError, match="views expects at least 1, got 0"):
         profile(model, model.clip_size, views=0)
     with pytest.raises(ValueError, match=r"one clip \[1, 3, T, H, W\], got \(2, 3, 3, 32, 64\)"):
         profile(model, torch.empty(2, 3, 3, 32, 64, device="meta"))
