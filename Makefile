@@ -35,6 +35,7 @@ test-gpu: $(FOR_TESTS) ## Run the tests that need a GPU
 lint: $(FOR_TESTS) ## Check style and types
 	@echo "Checking style (ruff) ..."
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
 	@echo "Checking types (mypy) ..."
 	@$(BIN)/mypy
 
@@ -42,7 +43,7 @@ clean: ## Remove .venv, caches and build results; runs and data stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): setup.cfg setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "videoattn needs Python 3.11 or newer, and $(PYTHON) is not; name another: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."

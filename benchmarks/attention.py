@@ -152,7 +152,7 @@ class KernelRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if "attention" in name or name in ("aten::bmm", "videoattn::pair_products"):
+        if "attention" in name or name in ("aten::bmm", "videoattn::gather_products"):
             self.ran.add(name)
         return func(*args, **(kwargs or {}))
 

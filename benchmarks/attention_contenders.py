@@ -55,7 +55,7 @@ def mask_of(grid: TokenGrid, device: torch.device) -> Tensor:
     operator = FibonacciAttention(
         AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0), variant="wythoff", keep_self=False, implementation="masked"
     )
-    return operator.jumps.mask(0, grid.tokens).to(device)
+    return operator.plan.mask(0, grid.tokens).to(device)
 
 
 def masked(grid: TokenGrid, device: torch.device) -> Attend:

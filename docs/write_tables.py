@@ -149,7 +149,7 @@ def density_table() -> str:
             pairs = sum((n if s == 0 else 2 * (n - s)) for offsets in sets for s in offsets)
             row += [f"{pairs / n / HEADS:.1f}", f"{100 * pairs / n**2 / HEADS:.2f} %"]
         in_blocks = FibonacciAttention(AttentionSite(grid := TokenGrid(n, 1, 1), grid, HEADS, 64, 0), geometry="block")
-        pairs = in_blocks.jumps.num_pairs
+        pairs = in_blocks.plan.num_pairs
         rows.append([*row, f"{pairs / n / HEADS:.0f}", f"{100 * pairs / n**2 / HEADS:.1f} %"])
     titles = ["N", "where", "keys per query", "share of pairs", "`wythoff`, `KEEP_SELF: false`: keys", "share"]
     return markdown([*titles, "`GEOMETRY: block`: keys", "share"], rows)

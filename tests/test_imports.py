@@ -30,10 +30,13 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"config", "models"},
     "cli": {"config", "data", "engine", "models", "profiling", "zoo"},
     "": {"config", "models", "convert"},
+    "__main__": {"", "cli"},
 }
 READ_CONFIG = {
-    "videoattn", "videoattn.models.build", "videoattn.models.weights.departures", "videoattn.data.build",
-    "videoattn.engine.optim", "videoattn.zoo.protocol",
+    "videoattn", "videoattn.models.build", "videoattn.models.settings", "videoattn.models.spec",
+    "videoattn.models.baselines", "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
+    "videoattn.models.mvit.spec", "videoattn.models.weights.departures", "videoattn.data.build",
+    "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))

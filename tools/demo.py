@@ -1,72 +1,16 @@
 #!/usr/bin/env python3
-"""The whole way in a few minutes on a CPU: make videos, train, evaluate with several views, profile.
+"""Make videos, train, evaluate and profile in a few minutes; `videoattn demo` is the same program.
 
-Examples:
-    python tools/demo.py
-    python tools/demo.py --folder runs/demo_space --cfg configs/Motion/demo_space_only.yaml
-    python tools/demo.py --quick        # a few steps only, to see that everything works
-
-Each step is one of the other programs, and its command is printed, so that it can be repeated with other settings.
+Its folders lie in the checkout, wherever it is started.
 """
 
-import argparse
-import json
-import shlex
-import subprocess
+import os
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
+from videoattn.cli.demo import main
 from videoattn.cli.run_tool import run_tool
 
-ROOT = Path(__file__).parents[1]
-QUICK = ["SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0", "TIMESFORMER.DEPTH", "1", "TRAIN.BATCH_SIZE", "8"]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", default="configs/Motion/demo.yaml", help="what to train")
-    parser.add_argument("--data", metavar="DIR", help="where the built-in videos go; default: datasets/motion_demo")
-    parser.add_argument("--folder", metavar="DIR", help="where results go; default: runs/demo; continued if stopped")
-    parser.add_argument("--quick", action="store_true", help="few videos, one epoch, one block: a check, not a result")
-    args = parser.parse_args(argv)
-
-    data = args.data or ("datasets/motion_quick" if args.quick else "datasets/motion_demo")
-    folder = Path(args.folder or ("runs/demo_quick" if args.quick else "runs/demo"))
-    settings = ["DATA.PATH_TO_DATA_DIR", data, "DATA.CLASS_NAMES", f"{data}/class_names.txt", "OUTPUT_DIR", str(folder)]
-    settings += QUICK if args.quick else []
-    videos = ["--size", "32x32", *(["--num-train", "32", "--num-val", "8"] if args.quick else [])]
-    program("making videos", "datasets/make_motion.py", data, *videos)
-    seconds = program("training", "tools/train_net.py", "--cfg", args.cfg, *settings)
-    seconds += program("evaluating", "tools/test_net.py", "--cfg", args.cfg, *settings)
-    program("profiling", "tools/profile_net.py", "--cfg", args.cfg, "--measure", *settings)
-
-    results = json.loads((ROOT / folder / "test" / "results.json").read_text())
-    print(f"\nTraining and evaluation took {seconds / 60:.1f} minutes.")
-    print(f"Top-1 on {results['counts']['evaluated']} validation videos: {100 * results['top1']:.1f} %")
-    for what, path in (
-        ("videos", f"{data}/videos"),
-        ("settings of the run", folder / "config.yaml"),
-        ("log, a JSON line per event", folder / "log.jsonl"),
-        ("weights", folder / "checkpoints"),
-        ("results", folder / "test" / "results.json"),
-        ("confusion matrix", folder / "test" / "confusion.png"),
-        ("predictions per video", folder / "test" / "predictions.csv"),
-    ):
-        print(f"  {what:28} {path}")
-    print("Next: your own videos in a csv of `path label` lines; see README.md and datasets/README.md.")
-
-
-def program(title: str, *command: str) -> float:
-    """Run one of the project's programs from its root, showing the command; returns seconds, raises if it fails."""
-    print(f"\n== {title}: python {shlex.join(map(str, command))}", flush=True)
-    start = time.perf_counter()
-    status = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT).returncode
-    if status:
-        raise OSError(f"{title} failed with status {status}")
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])
     sys.exit(run_tool(main))

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, what a file looks like, and the folder for what can be had again."""
 
 import errno
+import hashlib
 import os
 import re
 import struct
@@ -19,6 +20,19 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFEr
 def cache_folder() -> Path:
     """Return the folder of fetched weights and compiled kernels: VIDEOATTN_CACHE, else ~/.cache/videoattn."""
     return Path(os.environ.get("VIDEOATTN_CACHE") or Path.home() / ".cache/videoattn")
+
+
+def shipped_folder(name: str) -> Path:
+    """Return the folder `configs` or `model_zoo`: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "shipped" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal, as sha256sum prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

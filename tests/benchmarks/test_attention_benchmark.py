@@ -29,7 +29,7 @@ def test_contenders_take_turns_and_are_written_down(tmp_path: Path) -> None:
     assert figures["joint"]["196"].keys() == {"dense", "masked", "multiplied", "compiled", "compiled, zero_logit"}
     assert figures["time"]["8"].keys() == {"dense", "in place", "compiled"}
     assert figures["joint"]["196"]["dense"]["train"]["times_as_fast"] == 1
-    assert figures["joint"]["196"]["compiled"]["ran"] == "videoattn::jump_attention"
+    assert figures["joint"]["196"]["compiled"]["ran"] == "videoattn::offset_attention"
     assert all(row["forward"]["ms"] > 0 for row in figures["joint"]["196"].values())
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.models.mvit.small_mvits import SQUARE, small_mvit
 from tests.models.mvit.test_mvit_weights import published_cfg
 from tests.models.small_models import assert_same, released, save, small_model
-from tools.convert_checkpoint import main
+from videoattn.cli.convert import main
 from videoattn.cli.run_tool import run_tool
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import load_weights, mvit_from_ours, mvit_to_ours
@@ -42,7 +42,7 @@ def test_slowfasts_mvit_goes_to_torchvision_and_to_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("pytorchvideo", "pytorchvideo names the tensors of MViTs, and these are of no MViT"),
+        ("pytorchvideo", "pytorchvideo names the tensors of an MViT, and these are of a TimeSformer or an image ViT"),
         ("vit", "only a space-only model has the form of an image ViT"),
     ],
 )

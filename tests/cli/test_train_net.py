@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.engine.damaged_checkpoints import DAMAGES
-from tools import train_net
+from videoattn.cli import train as train_net
 from videoattn.cli.run_tool import USER_ERROR, run_tool
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
 
@@ -143,7 +143,7 @@ def test_a_diverged_run_names_the_command_that_continues_it_with_a_lower_rate(da
     text = run_log(data).rstrip().split("error: ")[1]
     assert "at learning rate" in text and f"; continue from {last} with a lower rate by: " in text
     command = shlex.split(text.partition("with a lower rate by: ")[2])
-    assert command[:2] == ["python", "tools/train_net.py"]
+    assert command[:2] == ["videoattn", "train"]
     assert command[2:] == [*diverging, "SOLVER.BASE_LR", "500", "SOLVER.WARMUP_START_LR", "450"]
     train_net.main([*command[2:-4], "SOLVER.BASE_LR", "0", "SOLVER.WARMUP_START_LR", "0"])
     assert f"continuing from {last}" in run_log(data) and checkpoints(data)[-1].name == "checkpoint_epoch_00005.pyth"

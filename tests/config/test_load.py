@@ -571,3 +571,11 @@ def test_changed_keys_are_those_whose_values_differ() -> None:
     assert changed_keys(old, old) == []
     assert changed_keys(old, new) == ["DATA.NUM_FRAMES", "ATTENTION.TIME.VARIANT"]
     assert changed_keys("RNG_SEED: 0", dump_config(Config())) == []
+
+
+def test_a_key_that_no_longer_means_anything_is_no_difference_between_dumps() -> None:
+    text = dump_config(Config())
+    older = text.replace("\nMODEL: {", "\nMODEL: {LOSS_FUNC: soft_cross_entropy, ")
+    assert older != text and parse_config(older, "an older run") == Config()
+    assert changed_keys(older, text) == changed_keys(text, older) == []
+    assert changed_keys(older, text.replace("NUM_CLASSES: 400", "NUM_CLASSES: 5")) == ["MODEL.NUM_CLASSES"]

@@ -1,16 +1,13 @@
 """Tiny videos with one known fault each, made from a few encoded ones by changing bytes."""
 
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "datasets"))
-
-from make_motion import encode  # noqa: E402
+from videoattn.data.motion.render import encode
 
 HEIGHT, WIDTH, NUM_FRAMES, SHORT_FRAMES = 48, 64, 24, 6
 FRONT_INDEX = {"movflags": "faststart"}

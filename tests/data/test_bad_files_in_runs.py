@@ -6,7 +6,6 @@ One of them is a pipe to which nobody writes: opening it would never end.
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import pytest
 
 from tests.data.faulty_clips import ClipMaker
 from tests.shared_files import CLIPS, needs_clips
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from videoattn.cli import test as test_net
+from videoattn.cli import train as train_net
 
 SMALL_RUN = [
     "MODEL.MODEL_NAME", "timesformer_tiny", "TIMESFORMER.PATCH_SIZE", "16", "TIMESFORMER.DEPTH", "1",
@@ -30,9 +29,6 @@ READ_IN_PART = {"damaged.mp4", "cut_short.mp4"}
 
 def train_and_evaluate(folder: Path, names: list[str], run: Path, *pairs: str) -> tuple[list[Any], dict[str, Any]]:
     """Events of a training run and results of an evaluation, both over all files."""
-    import test_net
-    import train_net
-
     for split in ("train", "val", "test"):
         (folder / f"{split}.csv").write_text("".join(f"{name} {number % 2}\n" for number, name in enumerate(names)))
     settings = [*SMALL_RUN, "DATA.PATH_TO_DATA_DIR", str(folder), "OUTPUT_DIR", str(run), *pairs]

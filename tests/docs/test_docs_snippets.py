@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from videoattn.cli.programs import PROGRAMS as CLI_PROGRAMS
 from videoattn.config.load import dump_config, load_config, parse_overrides
 from videoattn.models import build_model
 from videoattn.models.weights.load import save_weights
@@ -26,12 +27,12 @@ from videoattn.zoo.rows import find_row
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "model_zoo.md", "CONTRIBUTING.md", "datasets/README.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
-PROGRAMS = ("python", "torchrun", "make")
+PROGRAMS = ("python", "torchrun", "make", "videoattn")
 
 # Blocks that are neither code nor commands of this project: page, their first line, and what they are.
 NOT_RUN = {
     ("datasets/README.md", "videos/abseiling/0347ZoDXyP0_000095_000105.mp4 0"): "lines of a list",
-    ("datasets/README.md", "motion/"): "files in a folder; tests/datasets/test_make_motion.py makes them",
+    ("datasets/README.md", "motion/"): "files in a folder; tests/data/motion/test_motion.py makes them",
     ("datasets/README.md", "label,youtube_id,time_start,time_end,split"): "lines of a list",
     ("datasets/README.md", "ffmpeg -i in.mp4 -vf \"scale='if(gt(iw,ih),-2,320)':'if(gt(iw,ih),320,-2)'\" -c:v libx264 "
      "-crf 18 -an out.mp4"): "a program of others",
@@ -133,11 +134,11 @@ class Command(NamedTuple):
 
 def docstring_commands() -> Iterator[Command]:
     """Commands of the examples in the programs' docstrings and of the heads of configurations."""
-    for folder in ("tools", "benchmarks", "datasets", "docs"):
+    for folder in ("videoattn/cli", "benchmarks", "docs"):
         for path in sorted((ROOT / folder).glob("*.py")):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             text = re.sub(r"\s*\\\n\s*", " ", text)
-            for line in re.findall(r"^ {4,}((?:python|torchrun) .*)$", text, re.MULTILINE):
+            for line in re.findall(r"^ {4,}((?:python|torchrun|videoattn) .*)$", text, re.MULTILINE):
                 yield from (Command(f"{folder}/{path.name}", one) for one in commands(line))
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         head = re.match(r"(?:#.*\n)*", path.read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ def test_every_block_is_run_parsed_or_listed() -> None:
 def test_the_pages_have_blocks_of_each_kind() -> None:
     assert len(of_kind("python")) >= 4 and len(of_kind("yaml")) >= 6 and len(of_kind("commands")) >= 10
     assert {"README.md", "model_zoo.md", "docs/performance.md"} <= {block.page for block in of_kind("commands")}
-    assert {command.where for command in COMMANDS} >= {"tools/train_net.py", "configs/Motion/divided.yaml"}
+    assert {command.where for command in COMMANDS} >= {"videoattn/cli/train.py", "configs/Motion/divided.yaml"}
 
 
 @pytest.mark.parametrize("block", of_kind("yaml"), ids=str)
@@ -254,14 +255,16 @@ def check_command(line: str, builds: bool, monkeypatch: pytest.MonkeyPatch) -> N
     if first == "torchrun":
         launched = torchrun_parser().parse_args(words)
         words = [launched.training_script, *launched.training_script_args]
-    else:
-        assert first == "python"
+        first = "videoattn" if launched.module else "python"
+        assert not launched.module or words.pop(0) == "videoattn"
     program, *arguments = words
-    args = parse(ROOT / program, arguments, monkeypatch)
+    assert first == "python" or program in CLI_PROGRAMS
+    path = ROOT / (program if first == "python" else f"videoattn/cli/{program}.py")
+    args = parse(path, arguments, monkeypatch)
     if getattr(args, "zoo", None):
         find_row(args.zoo).config(parse_overrides(args))
     elif "overrides" in args and not getattr(args, "list", None):
-        cfg = load_config(ROOT / args.cfg if args.cfg else None, parse_overrides(args))
+        cfg = load_config(args.cfg, parse_overrides(args))
         if builds and args.cfg:
             with torch.device("meta"):
                 build_model(cfg)
@@ -338,5 +341,5 @@ def small_command(line: str) -> list[str]:
         assert words[1:3] == ["--nproc_per_node", "8"]
         words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words[3:]]
     else:
-        words[0] = sys.executable
+        words[:1] = [sys.executable, *(["-m", "videoattn"] if words[0] == "videoattn" else [])]
     return [*words, *settings] if "--cfg" in words else words

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from tests.data.conftest import write_video
 from tests.engine.test_distributed import free_port, join
-from tools.test_net import main
 from videoattn.cli.run_tool import run_tool
+from videoattn.cli.test import main
 from videoattn.config.load import dump_config, load_config
 from videoattn.data.build import build_loader
 from videoattn.data.clips.batch import Batch, Failure, normalize
 from videoattn.engine.checkpoint.files import save_checkpoint
-from videoattn.engine.distributed import shutdown
-from videoattn.engine.evaluate import Evaluation, evaluate
+from videoattn.engine.distributed import Process, shutdown
+from videoattn.engine.evaluate import Evaluation, EvaluationOptions, evaluate
 from videoattn.engine.results import Results
 from videoattn.models import build_model
 from videoattn.models.weights.load import load_weights
@@ -85,11 +85,16 @@ def batch(
     )
 
 
-def run(loader: FakeLoader, model: nn.Module | None = None, **options: Any) -> Results:
-    settings: dict[str, Any] = {"num_classes": NUM_CLASSES, "num_views": 2, "progress": False} | options
-    return evaluate(
-        model or ReadLogits(), loader, device="cpu", mean=(0.0,) * 3, std=(1 / 255,) * 3, **settings
-    )  # fmt: skip
+def prepare(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+    return normalize(batch.clips, (0.0,) * 3, (1 / 255,) * 3), batch.labels
+
+
+def run(
+    loader: FakeLoader, model: nn.Module | None = None, process: Process | None = None, progress: bool = False,
+    **options: Any,
+) -> Results:  # fmt: skip
+    settings = EvaluationOptions(**{"num_classes": NUM_CLASSES, "num_views": 2, **options})
+    return evaluate(model or ReadLogits(), loader, prepare, settings, process, progress=progress)
 
 
 TWO_VIEWS = [(0, 0, [0, 2, -9]), (0, 1, [9, 8, -9])]
@@ -140,6 +145,20 @@ def test_views_are_regrouped_to_the_batch_size_across_videos() -> None:
     model.sizes.clear()
     run(FakeLoader([batch(rows)], [0, 0, 1]), model, batch_size=1)
     assert model.sizes == [1] * 6
+
+
+def test_clips_are_prepared_in_the_chunks_that_the_model_sees_with_their_labels_and_no_seed() -> None:
+    seen: list[tuple[list[int], list[int], int]] = []
+
+    def note(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        seen.append((batch.videos.tolist(), batch.labels.tolist(), seed))
+        return prepare(batch, seed)
+
+    rows = [(video, view, [video, view, 0]) for video in range(3) for view in range(2)]
+    batches = [replace(batch(rows[i : i + 2]), labels=torch.tensor([i // 2] * 2)) for i in (0, 2, 4)]
+    options = EvaluationOptions(NUM_CLASSES, num_views=2, batch_size=4)
+    evaluate(ReadLogits(), FakeLoader(batches, [0, 1, 2]), note, options, progress=False)
+    assert seen == [([0, 0, 1, 1], [0, 0, 1, 1], 0), ([2, 2], [2, 2], 0)]
 
 
 def test_modes_of_all_modules_are_restored() -> None:
@@ -489,6 +508,18 @@ def test_settings_that_the_checkpoint_contradicts_are_named_beside_the_accuracy(
     ]
 
 
+def test_an_error_in_the_settings_of_a_checkpoint_names_the_checkpoint(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = run_folder / "run/checkpoints/checkpoint_epoch_00001.pyth"
+    text = "DATA: {NUM_FRAMES: 4}\nMODEL: {NUM_CLASES: 3}\n_BASE_: other.yaml\n"
+    torch.save(torch.load(weights) | {"cfg": text}, weights)
+    assert run_tool(main, ["--weights", str(weights)]) == 2
+    error = capsys.readouterr().err
+    assert f"the settings in {weights}:2: MODEL.NUM_CLASES is not a setting" in error
+    assert f"the settings in {weights}:3: _BASE_ is not a setting" in error
+
+
 def test_layers_with_random_initial_values_are_not_evaluated_unless_asked(
     run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -517,7 +548,7 @@ def test_wrong_lists_and_missing_weights_are_found_before_the_model_is_built(
     run_folder: Path, logging_as_before: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[object] = []
-    monkeypatch.setattr("tools.test_net.build_model", built.append)
+    monkeypatch.setattr("videoattn.cli.test.build_model", built.append)
     run = [*SMALL, "DATA.PATH_TO_DATA_DIR", str(run_folder), "OUTPUT_DIR", str(run_folder / "run")]
     for changes, message in (
         (["DATA.PATH_TO_DATA_DIR", str(run_folder / "nowhere")], "nowhere/test.csv does not exist"),

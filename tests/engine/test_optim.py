@@ -9,7 +9,6 @@ from videoattn.engine.optim import (
     GradientClip,
     build_optimizer,
     build_schedule,
-    layer_index,
     parameter_groups,
     set_learning_rate,
 )
@@ -46,6 +45,22 @@ def test_learning_rates_scale_with_machines_only_if_asked():
     assert build_schedule(solver(base_lr=0.1, base_lr_scale_num_shards=True), 4)(0) == pytest.approx(0.4)
 
 
+class Rules:
+    """Layers are counted from the head back; nothing is exempt from decay by its name."""
+
+    @staticmethod
+    def layer_of(model, name):
+        return {"pos_embed": 3, "blocks.0": 2, "blocks.1": 1}.get(name.removesuffix(".weight").removesuffix(".bias"), 0)
+
+    @staticmethod
+    def no_weight_decay(settings, name):
+        return False
+
+    @staticmethod
+    def settings(cfg):
+        return None
+
+
 class Blocks(nn.Module):
     def __init__(self):
         super().__init__()
@@ -57,7 +72,7 @@ class Blocks(nn.Module):
 
 def test_every_parameter_is_in_one_group():
     model = Blocks()
-    for options in ({}, {"zero_wd_1d_param": True, "layer_decay": 0.5}):
+    for options in ({}, {"zero_wd_1d_param": True, "layer_decay": 0.5, "layer_of": Rules.layer_of}):
         grouped = [p for g in parameter_groups(model, 0.1, **options) for p in g["params"]]
         assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
 
@@ -67,19 +82,23 @@ def test_vectors_are_decayed_unless_exempt():
     assert {g["weight_decay"] for g in parameter_groups(model, 0.1)} == {0.1}
     decay = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.1, True) for p in g["params"]}
     assert decay[id(model.head.bias)] == decay[id(model.norm.weight)] == 0 and decay[id(model.head.weight)] == 0.1
+    groups = parameter_groups(model, 0.1, is_exempt=lambda name: name == "pos_embed")
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.0, 1), (0.1, 8)]
 
 
 def test_layer_decay_shrinks_learning_rates_towards_the_input():
     model = Blocks()
-    scale = {id(p): g["lr_scale"] for g in parameter_groups(model, 0.1, layer_decay=0.5) for p in g["params"]}
+    groups = parameter_groups(model, 0.1, layer_decay=0.5, layer_of=Rules.layer_of)
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    with pytest.raises(ValueError, match="layer_decay 0.5 expects layer_of"):
+        parameter_groups(model, 0.1, layer_decay=0.5)
     named = (model.pos_embed, model.blocks[0].weight, model.blocks[1].bias, model.head.weight)
     assert [scale[id(p)] for p in named] == [0.125, 0.25, 0.5, 1.0]
-    assert layer_index("blocks.7.mlp.fc1.weight", 12) == 8 and layer_index("cls_token", 12) == 0
 
 
 def test_learning_rate_reaches_groups_times_their_scale():
     cfg = solver(optimizing_method="adamw", layer_decay=0.5, base_lr=1.0)
-    optimizer = build_optimizer(cfg, Blocks())
+    optimizer = build_optimizer(cfg, Blocks(), Rules)
     set_learning_rate(optimizer, 0.4)
     assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx([0.05, 0.1, 0.2, 0.4])
 
@@ -87,7 +106,7 @@ def test_learning_rate_reaches_groups_times_their_scale():
 @pytest.mark.parametrize("method", ["sgd", "adam", "adamw"])
 def test_optimizers_move_every_parameter(method):
     model = Blocks()
-    optimizer = build_optimizer(solver(optimizing_method=method, weight_decay=0.0), model)
+    optimizer = build_optimizer(solver(optimizing_method=method, weight_decay=0.0), model, Rules)
     before = [p.clone() for p in model.parameters()]
     for p in model.parameters():
         p.grad = torch.ones_like(p)

@@ -17,7 +17,7 @@ from videoattn.engine.log import RunLog
 from videoattn.engine.meters import TooManyBadClipsError
 from videoattn.engine.optim import parameter_groups
 from videoattn.engine.results import Results
-from videoattn.engine.train import Interrupted, TrainOptions, TrainState, restore, train
+from videoattn.engine.train import Interrupted, TrainingRun, TrainOptions, TrainState, restore, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
 from videoattn.models.weights.files import read_weight_file
@@ -55,21 +55,21 @@ def prepare(batch, seed):
     return normalize(batch.clips, (0.45,) * 3, (0.225,) * 3), batch.labels
 
 
-def build_trainer(process=None, drop_path_rate=0.2, lr_decay=1.0, **keys):
+def build_trainer(process=None, drop_path_rate=0.2, **keys):
     torch.manual_seed(0)
     model = TimeSformer((2, 16, 16), 8, 12, 2, 2, 4, drop_path_rate=drop_path_rate)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01, layer_decay=lr_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01))
     return Trainer(model, optimizer, process or init_distributed(device="cpu"), prepare, F.cross_entropy, **keys)
 
 
 def run(folder, trainer=None, loader=None, state=None, max_epoch=3, lr=3e-3, validate=None, names=None, **options):
     trainer = trainer or build_trainer()
     log = RunLog(folder)
-    train(
+    whole = TrainingRun(
         trainer, loader or Clips(), lambda epoch: lr, TrainOptions(max_epoch=max_epoch, **options),
-        folder=folder / "checkpoints", state=state or TrainState(), log=log, validate=validate, config_text="A: 1\n",
-        class_names=names,
+        folder / "checkpoints", log, state or TrainState(), validate, config_text="A: 1\n", class_names=names,
     )  # fmt: skip
+    train(whole)
     log.close()
     return trainer
 
@@ -159,11 +159,9 @@ def two_processes(rank, folder, port):
 
     def train_in(name, loader):
         log = RunLog(folder / name if process.is_main else None)
-        train(
-            build_trainer(process, drop_path_rate=0.0), loader, lambda epoch: 3e-3,
-            TrainOptions(max_epoch=2, log_period_steps=1), folder=folder / name / "checkpoints", state=TrainState(),
-            log=log,
-        )  # fmt: skip
+        options = TrainOptions(max_epoch=2, log_period_steps=1)
+        trainer = build_trainer(process, drop_path_rate=0.0)
+        train(TrainingRun(trainer, loader, lambda epoch: 3e-3, options, folder / name / "checkpoints", log))
         log.close()
 
     train_in("two", Clips(rank=rank, world_size=2, bad=rank))

@@ -23,7 +23,7 @@ from videoattn.data.clips.dataset import Draw, VideoDataset, ViewDataset
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists.video_list import pack
 from videoattn.data.prepare.video import EncodeError, EncodeSettings, encode_video
-from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
+from videoattn.data.readers.open_video import DecodeError, DecodeOptions, check_backend, open_video
 from videoattn.data.workers.worker_pool import Lost, map_surviving
 
 NUM_CLIPS, NUM_REAL, NUM_PICTURES, LIMIT_SECONDS = 200, 50, 400, 20.0
@@ -164,11 +164,11 @@ def outcomes(task: Task) -> list[str]:
             return [named(str(error), task)]
         return ["frames"]
     videos = pack([task.clip.name], [0], str(task.clip.parent), "a list")
-    found = []
+    found, decoding = [], DecodeOptions(task.reader)  # type: ignore[arg-type]
     for sampler in (ClipSampler("dense", 4, 4), ClipSampler("segments", 4)):
-        views = ViewDataset(videos, sampler, TestTransform(short_side=SIDE, crop_size=SIDE), backend=task.reader)
+        views = ViewDataset(videos, sampler, TestTransform(short_side=SIDE, crop_size=SIDE), decoding=decoding)
         draws = VideoDataset(videos, sampler, TrainTransform(crop_size=SIDE, jitter_scales=(SIDE, 40)), seed=0,
-                             backend=task.reader)  # fmt: skip
+                             decoding=decoding)  # fmt: skip
         for sample in (views[0], draws[Draw(0, 0)]):
             if len(sample.clips):
                 assert sample.clips.shape == (1, 3, 4, SIDE, SIDE) and not sample.failures

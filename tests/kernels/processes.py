@@ -68,10 +68,10 @@ def _begin(interpret: bool) -> None:
     os.environ["TRITON_INTERPRET"] = "1" if interpret else "0"
     torch.set_num_threads(1)
     if interpret:
-        from videoattn.kernels import offsets as jumps
+        from videoattn.kernels import offsets
 
-        jumps.jump_attention.register_kernel("cpu", jumps.attend_on_gpu)
-        jumps.jump_attention_backward.register_kernel("cpu", jumps.differentiate_on_gpu)
+        offsets.offset_attention.register_kernel("cpu", offsets.attend_on_gpu)
+        offsets.offset_attention_backward.register_kernel("cpu", offsets.differentiate_on_gpu)
 
 
 def _call(module: str, name: str, arguments: dict[str, Any]) -> None:

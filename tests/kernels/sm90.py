@@ -22,7 +22,7 @@ Launch = tuple[JITFunction, dict[str, Any]]
 
 
 class AbsentGPU:
-    """What a launch asks of the GPU before it compiles."""
+    """The driver calls that a launch makes before it compiles."""
 
     def get_current_device(self) -> int:
         return 0

@@ -88,8 +88,8 @@ def test_a_broken_compiler_is_reported_once_and_leaves_nothing(source, monkeypat
     compiler.load_library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert compiler.load_library("jump_attention") is None
-            assert compiler.load_library("jump_attention") is None
+            assert compiler.load_library("offset_attention") is None
+            assert compiler.load_library("offset_attention") is None
     finally:
         compiler.load_library.cache_clear()
     assert len(caplog.records) == 1 and "slower form" in caplog.text
@@ -103,7 +103,7 @@ def test_a_cache_that_cannot_be_written_is_reported(source, monkeypatch, caplog)
     monkeypatch.setenv("CXX", script(source.parent / "unused", "exit 0"))
     try:
         with caplog.at_level(logging.WARNING):
-            assert compiler.load_library("jump_attention") is None
+            assert compiler.load_library("offset_attention") is None
     finally:
         compiler.load_library.cache_clear()
     assert "cache" in caplog.text
@@ -113,7 +113,7 @@ def test_the_environment_turns_kernels_off(monkeypatch):
     monkeypatch.setenv("VIDEOATTN_COMPILED", "0")
     compiler.load_library.cache_clear()
     try:
-        assert compiler.load_library("jump_attention") is None
+        assert compiler.load_library("offset_attention") is None
     finally:
         compiler.load_library.cache_clear()
 
@@ -224,4 +224,4 @@ def test_a_machine_without_a_compiler_has_none(monkeypatch, tmp_path):
 def test_the_kernels_are_installed_with_the_package():
     folder = Path(compiler.__file__).parent
     assert {path.name for path in folder.glob("*.h")} >= {"rows.h", "pattern.h", "attend.h"}
-    assert isinstance(compiler.load_library("jump_attention"), ctypes.CDLL) or os.environ.get("VIDEOATTN_COMPILED")
+    assert isinstance(compiler.load_library("offset_attention"), ctypes.CDLL) or os.environ.get("VIDEOATTN_COMPILED")

@@ -76,7 +76,7 @@ def test_half_precision_stays_close(dtype: torch.dtype) -> None:
     assert x.grad is not None and weight.grad is not None and x.grad.isfinite().all() and weight.grad.isfinite().all()
 
 
-def test_a_view_of_any_strides_gives_what_a_copy_gives() -> None:
+def test_a_view_of_any_strides_gives_the_same_as_a_copy() -> None:
     packed = torch.randn(2, 3, 4, 5, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
     _, weight = draw((3, 4, 5), (3, 3, 3), dtype=torch.float32)
     view = packed[..., 4:8]

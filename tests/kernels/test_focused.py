@@ -37,7 +37,7 @@ def packed_inputs(site, rows=2, groups=1, dtype=torch.float64):
 
 
 def separate_inputs(site, rows=2, groups=1, dtype=torch.float64):
-    """Of which q's channels don't lie side by side and the others' heads do."""
+    """Return tensors in which q's channels don't lie side by side and the others' heads do."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (
         torch.randn(rows, n, groups * site.num_heads, site.head_dim, generator=generator, dtype=torch.float64).to(dtype)
@@ -122,7 +122,7 @@ def test_any_number_of_threads_gives_the_same_bits(groups):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_what_is_not_a_number_stays_so():
+def test_nan_stays_nan():
     compiled, _ = build(GRID)
     for part in range(3):
         inputs = packed_inputs(compiled.site)
@@ -141,7 +141,7 @@ def test_flops_are_counted_forward_and_backward():
     assert counter.get_total_flops() == 3 * 8 * compiled.macs()
 
 
-def test_refusals_say_what_does_not_fit():
+def test_refusals_name_the_shapes_that_do_not_fit():
     scale, table = torch.ones(16), torch.ones(5, 16)
     q = torch.ones(1, 2, 5, 8)
     rest = (None, None, None, [1, 1, 5], 0, 3.0)

@@ -102,7 +102,7 @@ def test_an_identity_copies_and_a_prefix_passes_by():
     assert not torch.equal(pooled[:, :, 2], x[:, 2, :, 1])
 
 
-def test_a_view_of_any_strides_gives_what_a_copy_gives():
+def test_a_view_of_any_strides_gives_the_same_as_a_copy():
     x, filters, strides = draw(GRID, PREFIX, [((3, 3, 3), (1, 2, 2))] * 2)
     for view in (x.transpose(1, 4).contiguous().transpose(1, 4), torch.cat([x, x], dim=-1)[..., :5]):
         assert not view.is_contiguous()
@@ -140,7 +140,7 @@ def test_only_gradients_that_are_asked_for_are_formed():
     assert filters[0].grad is None and filters[1].grad is not None and x.grad is None
 
 
-def test_what_does_not_fit_is_refused_with_shapes():
+def test_unsuitable_tensors_are_refused_with_shapes():
     x, filters, strides = draw(GRID, PREFIX, [((3, 3, 3), (1, 2, 2))])
     with pytest.raises(ValueError, match=r"4x5x7 patches and 1 prefix tokens got tokens \[2, 106, 2, 1, 5\]"):
         pool_tokens(x, filters, strides, [4, 5, 7], PREFIX)

@@ -8,28 +8,26 @@ import torch
 from torch import Tensor
 
 from tests.kernels.processes import interpreted
-from tests.kernels.test_jumps import plan_of
-from tests.kernels.test_pairs import HEADS, NQ, SLOTS, D, plan_and_mask
+from tests.kernels.test_gather import HEADS, NQ, SLOTS, D, plan_and_mask
+from tests.kernels.test_offsets import plan_of
 from videoattn.grid import TokenGrid
-from videoattn.kernels import depthwise, focused, pool
-from videoattn.kernels import gather as pairs
-from videoattn.kernels import offsets as jumps
+from videoattn.kernels import depthwise, focused, gather, offsets, pool
 from videoattn.kernels.cpu.compiler import load_library
 from videoattn.kernels.focused_plain import attend_plainly
-from videoattn.kernels.plain import attend_by_jumps
+from videoattn.kernels.plain import attend_by_offsets
 
-needs_kernels = pytest.mark.skipif(load_library("jump_attention") is None, reason="kernels are not compiled here")
+needs_kernels = pytest.mark.skipif(load_library("offset_attention") is None, reason="kernels are not compiled here")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def jump_attention() -> tuple[Callable[..., Any], list[Tensor]]:
+def offset_attention() -> tuple[Callable[..., Any], list[Tensor]]:
     plan = plan_of(TokenGrid(2, 3, 2, 1), heads=2)
-    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    tables = (plan.offsets, plan.counts, plan.starts, plan.queries, plan.keys)
     rest = (*tables, list(plan.lengths), 1, 1, True, plan.num_pairs)
-    return (lambda *x: jumps.jump_attention(x, *rest)[0]), [randn(2, 2, 13, 3, seed=i) for i in range(3)]
+    return (lambda *x: offsets.offset_attention(x, *rest)[0]), [randn(2, 2, 13, 3, seed=i) for i in range(3)]
 
 
 def focused_linear() -> tuple[Callable[..., Any], list[Tensor]]:
@@ -51,23 +49,25 @@ def depthwise_conv3d() -> tuple[Callable[..., Any], list[Tensor]]:
 def of_pairs(name: str) -> Callable[[], tuple[Callable[..., Any], list[Tensor]]]:
     def build() -> tuple[Callable[..., Any], list[Tensor]]:
         plan, _ = plan_and_mask()
-        operation, used = getattr(pairs, name), ~plan.unused()
+        operation, used = getattr(gather, name), ~plan.unused()
         a, b, weights = randn(2, HEADS, NQ, D), randn(2, HEADS, plan.num_keys, D), randn(2, HEADS, NQ, SLOTS)
-        first, second = {"pair_products": (a, b), "pair_sums": (weights, b), "pair_sums_by_key": (weights, a)}[name]
+        first, second = {"gather_products": (a, b), "gather_sums": (weights, b), "gather_sums_by_key": (weights, a)}[
+            name
+        ]
 
         def run(first: Tensor, second: Tensor) -> Tensor:
-            first = first if name == "pair_products" else first * used
+            first = first if name == "gather_products" else first * used
             result = operation(first, second, plan.keys, plan.slots, plan.starts)
-            return result * used if name == "pair_products" else result
+            return result * used if name == "gather_products" else result
 
         return run, [first, second]
 
     return build
 
 
-COMPILED = {"jump_attention": jump_attention, "focused_linear": focused_linear, "pool_tokens": pool_tokens}
+COMPILED = {"offset_attention": offset_attention, "focused_linear": focused_linear, "pool_tokens": pool_tokens}
 PLAIN = {"depthwise_conv3d": depthwise_conv3d}
-PLAIN |= {name: of_pairs(name) for name in ("pair_products", "pair_sums", "pair_sums_by_key")}
+PLAIN |= {name: of_pairs(name) for name in ("gather_products", "gather_sums", "gather_sums_by_key")}
 operations = pytest.mark.parametrize(
     ("name", "build"),
     [*(pytest.param(*x, marks=needs_kernels) for x in COMPILED.items()), *PLAIN.items()],
@@ -156,13 +156,13 @@ def test_autograds_older_batches_are_refused_with_a_remedy(build):
 
 
 @needs_kernels
-def test_plain_forms_compute_what_kernels_do():
-    run, inputs = jump_attention()
+def test_plain_forms_compute_the_same_as_kernels():
+    run, inputs = offset_attention()
     plan = plan_of(TokenGrid(2, 3, 2, 1), heads=2)
-    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    tables = (plan.offsets, plan.counts, plan.starts, plan.queries, plan.keys)
     for block, zero_logit in ((1, True), (1, False)):
         rest = (*tables, list(plan.lengths), 1, block, zero_logit, plan.num_pairs)
-        for a, b in zip(jumps.jump_attention(inputs, *rest), attend_by_jumps(inputs, *rest), strict=True):
+        for a, b in zip(offsets.offset_attention(inputs, *rest), attend_by_offsets(inputs, *rest), strict=True):
             torch.testing.assert_close(a, b)
     run, inputs = focused_linear()
     plain = attend_plainly(inputs[:3], inputs[3], inputs[4:], [2, 3, 2], 1, 3.0)
@@ -171,12 +171,12 @@ def test_plain_forms_compute_what_kernels_do():
 
 @needs_kernels
 def test_compiled_code_refuses_tangents_too():
-    run, inputs = jump_attention()
+    run, inputs = offset_attention()
 
     def tangent(*inputs: Tensor) -> Tensor:
         return torch.func.jvp(run, inputs, inputs)[1]
 
-    with pytest.raises(Exception, match="videoattn::jump_attention has no derivative in forward mode"):
+    with pytest.raises(Exception, match="videoattn::offset_attention has no derivative in forward mode"):
         torch.compile(tangent, fullgraph=True, backend="aot_eager")(*inputs)
 
 
@@ -213,13 +213,13 @@ def test_short_attention_refuses_tangents_and_has_second_derivatives():
 
 @pytest.mark.slow
 @interpreted
-def test_jump_attention_of_a_gpu_refuses_tangents_and_has_second_derivatives():
-    run, inputs = jump_attention()
-    with pytest.raises(NotImplementedError, match="videoattn::jump_attention has no derivative in forward mode"):
+def test_offset_attention_of_a_gpu_refuses_tangents_and_has_second_derivatives():
+    run, inputs = offset_attention()
+    with pytest.raises(NotImplementedError, match="videoattn::offset_attention has no derivative in forward mode"):
         torch.func.jvp(run, tuple(inputs), tuple(inputs))
     plan = plan_of(TokenGrid(2, 3, 2, 1), heads=2)
-    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    tables = (plan.offsets, plan.counts, plan.starts, plan.queries, plan.keys)
     rest = (*tables, list(plan.lengths), 1, 1, True, plan.num_pairs)
     torch.testing.assert_close(
-        second_derivatives(run, inputs), second_derivatives(lambda *x: attend_by_jumps(x, *rest)[0], inputs)
+        second_derivatives(run, inputs), second_derivatives(lambda *x: attend_by_offsets(x, *rest)[0], inputs)
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.kernels.processes import DEVICES, interpreted
-from tests.kernels.test_jumps import outcomes, packed, plan_of
-from tests.kernels.test_triton_jumps import bound_of, dense_by, upstream_of
+from tests.kernels.test_offsets import outcomes, packed, plan_of
+from tests.kernels.test_triton_offsets import bound_of, dense_by, upstream_of
 from videoattn.grid import TokenGrid
 from videoattn.kernels.triton import launch as triton_launch
 from videoattn.operators import AttentionSite, FibonacciAttention
@@ -143,7 +143,7 @@ def test_an_empty_batch_is_no_problem(device):
 
 
 @interpreted
-def test_what_the_kernel_does_not_take_is_refused():
+def test_inputs_beyond_the_kernel_are_refused():
     grid = TokenGrid(1, 4, 5, 1)
     for block, dim, dtype in ((5, 16, torch.float32), (16, 136, torch.float32), (16, 16, torch.float64)):
         with pytest.raises(ValueError, match=f"got blocks of {block}, heads of {dim} and {dtype}"):

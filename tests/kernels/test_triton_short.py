@@ -1,4 +1,4 @@
-"""Attention of many short calls by Triton: against float64 references, dense and by the pattern of jumps."""
+"""Attention within many short sequences by Triton: against float64 references, dense and by the pattern of offsets."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.processes import DEVICES, interpreted
-from tests.kernels.test_jumps import outcomes, packed, plan_of, reference
-from tests.kernels.test_triton_jumps import bound_of, upstream_of
+from tests.kernels.test_offsets import outcomes, packed, plan_of, reference
+from tests.kernels.test_triton_offsets import bound_of, upstream_of
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.kernels import short
 from videoattn.kernels.layout import empty_gradients, empty_outputs
@@ -17,12 +17,12 @@ from videoattn.operators import AttentionSite, DenseAttention
 from videoattn.profiling.operations import kernel_formulas
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
-# tokens of a call, heads, groups, head dimension: whole and broken tiles, a last tile that isn't full
+# tokens of a sequence, heads, groups, head dimension: whole and broken tiles, a last tile that isn't full
 SHAPES = [(1, 1, 3, 8), (8, 3, 5, 16), (12, 2, 5, 24), (7, 1, 2, 128), (32, 2, 2, 64), (33, 1, 2, 40), (64, 1, 1, 80)]
 
 
-def given(n: int, calls: int, dim: int, dtype: torch.dtype, device: str, rows: int = 2) -> Tensor:
-    return packed(rows, n, calls, dim, dtype).detach().to(device).requires_grad_()
+def given(n: int, sequences: int, dim: int, dtype: torch.dtype, device: str, rows: int = 2) -> Tensor:
+    return packed(rows, n, sequences, dim, dtype).detach().to(device).requires_grad_()
 
 
 def dense(x: Tensor) -> Tensor:
@@ -72,18 +72,18 @@ def test_a_gpu_computes_a_dense_product(shape, dtype):
 @on_devices
 @pytest.mark.parametrize("zero_logit", [False, True])
 @interpreted
-def test_both_kernels_for_jumps_compute_the_same(zero_logit, device):
-    from videoattn.kernels.triton import offsets as triton_jumps
-    from videoattn.kernels.triton import offsets_backward as triton_jumps_backward
+def test_both_kernels_for_offsets_compute_the_same(zero_logit, device):
+    from videoattn.kernels.triton import offsets as triton_offsets
+    from videoattn.kernels.triton import offsets_backward as triton_offsets_backward
     from videoattn.kernels.triton import short as triton_short
 
     plan, x = plan_of(TokenGrid(9, 1, 1), heads=2).to(device), given(9, 4, 16, torch.float32, device, rows=1).detach()
-    views, tables, results = x.unbind(3), (plan.moves, plan.counts, None, None, None), []
+    views, tables, results = x.unbind(3), (plan.offsets, plan.counts, None, None, None), []
     for row_by_row in (True, False):
         (out, logsumexp), (gradient,) = empty_outputs([x]), empty_gradients([x])
         if row_by_row:
-            triton_jumps.run_forward(views, tables, [9], 0, zero_logit, out, logsumexp)
-            triton_jumps_backward.run_backward(
+            triton_offsets.run_forward(views, tables, [9], 0, zero_logit, out, logsumexp)
+            triton_offsets_backward.run_backward(
                 views, tables, [9], 0, zero_logit, out, logsumexp, out.cos(), gradient.unbind(3)
             )
         else:
@@ -96,12 +96,12 @@ def test_both_kernels_for_jumps_compute_the_same(zero_logit, device):
 
 @on_devices
 @interpreted
-def test_calls_along_time_are_read_where_they_lie(device):
+def test_sequences_along_time_are_read_in_place(device):
     grid, heads, dim = TokenGrid(6, 2, 3, 1), 2, 16
     stream = torch.randn(2, grid.tokens, heads * 3 * dim, generator=torch.Generator().manual_seed(0)).to(device)
-    calls = split_calls(fold(stream, grid, Axis.TIME).unflatten(3, (heads, -1)), Axis.TIME).unflatten(3, (3, -1))
-    assert calls.untyped_storage().data_ptr() == stream.untyped_storage().data_ptr()
-    check(dense, lambda y: F.scaled_dot_product_attention(*y.unbind(3)), calls.detach().requires_grad_())
+    sequences = split_calls(fold(stream, grid, Axis.TIME).unflatten(3, (heads, -1)), Axis.TIME).unflatten(3, (3, -1))
+    assert sequences.untyped_storage().data_ptr() == stream.untyped_storage().data_ptr()
+    check(dense, lambda y: F.scaled_dot_product_attention(*y.unbind(3)), sequences.detach().requires_grad_())
 
 
 @on_devices
@@ -136,7 +136,10 @@ def test_the_operation_is_registered_in_full_and_counted(device):
     torch.library.opcheck(short.short_attention, ([x],), test_utils=tests)
     with FlopCounterMode(display=False) as counter:
         dense(x).sum().backward()
-    counts, macs = counter.get_flop_counts()["Global"], 2 * (2 * 2) * 8 * 8 * 16  # two products, two rows, two calls
+    counts, macs = (
+        counter.get_flop_counts()["Global"],
+        2 * (2 * 2) * 8 * 8 * 16,
+    )  # two products, two rows, two sequences
     assert counts[torch.ops.videoattn.short_attention] == 2 * macs
     assert counts[torch.ops.videoattn.short_attention_backward] == 5 * macs
     formula = kernel_formulas()["videoattn::short_attention"]
@@ -152,7 +155,7 @@ def test_dense_attention_on_a_cpu_is_torchs_packed_or_not():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_dense_attention_on_a_gpu_takes_the_kernel_for_short_calls(compiled):
+def test_dense_attention_on_a_gpu_takes_the_kernel_for_short_sequences(compiled):
     grid = TokenGrid(8, 1, 1)
     operator = DenseAttention(AttentionSite(grid, grid, 3, 16, 0))
     x = given(8, 6, 16, torch.float16, "cuda")

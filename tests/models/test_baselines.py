@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.models.small_models import random_clip, save
-from tools.profile_net import main as profile_net
+from videoattn.cli.profile import main as profile_net
 from videoattn.cli.run_tool import run_tool
 from videoattn.compat import import_pytorchvideo
 from videoattn.config.load import dump_config, load_config
@@ -87,7 +87,7 @@ def test_weights_are_saved_and_load_again_with_theirs_and_our_names(tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"2 of another shape: blocks.5.proj.weight \(5, 2048\) instead of \(7,"):
         load_weights(other, tmp_path / "a.safetensors")
     assert load_weights(other, tmp_path / "a.safetensors", allow_new_head=True).initialised == [
-        "blocks.5.proj.weight", "blocks.5.proj.bias",
+        "network.blocks.5.proj.weight", "network.blocks.5.proj.bias",
     ]  # fmt: skip
     with pytest.raises(CheckpointError, match="missing: "):
         load_weights(Baseline("slow_r50", CLIP_SIZE), tmp_path / "a.safetensors")

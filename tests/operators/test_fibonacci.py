@@ -136,7 +136,7 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
         expected[head, prefix + i, prefix + j] = sees
     assert torch.equal(weights(masked) > 0, expected) and torch.equal(weights(pairs) != 0, expected)
     assert masked.macs() == pairs.macs() == 2 * 8 * int(expected.sum())
-    assert len(pairs.pairs.slots) == int(expected[:, prefix:].sum())
+    assert len(pairs.gather.slots) == int(expected[:, prefix:].sum())
 
 
 @pytest.mark.parametrize("form", ["masked", "pairs"])

@@ -113,7 +113,7 @@ def test_auto_takes_the_kernel_on_a_cpu_else_pairs_from_a_number_of_keys_on(monk
     monkeypatch.setattr(module, "has_kernel", lambda device_type: device_type == "cuda" or form == "compiled")
     at = site(TokenGrid(2, 3, 4, 1))
     *qkv, _ = inputs_of(at)
-    kernel, pairs = {"videoattn::jump_attention"}, {"videoattn::pair_products", "videoattn::pair_sums"}
+    kernel, pairs = {"videoattn::offset_attention"}, {"videoattn::gather_products", "videoattn::gather_sums"}
     for threshold, names in ((25, pairs), (26, set())):
         expected = kernel if form == "compiled" else names
         monkeypatch.setattr(module, "PAIRS_FROM_KEYS", threshold)
@@ -128,7 +128,7 @@ def test_auto_leaves_a_bias_and_values_of_another_width_to_other_forms():
     with Recorder() as recorder:
         FibonacciAttention(at)(*qkv, bias)
         FibonacciAttention(at)(*qkv[:2], torch.cat([qkv[2]] * 2, dim=-1))
-    assert "videoattn::jump_attention" not in recorder.names
+    assert "videoattn::offset_attention" not in recorder.names
 
 
 def test_the_compiled_form_is_refused_where_it_cannot_be(monkeypatch):

@@ -177,7 +177,7 @@ def test_sums_over_pairs_execute_the_slots_of_their_tables(semantics: str) -> No
     options: dict[str, Any] = {"attention_type": "joint_space_time", "operators": {Axis.JOINT: operator}}
     model = build_meta(SMALL, **options)
     result = profile(model, model.clip_size)
-    plan = model.blocks[0].mixers["joint"].operator.pairs
+    plan = model.blocks[0].mixers["joint"].operator.gather
     assert plan.keys.shape[:2] == (3, 24)
     # the class token asks all 25 tokens; two products of 8 channels a head in each of two blocks
     assert result.attention_executed == 2 * 2 * 8 * (plan.keys.numel() + 3 * 25)

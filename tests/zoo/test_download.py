@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.zoo.loopback import Loopback, Request, loopback, reset, send, send_file
+from videoattn.files import file_sha256
 from videoattn.zoo import transfer
-from videoattn.zoo.download import DownloadError, checksum, fetch
+from videoattn.zoo.download import DownloadError, fetch
 
 CONTENT = b"WEIGHTS " + bytes(range(256)) * 4_000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -64,7 +65,7 @@ def test_of_several_that_ask_at_once_one_fetches(server: Loopback, tmp_path: Pat
 def test_a_file_is_fetched_once_and_its_checksum_noted(server: Loopback, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.pyth"
     assert fetch([f"{server.url}/whole"], path, progress=False) == path
-    assert path.read_bytes() == CONTENT and checksum(path) == SHA256
+    assert path.read_bytes() == CONTENT and file_sha256(path) == SHA256
     assert (tmp_path / "deep/a.pyth.sha256").read_text() == f"{SHA256}  a.pyth\n"
     fetch([f"{server.url}/whole"], path, progress=False)
     assert len(server.asked) == 1

@@ -1,7 +1,6 @@
 """The model zoo: its rows' numbers, protocols, page, and what is said where something is missing."""
 
 import dataclasses
-import importlib.util
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from videoattn.models.timesformer.weights import count_heads
 from videoattn.models.weights.containers import read_container
 from videoattn.models.weights.load import from_checkpoint, from_ours, load_weights, mvit_from_ours
 from videoattn.profiling.profile import profile
+from videoattn.zoo.prepare import prepare_row
 from videoattn.zoo.protocol import check_class_order, check_weights, compare, locate_weights
 from videoattn.zoo.rows import ZOO, find_row, weights_file
 
@@ -133,19 +133,11 @@ def test_clips_of_our_rows_are_rendered_into_the_cache(tmp_path: Path, monkeypat
     row = find_row("motion_timesformer_fibonacci")
     few = dataclasses.replace(row, clips_from=("--num-train", "1", "--num-val", "8", "--size", "32x32"))
     before = sorted((ROOT / "datasets").iterdir())
-    cfg, weights = load_tool("test_net").prepare_row(few, None, [])
+    cfg, weights = prepare_row(few, None, [])
     folder = Path(cfg.data.path_to_data_dir)
     assert weights == locate_weights(row) and folder.is_relative_to(tmp_path)
     assert len((folder / "test.csv").read_text().splitlines()) == 8
     assert sorted((ROOT / "datasets").iterdir()) == before
-
-
-def load_tool(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_clips(folder: Path, *options: str) -> None:
@@ -322,15 +314,16 @@ def test_a_file_in_the_cache_is_checked_and_the_message_says_which_files_to_remo
     assert not server.asked
 
 
-def test_our_files_are_verified_by_the_checksum_of_their_row(tmp_path: Path) -> None:
+def test_our_files_are_verified_by_the_checksum_of_their_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = find_row("motion_timesformer_dense")
+    monkeypatch.setattr("videoattn.zoo.protocol.shipped_folder", tmp_path.joinpath)
     (tmp_path / "model_zoo").mkdir()
     damaged = tmp_path / "model_zoo" / row.file
     damaged.write_bytes(RIGHT)
-    assert locate_weights(row, root=tmp_path) == damaged
+    assert locate_weights(row) == damaged
     damaged.write_bytes(RIGHT[:-1] + b"x")
-    with pytest.raises(ValueError, match=f"{damaged} has sha256 .*, expected {row.sha256}: check it out again"):
-        locate_weights(row, root=tmp_path)
+    with pytest.raises(ValueError, match=f"{damaged} has sha256 .*, expected {row.sha256}: install"):
+        locate_weights(row)
 
 
 def test_names_are_unique_and_files_have_one_row_each() -> None:

@@ -1,4 +1,4 @@
-"""How the tools meet their users: errors of a user's making in one line, and an exit status that scripts can read."""
+"""Errors of a user's making in one line, and an exit status that scripts can read."""
 
 import logging
 import sys
@@ -8,11 +8,11 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a tool's `main` and return its exit status: 0, 2 after one line that says what to mend, 130 if interrupted.
+    """Run a program's `main` and return its exit status: 0, 2 after one line on what to change, 130 if interrupted.
 
     Wrong settings, files or data are reported by ValueError or OSError, and a run that must not go on by RuntimeError
     or ArithmeticError of the package's own; any other exception is a fault of the program and keeps its traceback. What
-    ended the tool is also written to its run.log, where it has set up one. Where several processes run, the one that
+    ended the program is also written to its run.log, where it has set up one. Where several processes run, the one that
     failed reports the error, and the others end with the same status.
     """
     from videoattn.data.readers.open_video import DecodeError

@@ -42,8 +42,9 @@ IGNORED: dict[str, Ignored] = {
     "NUM_SHARDS": Ignored(_LAUNCHER),
     "SHARD_ID": Ignored(_LAUNCHER),
     "TASK": _unsupported("another task than classification", ""),
-    "LOG_MODEL_INFO": Ignored("tools/profile_net.py counts parameters and multiply-accumulates"),
-    "TEST.ENABLE": Ignored("tools/test_net.py evaluates, tools/train_net.py does not"),
+    "LOG_MODEL_INFO": Ignored("`videoattn profile` counts parameters and multiply-accumulates"),
+    "MODEL.LOSS_FUNC": _unsupported("a loss other than cross-entropy", "cross_entropy", "soft_cross_entropy"),
+    "TEST.ENABLE": Ignored("`videoattn test` evaluates, `videoattn train` does not"),
     **_section(
         "BN", "TimeSformer and MViT have no batch normalisation, and pytorchvideo's networks have their own",
         "EPSILON GLOBAL_SYNC MOMENTUM NORM_TYPE NUM_BATCHES_PRECISE NUM_SPLITS NUM_SYNC_DEVICES USE_PRECISE_STATS "

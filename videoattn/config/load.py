@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from videoattn.config.ignored_keys import IGNORED
 from videoattn.config.keys import describe_problems, merge_settings, nest_settings, sort_keys, takes_text
 from videoattn.config.published_keys import (
     PUBLISHED_MVIT,
@@ -24,6 +25,7 @@ from videoattn.config.published_keys import (
     refuse_model,
 )
 from videoattn.config.sections import Config
+from videoattn.config.shipped import find_config
 from videoattn.config.strict_yaml import (
     COMMAND_LINE,
     ConfigError,
@@ -45,6 +47,7 @@ __all__ = [
     "dump_config",
     "format_report",
     "load_config",
+    "load_config_text",
     "load_config_with_report",
     "parse_config",
     "parse_overrides",
@@ -62,9 +65,10 @@ class ConfigReport:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[object] = ()) -> Config:
-    """The config of a YAML file (None: the defaults) with `overrides` on top: key, value, key, value ...
+    """Return the config of a YAML file (None: the defaults) with `overrides` on top: key, value, key, value ...
 
-    A value given as text is read as on the command line. Raises ConfigError with all problems at once.
+    `path` is a file, or the name of a config that comes with the package, such as Motion/divided.yaml. A value given as
+    text is read as on the command line. Raises ConfigError with all problems at once.
     """
     return load_config_with_report(path, overrides)[0]
 
@@ -72,8 +76,18 @@ def load_config(path: str | Path | None, overrides: Sequence[object] = ()) -> Co
 def load_config_with_report(path: str | Path | None, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
     """`load_config`, and what became of the keys that only published files have."""
     notes: list[Note] = []
-    layers = _read_files(Path(path), notes) if path is not None else []
+    layers = _read_files(find_config(path), notes) if path is not None else []
     cfg, report = _build([*layers, _read_overrides(overrides)])
+    return cfg, replace(report, translated=(*notes, *report.translated))
+
+
+def load_config_text(text: str, source: str, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
+    """Return `load_config_with_report` of YAML text that no file holds, such as a checkpoint's.
+
+    `source` names the text in errors. The text has no `_BASE_`, which would be relative to nothing.
+    """
+    notes: list[Note] = []
+    cfg, report = _build([_read_text(text, source, notes), _read_overrides(overrides)])
     return cfg, replace(report, translated=(*notes, *report.translated))
 
 
@@ -123,18 +137,25 @@ def dump_config(cfg: Config) -> str:
 
 
 def changed_keys(old: str, new: str) -> list[str]:
-    """The keys, as `DATA.NUM_FRAMES`, at which two dumped configs differ; a key that is missing has its default."""
+    """Return the keys, as `DATA.NUM_FRAMES`, at which two dumped configs differ.
+
+    A key that is missing has its default; one that changes nothing here, such as an older dump may hold, is left out.
+    """
     defaults = read_settings(dump_config(Config()), "defaults")
     first, second = defaults | read_settings(old, "old config"), defaults | read_settings(new, "new config")
     missing = Setting(None, "")
     keys = dict.fromkeys([*second, *first])
-    return [key for key in keys if first.get(key, missing).value != second.get(key, missing).value]
+    return [
+        key for key in keys if key not in IGNORED and first.get(key, missing).value != second.get(key, missing).value
+    ]
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--cfg FILE [--verbose] [--opts] KEY VALUE ...`; the pairs come last. `parse_overrides` collects them."""
     rest = argparse.REMAINDER
-    parser.add_argument("--cfg", type=Path, metavar="FILE", help="configuration file (YAML); default: all defaults")
+    parser.add_argument("--cfg", type=Path, metavar="FILE", 
+                        help="a YAML file, or the name of one that comes with videoattn, such as Motion/divided.yaml; "
+                        "default: all defaults")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="say of each ignored key where it stands, and why")
     parser.add_argument("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="may stand before the pairs")
     parser.add_argument("overrides", nargs=rest, metavar="KEY VALUE", help="settings, e.g. TRAIN.BATCH_SIZE 4")
@@ -207,10 +228,7 @@ def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
 
 
 def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> list[dict[str, Setting]]:
-    """The settings of a file's bases, then its own.
-
-    Some published files repeat keys; their last value holds, as there, and `notes` tell.
-    """
+    """Return the settings of a file's bases, then its own."""
     if path.resolve() in [above.resolve() for above in chain]:
         raise ConfigError([f"{chain[0]}: {_BASE} runs in a circle: {' -> '.join(map(str, (*chain, path)))}"])
     try:
@@ -218,15 +236,7 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
     except (OSError, UnicodeDecodeError) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
-    repeated: list[Repeated] = []
-    settings = read_settings(text, str(path), repeated=repeated)
-    if repeated and published_name(settings) is None:
-        replaced = {key: setting for repeat in repeated for key, setting in repeat.replaced.items()}
-        refusal = refuse_model(replaced | settings)
-        raise ConfigError([*([refusal] if refusal else []), *(str(repeat) for repeat in repeated)])
-    for repeat in repeated:
-        value = settings[repeat.key].value if repeat.key in settings else None
-        notes.append(Note(repeat.key, value, f"the last of several; it first stands at {repeat.first}", repeat.place))
+    settings = _read_text(text, str(path), notes)
     base = settings.pop(_BASE, Setting((), ""))
     layers = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
@@ -234,3 +244,20 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
         layers += _read_files(path.parent / name, notes, (*chain, path))
     return [*layers, settings]
+
+
+def _read_text(text: str, source: str, notes: list[Note]) -> dict[str, Setting]:
+    """Return the settings of YAML text.
+
+    Some published files repeat keys; their last value holds, as there, and `notes` tell.
+    """
+    repeated: list[Repeated] = []
+    settings = read_settings(text, source, repeated=repeated)
+    if repeated and published_name(settings) is None:
+        replaced = {key: setting for repeat in repeated for key, setting in repeat.replaced.items()}
+        refusal = refuse_model(replaced | settings)
+        raise ConfigError([*([refusal] if refusal else []), *(str(repeat) for repeat in repeated)])
+    for repeat in repeated:
+        value = settings[repeat.key].value if repeat.key in settings else None
+        notes.append(Note(repeat.key, value, f"the last of several; it first stands at {repeat.first}", repeat.place))
+    return settings

@@ -185,9 +185,6 @@ def fill_timesformer_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str
         finetune = filled.get("TRAIN.FINETUNE")
         if not (finetune and finetune.value is True):
             put("TRAIN.CHECKPOINT_EPOCH_RESET", False, "there a checkpoint's epoch is kept except with TRAIN.FINETUNE")
-    mixup, loss = filled.get("MIXUP.ENABLE"), filled.get("MODEL.LOSS_FUNC")
-    if mixup and mixup.value is True and (loss is None or loss.value == "cross_entropy"):
-        put("MODEL.LOSS_FUNC", "soft_cross_entropy", "there mixup always uses soft targets")
 
     given = filled.get("DATA.REVERSE_INPUT_CHANNEL")
     if given is None or given.source != COMMAND_LINE:

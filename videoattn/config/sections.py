@@ -36,7 +36,7 @@ from videoattn.config.types import (
 class Train(Section):
     """How long, how much at once, and when to evaluate and save."""
 
-    enable: bool = Field(True, description="False: tools/train_net.py refuses")
+    enable: bool = Field(True, description="False: `videoattn train` refuses")
     dataset: Literal["kinetics", "ssv2"] = "kinetics"
     batch_size: Clips = Field(8, description="clips per machine and forward pass, shared by its processes")
     eval_period: Epochs = Field(1, description="epochs between evaluations on val")
@@ -79,13 +79,10 @@ class Test(Section):
 
 
 class Model(Section):
-    """Which model, and how its loss is formed."""
+    """The model, its classes, and what it drops and recomputes."""
 
     model_name: str = Field("timesformer_base", description="a name in videoattn.models.MODELS")
     num_classes: Annotated[int, Field(ge=1, le=10**6)] = 400
-    loss_func: Literal["cross_entropy", "soft_cross_entropy"] = Field(
-        "cross_entropy", description="the same here: targets are soft where MIXUP makes them so"
-    )
     dropout_rate: FractionBelowOne = Field(
         0.5, description="before the head of an MViT; TimeSformer has none, as published"
     )

@@ -1,16 +1,19 @@
 """The loader of a run, as its settings ask: which videos, clips and views, in which order, to which process."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from videoattn.config import Config
+from videoattn.data.augment.batch_augment import BatchAugment
 from videoattn.data.augment.flips import flipped_labels
+from videoattn.data.augment.mixing import Mixing
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
+from videoattn.data.clips.batch import Batch, Prepare, normalize
 from videoattn.data.clips.dataset import VideoDataset, ViewDataset
 from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
 from videoattn.data.clips.sampling import ClipSampler
@@ -24,10 +27,19 @@ from videoattn.data.lists import (
 )
 from videoattn.data.lists.oddities import find_oddities
 from videoattn.data.loader import Loader, num_cores
-from videoattn.data.readers.base import VideoReader
-from videoattn.data.readers.open_video import check_backend, open_video
+from videoattn.data.readers.open_video import DecodeOptions, check_backend
 
-__all__ = ["Loader", "Split", "build_loader", "class_names", "clip_sampler", "num_cores", "read_videos", "video_opener"]
+__all__ = [
+    "Loader",
+    "Split",
+    "build_loader",
+    "build_prepare",
+    "class_names",
+    "clip_sampler",
+    "decode_options",
+    "num_cores",
+    "read_videos",
+]
 
 logger = logging.getLogger("videoattn")
 
@@ -96,7 +108,7 @@ def read_videos(cfg: Config, split: Split) -> VideoList:
 
 
 def _where_lists_are(cfg: Config, split: Split) -> str:
-    """Which settings say where a missing list is, and which other list is there for a test."""
+    """Return the settings that say where a missing list is, and another list that is there for a test."""
     where = f"DATA.PATH_TO_DATA_DIR is {cfg.data.path_to_data_dir!r}"
     if split != "test":
         return where
@@ -157,8 +169,7 @@ def _train_dataset(cfg: Config, videos: VideoList) -> VideoDataset:
         transform,
         seed=cfg.rng_seed,
         num_copies=aug.num_sample if aug.enable else 1,
-        backend=data.decoding_backend,
-        opener=video_opener(cfg),
+        decoding=decode_options(cfg),
     )
 
 
@@ -167,7 +178,7 @@ def _val_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
     short_side = crop_size if cfg.train.dataset == "ssv2" else max(crop_size, cfg.data.train_jitter_scales[0])
     transform = TestTransform(short_side=short_side, crop_size=crop_size)
     sampler = clip_sampler(cfg, cfg.train.dataset, use_offset=True)
-    return ViewDataset(videos, sampler, transform, backend=cfg.data.decoding_backend, opener=video_opener(cfg))
+    return ViewDataset(videos, sampler, transform, decoding=decode_options(cfg))
 
 
 def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
@@ -187,24 +198,62 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
         sampler,
         transform,
         num_clips=cfg.test.num_ensemble_views,
-        backend=cfg.data.decoding_backend,
-        opener=video_opener(cfg),
+        decoding=decode_options(cfg),
     )
 
 
+def build_prepare(cfg: Config, split: Split, device: torch.device | str, *, videos_before: int = 0) -> Prepare:
+    """Return the function from a batch of `split` and a seed to normalised clips and their targets on `device`.
+
+    For "train", clips are also augmented and mixed as `cfg` says; `videos_before` videos of the whole batch are those
+    of processes before this one, so that processes which share a batch do as one would.
+    """
+    augment = mixing = None
+    aug, mixup, training = cfg.aug, cfg.mixup, split == "train"
+    if training and aug.enable and aug.device == "model":
+        augment = BatchAugment(
+            color_jitter=aug.color_jitter,
+            aa_type=aug.aa_type,
+            interpolation=aug.interpolation,
+            erase_prob=aug.re_prob,
+            erase_mode=aug.re_mode,
+            erase_count=aug.re_count,
+            mean=cfg.data.mean,
+            std=cfg.data.std,
+        )
+    if training and mixup.enable:
+        mixing = Mixing(
+            alpha=mixup.alpha,
+            cutmix_alpha=mixup.cutmix_alpha,
+            prob=mixup.prob,
+            switch_prob=mixup.switch_prob,
+            label_smoothing=mixup.label_smooth_value,
+            num_classes=cfg.model.num_classes,
+        )
+    clips_before = videos_before * (aug.num_sample if aug.enable else 1)
+
+    def prepare(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        batch = batch.to(device, non_blocking=True)
+        clips = batch.clips if augment is None else augment(batch.clips, seed, clips_before)
+        clips = normalize(clips, cfg.data.mean, cfg.data.std, cfg.data.reverse_input_channel)
+        return (clips, batch.labels) if mixing is None else mixing(clips, batch.labels, seed, clips_before // 2)
+
+    return prepare
+
+
 def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
-    """How clips are cut; DATA.SAMPLING auto depends on the data set."""
+    """Return the sampler that cuts clips; DATA.SAMPLING auto depends on the data set."""
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     shifted = cfg.test.segment_clips == "shifted"
     return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset, shifted)
 
 
-def video_opener(cfg: Config) -> Callable[..., VideoReader]:
-    """Opens videos as the settings say. Raises ValueError where the decoder's library is missing."""
-    check_backend(cfg.data.decoding_backend)
+def decode_options(cfg: Config) -> DecodeOptions:
+    """Return how the settings open and decode videos. Raises ValueError where the decoder's library is missing."""
     data = cfg.data
-    return partial(open_video, frames_fps=data.frames_fps or data.target_fps, short_side=data.decoding_short_size)
+    check_backend(data.decoding_backend)
+    return DecodeOptions(data.decoding_backend, data.frames_fps or data.target_fps, data.decoding_short_size)
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:

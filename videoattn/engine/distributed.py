@@ -29,7 +29,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks and writes files."""
+        """Return whether this is the process that talks and writes files."""
         return self.rank == 0
 
 
@@ -79,13 +79,8 @@ def _read_environment() -> tuple[int, int, int, int]:
 
 
 def is_main() -> bool:
-    """Whether this is the process that talks and writes files; true without a group."""
+    """Return whether this is the process that talks and writes files; true without a group."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def barrier() -> None:
-    """Wait until every process is here."""
-    all_reduce_sum(torch.zeros(1))
 
 
 def gather_objects(value: T) -> list[T]:
@@ -117,7 +112,7 @@ def leave_cores_to_workers(process: Process, num_workers: int) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in any process, so that all of them can act on it together."""
+    """Return whether `flag` is true in any process, so that all of them can act on it together."""
     return vote(flag)[0]
 
 

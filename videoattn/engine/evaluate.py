@@ -3,15 +3,16 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from videoattn.data.clips.batch import Batch, Failure, normalize
+from videoattn.data.clips.batch import Batch, Failure, Prepare
 from videoattn.engine.distributed import Process, gather_objects, shared_errors
 from videoattn.engine.log import Stopwatch, progress_bar
 from videoattn.engine.results import Results
@@ -32,7 +33,7 @@ class _Videos(Protocol):
 
 
 class EvaluationLoader(Protocol):
-    """What `evaluate` needs of a loader: this process's share of a numbered list of videos."""
+    """The loader of `evaluate`: this process's share of a numbered list of videos."""
 
     num_videos: int
 
@@ -125,50 +126,57 @@ class Evaluation:
         return scores, failures
 
 
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Plain settings: `batch_size` counts views, and `method` combines the `aggregate` of a video's views."""
+
+    num_classes: int
+    num_views: int = 1
+    batch_size: int = 8
+    method: Method = "sum"
+    aggregate: Aggregate = "logits"
+    precision: Precision = "fp32"
+
+
 def evaluate(
     model: nn.Module,
     loader: EvaluationLoader,
-    *,
-    device: torch.device | str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    reverse_channels: bool = False,
-    num_classes: int,
-    num_views: int = 1,
-    batch_size: int = 8,
-    method: Method = "sum",
-    aggregate: Aggregate = "logits",
-    precision: Precision = "fp32",
+    prepare: Prepare,
+    options: EvaluationOptions,
     process: Process | None = None,
+    *,
     progress: bool = True,
 ) -> Results:
-    """Score every view that the processes' loaders give, `batch_size` at a time, and combine them by video.
+    """Score every view that the processes' loaders give, some at a time, and combine them by video.
 
-    Every process returns the same results. The model is put into evaluation mode and back. A video of which a view is
-    missing counts as failed. Raises ValueError on a label or an output that does not fit `num_classes`.
+    `prepare(batch, seed)`, the same as in training, gives the model's input on the device of `process`. Every process
+    returns the same results. The model is put into evaluation mode and back. A video of which a view is missing counts
+    as failed. Raises ValueError on a label or an output that does not fit the number of classes.
     """
     process = process or Process()
+    num_classes, precision = options.num_classes, options.precision
     labels = [loader.videos.label(i) for i in range(loader.num_videos)]
     paths = [loader.videos.path(i) for i in range(loader.num_videos)]
     for path, label in zip(paths, labels, strict=True):
         if label >= num_classes:
             raise ValueError(f"{path} has label {label}, but the model has classes 0..{num_classes - 1}")
-    evaluation = Evaluation(num_views, num_classes, method, aggregate)
+    evaluation, everything = (
+        Evaluation(options.num_views, num_classes, options.method, options.aggregate) for _ in range(2)
+    )
     if isinstance(model, DistributedDataParallel):
         model = model.module  # its forward would wait for processes that have fewer views
-    device = torch.device(device)
-    autocast = torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    autocast = torch.autocast(process.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
     watch, show = Stopwatch(), progress and process.rank == 0
     share = len(range(process.rank, loader.num_videos, process.world_size))
     bars = progress_bar(share, 0, "evaluating", show)
     with shared_errors(), evaluation_mode(model), torch.inference_mode(), bars as bar:
         next_log = time.perf_counter() + _LOG_SECONDS
-        for clips, videos, views in _chunks(_timed(loader.epoch(0), watch), batch_size, evaluation):
-            clips = normalize(clips.to(device, non_blocking=True), mean, std, reverse_channels)
+        for batch in _chunks(_timed(loader.epoch(0), watch), options.batch_size, evaluation):
+            clips, _ = prepare(batch, 0)
             with autocast:
                 logits = model(clips)
-            evaluation.add(videos, views, logits)
-            watch.clips += len(videos)
+            evaluation.add(batch.videos, batch.views, logits)
+            watch.clips += len(batch.videos)
             bar.update(evaluation.num_finished - bar.n)
             bar.set_postfix(_speed(watch.clips, watch.waited, time.perf_counter() - watch.start), refresh=False)
             if show and bar.disable and time.perf_counter() > next_log:
@@ -176,7 +184,6 @@ def evaluate(
                 logger.info("%d of %d videos evaluated on this process", evaluation.num_finished, share)
     measured = (watch.clips, watch.waited, time.perf_counter() - watch.start)
     gathered = gather_objects((evaluation, measured))
-    everything = Evaluation(num_views, num_classes, method, aggregate)
     for collected, _ in gathered:
         everything.merge(collected)
     clips_each, waited_each, seconds_each = zip(*(measured for _, measured in gathered), strict=True)
@@ -190,7 +197,12 @@ def evaluate(
         failures=[Failure(video, paths[video], reason) for video, reason in failures.items()],
         num_short=everything.num_short,
         in_order=everything.in_order,
-        protocol={"views": num_views, "method": method, "aggregate": aggregate, "precision": precision},
+        protocol={
+            "views": options.num_views,
+            "method": options.method,
+            "aggregate": options.aggregate,
+            "precision": precision,
+        },
         speed={"seconds": round(seconds, 3)} | _speed(sum(clips_each), sum(waited_each) / len(gathered), seconds),
     )
 
@@ -222,19 +234,28 @@ def _timed(batches: Iterable[Batch], watch: Stopwatch) -> Iterator[Batch]:
         yield batch
 
 
-def _chunks(batches: Iterable[Batch], size: int, evaluation: Evaluation) -> Iterator[tuple[Tensor, ...]]:
-    """Clips, videos and views of successive batches, regrouped to `size` views; failures go to `evaluation`."""
-    held: tuple[Tensor, ...] = ()
+class _Views(NamedTuple):
+    """The tensors of some views, as the first fields of a batch."""
+
+    clips: Tensor
+    labels: Tensor
+    videos: Tensor
+    views: Tensor
+
+
+def _chunks(batches: Iterable[Batch], size: int, evaluation: Evaluation) -> Iterator[Batch]:
+    """Yield the views of successive batches, regrouped to `size`; failures go to `evaluation`."""
+    held: _Views | None = None
     for batch in batches:
         evaluation.add_failures(batch.failures)
         evaluation.num_short += batch.num_short
         evaluation.in_order.update(batch.in_order)
         if not len(batch.videos):
             continue
-        parts = (batch.clips, batch.videos, batch.views)
-        held = tuple(torch.cat(pair) for pair in zip(held, parts, strict=True)) if held else parts
-        while held and len(held[1]) >= size:
-            yield tuple(part[:size] for part in held)
-            held = tuple(part[size:] for part in held) if len(held[1]) > size else ()
-    if held:
-        yield held
+        parts = _Views(batch.clips, batch.labels, batch.videos, batch.views)
+        held = parts if held is None else _Views(*(torch.cat(pair) for pair in zip(held, parts, strict=True)))
+        while held is not None and len(held.views) >= size:
+            yield Batch(*_Views(*(part[:size] for part in held)))
+            held = _Views(*(part[size:] for part in held)) if len(held.views) > size else None
+    if held is not None:
+        yield Batch(*held)

@@ -1,4 +1,4 @@
-"""What a run says: readable lines, one JSON line per event, a progress bar, and TensorBoard scalars if asked."""
+"""The log of a run: readable lines, one JSON line per event, a progress bar, and TensorBoard scalars if asked."""
 
 import errno
 import importlib.metadata

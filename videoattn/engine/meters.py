@@ -18,8 +18,9 @@ class TooManyBadClipsError(RuntimeError):
 
 @dataclass
 class Meters:
-    """Of one process, or of all once reduced: summed loss, optimizer steps, clips asked for, bad ones, short ones,
-    and videos decoded from their start.
+    """Sums over steps, of one process or of all once reduced.
+
+    They are the loss, optimizer steps, clips asked for, bad ones, short ones, and videos decoded from their start.
     """
 
     loss: float = 0.0
@@ -80,6 +81,6 @@ def check_bad_clips(meters: Meters, limit: float, at_end: bool) -> None:
     if meters.bad > limit * meters.tried and (at_end or meters.draws >= MIN_DRAWS):
         raise TooManyBadClipsError(
             f"{meters.bad} of {meters.tried} clips could not be decoded, more than DATA.MAX_BAD_FRACTION {limit}; "
-            "log.jsonl lists them as bad_clip. Find all bad videos by tools/check_data.py and train on its clean list, "
+            "log.jsonl lists them as bad_clip. Find all bad videos by `videoattn check` and train on its clean list, "
             "or raise the key"
         )

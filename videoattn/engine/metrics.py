@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many other classes score at least as high as each label, [n]."""
+    """Return the number of other classes that score at least as high as each label, [n]."""
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(f"expected scores [n, classes] and labels [n], got {list(scores.shape)}, {list(labels.shape)}")
     num_classes = scores.shape[1]

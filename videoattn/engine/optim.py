@@ -1,9 +1,10 @@
 """Optimizer, parameter groups and the published learning-rate schedules."""
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ Schedule = Callable[[float], float]
 
 
 def cosine_schedule(base: float, end: float, max_epoch: float, offset: float = 0.0) -> Schedule:
-    """Half a cosine from `base` at epoch `offset` to `end` at `max_epoch`, as a function of the fractional epoch."""
+    """Return half a cosine from `base` at epoch `offset` to `end` at `max_epoch`, as a function of the epoch."""
 
     def at(epoch: float) -> float:
         progress = (epoch - offset) / (max_epoch - offset)
@@ -24,7 +25,7 @@ def cosine_schedule(base: float, end: float, max_epoch: float, offset: float = 0
 
 
 def step_schedule(base: float, steps: tuple[float, ...], relative: tuple[float, ...]) -> Schedule:
-    """`base` times the value of `relative` whose step was passed last."""
+    """Return `base` times the value of `relative` whose step was passed last, as a function of the epoch."""
 
     def at(epoch: float) -> float:
         return base * [lr for step, lr in zip(steps, relative, strict=True) if step <= epoch][-1]
@@ -41,7 +42,7 @@ def with_warmup(schedule: Schedule, start: float, epochs: float) -> Schedule:
 
 
 def build_schedule(cfg: Config, num_machines: int = 1) -> Schedule:
-    """Learning rate as a function of the epoch, fractions included: it changes with every optimizer step.
+    """Return the learning rate as a function of the epoch, fractions included: it changes with every optimizer step.
 
     The settings have been checked when they were read: the rate is finite, and warm-up ends before the run does.
     """
@@ -58,41 +59,54 @@ def build_schedule(cfg: Config, num_machines: int = 1) -> Schedule:
     return with_warmup(schedule, solver.warmup_start_lr * factor, solver.warmup_epochs)
 
 
-def layer_index(name: str, num_blocks: int) -> int:
-    """Depth of a parameter for layer decay: 0 for embeddings, i + 1 in block i, num_blocks + 1 for norm and head."""
-    block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    if block:
-        return int(block.group(1)) + 1
-    return 0 if re.search(r"embed|token|pos", name) else num_blocks + 1
+class ParameterRules(Protocol):
+    """The answers that an optimizer needs about a model's parameters, by name; `videoattn.models.ModelSpec` has them.
+
+    `layer_of(model, name)` is the number of layers between a parameter and the output. `no_weight_decay(settings,
+    name)` exempts a parameter from weight decay, where `settings(cfg)` is the model's own section of the config.
+    """
+
+    @property
+    def layer_of(self) -> Callable[[Any, str], int]: ...
+
+    @property
+    def no_weight_decay(self) -> Callable[[Any, str], bool]: ...
+
+    def settings(self, cfg: Config) -> Any: ...
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, zero_wd_1d_param: bool = False, layer_decay: float = 1.0,
-    zero_wd_positions: bool = False,
+    model: nn.Module, weight_decay: float, zero_wd_1d_param: bool = False, layer_decay: float = 1.0, *,
+    layer_of: Callable[[Any, str], int] | None = None, is_exempt: Callable[[str], bool] | None = None,
 ) -> list[dict[str, object]]:  # fmt: skip
-    """Groups of parameters that share weight decay and `lr_scale`, which falls by `layer_decay` per layer of depth.
+    """Return groups of parameters that share weight decay and `lr_scale`.
 
-    With `zero_wd_1d_param`, vectors and biases are not decayed, with `zero_wd_positions` neither are position
-    embeddings, tables of relative positions and the class token; without, everything is, as TimeSformer was trained.
+    The scale is `layer_decay` to the power of `layer_of(model, name)`, and 1 without `layer_of`. With
+    `zero_wd_1d_param`, vectors and biases are not decayed; neither are parameters whose name `is_exempt`.
     """
-    num_blocks = 1 + max((int(m) for name, _ in model.named_parameters() for m in re.findall(r"blocks\.(\d+)\.", name)),
-                         default=-1)  # fmt: skip
+    if layer_decay < 1 and layer_of is None:
+        raise ValueError(f"layer_decay {layer_decay} expects layer_of, which says the layers of parameters")
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        exempt = zero_wd_1d_param and (parameter.dim() <= 1 or name.endswith(".bias"))
-        exempt |= zero_wd_positions and re.search(r"(^|\.)(cls_token|pos_embed\w*|relative\..+)$", name) is not None
-        scale = layer_decay ** (num_blocks + 1 - layer_index(name, num_blocks)) if layer_decay < 1 else 1.0
+        exempt = zero_wd_1d_param and (parameter.dim() <= 1 or name.rpartition(".")[2] == "bias")
+        exempt = exempt or (is_exempt is not None and is_exempt(name))
+        scale = layer_decay ** layer_of(model, name) if layer_decay < 1 and layer_of is not None else 1.0
         groups.setdefault((0.0 if exempt else weight_decay, scale), []).append(parameter)
     return [{"params": params, "weight_decay": wd, "lr_scale": scale} for (wd, scale), params in groups.items()]
 
 
-def build_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over `parameter_groups`; learning rates are set per step by `set_learning_rate`."""
+def build_optimizer(cfg: Config, model: nn.Module, rules: ParameterRules) -> torch.optim.Optimizer:
+    """Return SGD, Adam or AdamW over the parameter groups that the settings and the model's `rules` make.
+
+    Learning rates are set in each step by `set_learning_rate`.
+    """
     solver = cfg.solver
-    positions = cfg.mvit.zero_decay_pos_cls and cfg.model.model_name.startswith("mvit")
-    groups = parameter_groups(model, solver.weight_decay, solver.zero_wd_1d_param, solver.layer_decay, positions)
+    groups = parameter_groups(
+        model, solver.weight_decay, solver.zero_wd_1d_param, solver.layer_decay,
+        layer_of=rules.layer_of, is_exempt=partial(rules.no_weight_decay, rules.settings(cfg)),
+    )  # fmt: skip
     if solver.optimizing_method == "sgd":
         # Nesterov's rule needs momentum and no dampening; without them it is plain SGD, as in SlowFast
         nesterov = solver.nesterov and solver.momentum > 0 and solver.dampening == 0

@@ -1,4 +1,4 @@
-"""What a training run says about its videos and epochs, to people and in log.jsonl."""
+"""Reports of a training run about its videos and epochs, to people and in log.jsonl."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence

@@ -25,7 +25,7 @@ MAX_DRAWN_CLASSES = 100
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found. `videos` are the evaluated ones, by index in the list, with their `scores` in float64.
+    """The outcome of an evaluation. `videos` are the evaluated ones, by index in the list, their `scores` in float64.
 
     `paths` and `labels` (-1: none) are of the whole list. Accuracies are shares of the evaluated videos that have a
     label, and None where there is none. `in_order` counts videos decoded from their start, by the reason why.

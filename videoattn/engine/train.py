@@ -12,7 +12,7 @@ from torch import nn
 from videoattn.data.clips.batch import Batch
 from videoattn.engine.checkpoint.check import check_content, check_fields
 from videoattn.engine.checkpoint.files import BadCheckpointError, copy_as_best, save_checkpoint
-from videoattn.engine.distributed import Process, shared_errors, vote
+from videoattn.engine.distributed import shared_errors, vote
 from videoattn.engine.log import RunLog, Stopwatch, progress_bar
 from videoattn.engine.meters import Meters, PendingMeters, check_bad_clips, check_loss
 from videoattn.engine.optim import Schedule
@@ -23,7 +23,7 @@ from videoattn.engine.trainer import Trainer
 
 
 class TrainingLoader(Protocol):
-    """What `train` needs of a loader: `num_batches` an epoch, of which `accumulate` make an optimizer step."""
+    """The loader of a run: `num_batches` an epoch, of which `accumulate` make an optimizer step."""
 
     num_batches: int
     accumulate: int
@@ -75,42 +75,62 @@ class TrainState:
 
 
 @dataclass
-class Saver:
-    """Writes checkpoints of a run from its main process, and knows when one within an epoch is due.
+class TrainingRun:
+    """A run of training: what is trained, on what and for how long, how far it is, and where its files go.
 
-    `notes` are further plain values for checkpoints.
+    `validate(model)` evaluates; the top-1 accuracy of what it returns chooses the best checkpoint. Checkpoints go to
+    `folder`, and keep `config_text`, `class_names` and `notes`, which are plain values.
     """
 
-    folder: Path
     trainer: Trainer
+    loader: TrainingLoader
+    schedule: Schedule
     options: TrainOptions
-    process: Process
+    folder: Path
+    log: RunLog
+    state: TrainState = field(default_factory=TrainState)
+    validate: Callable[[nn.Module], Results] | None = None
+    config_text: str = ""
+    class_names: Sequence[str] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
-    last: float = field(default_factory=time.monotonic)
+    last_saved: float = field(default_factory=time.monotonic, init=False)
 
-    def due(self, step: int) -> bool:
+    def __post_init__(self) -> None:
+        self.clip_reports, self.validation_reports = ClipReports(self.log), ValidationReports(self.log)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.loader.num_batches // self.loader.accumulate
+
+    def is_checkpoint_due(self) -> bool:
+        """Return whether a checkpoint within the epoch is due by this process's clock or the number of steps."""
         steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
-        return bool(steps and step % steps == 0) or bool(minutes and time.monotonic() - self.last >= 60 * minutes)
+        by_step = bool(steps) and self.state.step % steps == 0
+        return by_step or (bool(minutes) and time.monotonic() - self.last_saved >= 60 * minutes)
 
-    def save(self, state: TrainState, best: bool = False) -> None:
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint from the main process, and with `best` a copy of it as the best one."""
         with shared_errors():
-            if self.process.is_main:
-                self._write(state, best)
-        self.last = time.monotonic()
+            if self.trainer.process.is_main:
+                path = save_checkpoint(
+                    self.folder, self._content(), epoch=self.state.epoch, step=self.state.step,
+                    keep=self.options.keep_checkpoints,
+                )  # fmt: skip
+                if best:
+                    copy_as_best(path)
+        self.last_saved = time.monotonic()
 
-    def _write(self, state: TrainState, best: bool) -> None:
-        content = self.trainer.state_dict() | {
-            "epoch": state.epoch,
-            "step": state.step,
-            "best": None if state.best is None else asdict(state.best),
-            "meters": asdict(state.meters),
+    def _content(self) -> dict[str, Any]:
+        return self.trainer.state_dict() | {
+            "epoch": self.state.epoch,
+            "step": self.state.step,
+            "best": None if self.state.best is None else asdict(self.state.best),
+            "meters": asdict(self.state.meters),
+            "cfg": self.config_text,
+            "class_names": None if self.class_names is None else list(self.class_names),
             **self.notes,
         }
-        path = save_checkpoint(
-            self.folder, content, epoch=state.epoch, step=state.step, keep=self.options.keep_checkpoints
-        )
-        if best:
-            copy_as_best(path)
 
 
 def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
@@ -131,93 +151,63 @@ def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
     return TrainState(checkpoint["epoch"], checkpoint["step"], Best(**best) if best else None, Meters(**meters))
 
 
-def train(
-    trainer: Trainer,
-    loader: TrainingLoader,
-    schedule: Schedule,
-    options: TrainOptions,
-    *,
-    folder: Path,
-    state: TrainState,
-    log: RunLog,
-    validate: Callable[[nn.Module], Results] | None = None,
-    config_text: str = "",
-    class_names: Sequence[str] | None = None,
-    notes: Mapping[str, Any] | None = None,
-) -> TrainState:
-    """Train from `state` to `options.max_epoch`, logging, evaluating and saving checkpoints into `folder` on the way.
+def train(run: TrainingRun) -> TrainState:
+    """Train from `run.state` to the last epoch, logging, evaluating and saving checkpoints on the way.
 
-    The top-1 accuracy of what `validate(model)` returns chooses the best checkpoint. Raises TooManyBadClipsError,
-    FloatingPointError on gradients, weights or a loss that are not finite, before such weights are saved, and
-    Interrupted after SIGINT or SIGTERM, with a checkpoint written. Checkpoints keep `config_text`, `class_names` and
-    `notes`, plain values.
+    Raises TooManyBadClipsError, FloatingPointError on gradients, weights or a loss that are not finite, before such
+    weights are saved, and Interrupted after SIGINT or SIGTERM, with a checkpoint written.
     """
-    notes = {"cfg": config_text, "class_names": None if class_names is None else list(class_names), **(notes or {})}
-    saver = Saver(folder, trainer, options, trainer.process, notes)
-    clip_reports, validation_reports = ClipReports(log), ValidationReports(log)
-    with StopRequest(trainer.process.is_main) as stop:
+    options, state = run.options, run.state
+    with StopRequest(run.trainer.process.is_main) as stop:
         while state.epoch < options.max_epoch:
             start = time.perf_counter()
-            train_epoch(trainer, loader, schedule, options, state, saver, log, stop, clip_reports)
+            train_epoch(run, stop)
             minutes = (time.perf_counter() - start) / 60
             figures: dict[str, Any] = {"loss": state.meters.mean_loss, "minutes": round(minutes, 2)}
             last, best = state.epoch + 1 == options.max_epoch, None
-            if validate is not None and (last or (state.epoch + 1) % options.eval_period_epochs == 0):
-                results = validate(trainer.averaged_model())
+            if run.validate is not None and (last or (state.epoch + 1) % options.eval_period_epochs == 0):
+                results = run.validate(run.trainer.averaged_model())
                 best = better(results, state.epoch + 1, state.best)
                 with shared_errors():
-                    figures |= validation_reports.figures(results, state.epoch + 1)
+                    figures |= run.validation_reports.figures(results, state.epoch + 1)
             with shared_errors():
-                report_epoch(state.meters, state.epoch, options.max_epoch, figures, log)
+                report_epoch(state.meters, state.epoch, options.max_epoch, figures, run.log)
             state.best = best or state.best
             state.epoch, state.step, state.meters = state.epoch + 1, 0, Meters()
             (stopping,) = vote(stop.requested)
             if last or best or stopping or state.epoch % options.checkpoint_period_epochs == 0:
-                saver.save(state, best is not None)
+                run.save(best is not None)
             if stopping and not last:
                 raise Interrupted(f"stopped after epoch {state.epoch} of {options.max_epoch}")
     return state
 
 
 def better(results: Results, epoch: int, best: Best | None) -> Best | None:
-    """The figures of `results`, after `epoch` epochs, where they are better than `best`; else None."""
+    """Return the figures of `results`, after `epoch` epochs, where they are better than `best`; else None."""
     top1, score = results.top_k(1), results.top_k(1, failed_as_wrong=True)
     if top1 is None or score is None or (best is not None and score <= best.score):
         return None
     return Best(score, top1, len(results.videos), len(results.paths), epoch)
 
 
-def train_epoch(
-    trainer: Trainer,
-    loader: TrainingLoader,
-    schedule: Schedule,
-    options: TrainOptions,
-    state: TrainState,
-    saver: Saver,
-    log: RunLog,
-    stop: StopRequest,
-    reports: ClipReports,
-) -> None:
-    """The steps of epoch `state.epoch` from `state.step` on."""
-    process, total = trainer.process, loader.num_batches // loader.accumulate
-    batches = shared_batches(
-        loader.epoch(state.epoch, state.step * loader.accumulate), loader.accumulate, reports.flush
-    )
+def train_epoch(run: TrainingRun, stop: StopRequest) -> None:
+    """Take the steps of the state's epoch that are left."""
+    trainer, state, options, reports = run.trainer, run.state, run.options, run.clip_reports
+    process, total, num_micro = trainer.process, run.steps_per_epoch, run.loader.accumulate
+    batches = shared_batches(run.loader.epoch(state.epoch, state.step * num_micro), num_micro, reports.flush)
     pending, stopwatch, title = PendingMeters(), Stopwatch(), f"epoch {state.epoch + 1}/{options.max_epoch}"
     with progress_bar(total, state.step, title, process.is_main) as bar:
         while state.step < total:
-            lr, number = schedule(state.epoch + state.step / total), state.epoch * total + state.step
+            lr, number = run.schedule(state.epoch + state.step / total), state.epoch * total + state.step
             where = f"in epoch {state.epoch + 1} by step {state.step + 1} at learning rate {lr:.3g}"
             with divergence_named(where, reports.flush):  # gradients are the same in all processes
-                loss, norm, seen = trainer.step(
-                    batches, number=number, num_micro=loader.accumulate, lr=lr, stopwatch=stopwatch
-                )
+                loss, norm, seen = trainer.step(batches, number=number, num_micro=num_micro, lr=lr, stopwatch=stopwatch)
             pending.count(loss, seen)
             reports.note(seen)
             state.step += 1
             bar.update()
             at_end = state.step == total
-            stopping, due = vote(stop.requested, saver.due(state.step))
+            stopping, due = vote(stop.requested, run.is_checkpoint_due())
             if not (at_end or stopping or due or state.step % options.log_period_steps == 0):
                 continue
             recent = pending.reduce(process.world_size)
@@ -231,7 +221,7 @@ def train_epoch(
             figures = {"loss": round(recent.mean_loss, 4), "lr": float(f"{lr:.3e}"), **lap}
             bar.set_postfix(figures)
             with shared_errors():
-                log.write(
+                run.log.write(
                     "train", step=number + 1, epoch=state.epoch, grad_norm=norm, **figures | {"loss": recent.mean_loss}
                 )
             if at_end or due or stopping:  # what follows may save
@@ -239,7 +229,7 @@ def train_epoch(
                     if process.is_main:
                         trainer.check_finite(seen[-1], number)
             if not at_end and (due or stopping):
-                saver.save(state)
+                run.save()
             if not at_end and stopping:
                 raise Interrupted(f"stopped in epoch {state.epoch + 1} after step {state.step} of {total}")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from videoattn.data.clips.batch import Batch
+from videoattn.data.clips.batch import Batch, Prepare
 from videoattn.engine.checkpoint.check import check_fit, first_not_finite, tensors_of_optimizer
 from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import evaluation_mode
@@ -23,7 +23,6 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16's loss scale begins at 65536 and halves whenever gradients overflow; below this it is the training that diverges.
 _MIN_LOSS_SCALE = 1e-4
 
-Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -102,7 +101,7 @@ class Trainer:
         return total, norm, seen
 
     def averaged_model(self) -> nn.Module:
-        """The model to evaluate: the averaged one where averaging is on."""
+        """Return the model to evaluate: the averaged one where averaging is on."""
         return self.ema.module if self.ema is not None else self.model
 
     def check_finite(self, batch: Batch, number: int) -> None:

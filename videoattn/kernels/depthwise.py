@@ -1,8 +1,8 @@
 """Depthwise 3-D convolution of token grids with channels last, several times faster on a CPU than torch's own form.
 
-Where `videoattn.kernels.pool` can be compiled, that serves. Torch's own form is fast forward once channels lie last in
-memory, but slow backward; there the gradient by the input is formed from small convolutions of the gradient by the
-output, one per phase of the stride, and the gradient by the weights from 2-D convolutions, one per temporal tap.
+Where `videoattn.kernels.pool` can be compiled, that is used instead. Torch's own form is fast forward once channels lie
+last in memory, but slow backward; there the gradient by the input is formed from small convolutions of the gradient by
+the output, one per phase of the stride, and the gradient by the weights from 2-D convolutions, one per temporal tap.
 """
 
 import math
@@ -78,7 +78,7 @@ def _count(x: Sequence[int], weight: Sequence[int], stride: Any, *, out_shape: S
 
 
 def gradient_by_input(gradient: Tensor, weight: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """The gradient [B, t, h, w, C] = `size` of the convolution's input, from that of its output."""
+    """Return the gradient of the convolution's input, [B, t, h, w, C] = `size`, given that of its output."""
     volume = gradient.permute(0, 4, 1, 2, 3)
     met = all(s <= k for s, k in zip(stride, weight.shape[1:], strict=True))  # every input by some tap
     by_x = gradient.new_empty(size) if met else gradient.new_zeros(size)
@@ -103,7 +103,7 @@ def gradient_by_input(gradient: Tensor, weight: Tensor, size: Sequence[int], str
 
 
 def gradient_by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    """The gradient of `weight` [C, kt, kh, kw], from that of the output and the input [B, t, h, w, C]."""
+    """Return the gradient of `weight` [C, kt, kh, kw], given that of the output, and the input [B, t, h, w, C]."""
     kernel, channels = list(weight.shape[2:]), weight.shape[0]
     plane = weight.new_zeros(channels, 1, *kernel)
     by_weight = []
@@ -121,7 +121,7 @@ def gradient_by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Sequ
 
 
 def _frames_of_taps(kernel: int, stride: int, frames: int, outputs: int) -> Iterator[tuple[slice, slice]]:
-    """For each temporal tap, which output frames it contributes to, and from which input frames."""
+    """Yield, for each temporal tap, the output frames that it contributes to and the input frames that it reads."""
     for tap in range(kernel):
         offset = tap - kernel // 2
         low = max(0, (stride - 1 - offset) // stride)

@@ -31,7 +31,7 @@ Parameters = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor |
 
 
 def is_compiled() -> bool:
-    """Whether this machine runs the operation on its CPU."""
+    """Return whether this machine can run the operation on its CPU."""
     return load_library("focused_linear") is not None
 
 
@@ -39,7 +39,7 @@ def attend(
     tensors: Sequence[Tensor], scale: Tensor, parameters: Sequence[Tensor | None], grid: Sequence[int], prefix: int,
     power: float,
 ) -> Tensor:  # fmt: skip
-    """Mixed values [rows, groups·heads, Nq, d], of the dtype given, each token's heads side by side.
+    """Return mixed values [rows, groups·heads, Nq, d] in the inputs' dtype, each token's heads side by side.
 
     `tensors` are q, k and v, [rows, groups·heads, n, d], or, where queries and keys are the same tokens, one packed
     [rows, groups·heads, n, 3, d]. They may be strided. Parameters are float32, for float64 tensors float64: `scale`
@@ -54,7 +54,7 @@ def attend(
     return out
 
 
-# ---- the operation: also returns the norms of q and k by token, as `focus.h` describes them, [calls, n, 3]
+# ---- the operation: also returns the norms of q and k by token, as `focus.h` describes them, [sequences, n, 3]
 
 
 @kernel_operation("videoattn::focused_linear", REMEDY, device_types="cpu")
@@ -76,7 +76,7 @@ def focused_linear_backward(
     by_frame: Tensor | None, by_place: Tensor | None, space: Tensor | None, time: Tensor | None, bias: Tensor | None,
     grid: Sequence[int], prefix: int, power: float,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients of the tensors, and of those parameters that there are."""
+    """Return the gradients of the tensors, and of the parameters that are given."""
     views = (*split(make_readable(tensors)), *make_readable([gradient]))
     parameters = _contiguous((scale, by_frame, by_place, space, time, bias))
     problem = _describe(views[:3], parameters, grid, prefix, power)
@@ -94,8 +94,8 @@ def focused_linear_backward(
 
 def _empty_outputs(tensors: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q, k, _ = split(tensors)
-    calls = q.shape[0] * (q.shape[1] * q.shape[-1] // scale.shape[0])
-    norms = [scale.new_empty(calls, x.shape[2], 3) for x in (q, k)]
+    sequences = q.shape[0] * (q.shape[1] * q.shape[-1] // scale.shape[0])
+    norms = [scale.new_empty(sequences, x.shape[2], 3) for x in (q, k)]
     return empty_like_projection(q), norms[0], norms[1]
 
 
@@ -170,9 +170,9 @@ def multiply_adds(
     tensors: Sequence[Sequence[int]], scale: Any, by_frame: Any, by_place: Any, space: Sequence[int] | None,
     time: Sequence[int] | None, bias: Any, grid: Sequence[int], *_: Any,
 ) -> int:  # fmt: skip
-    """Of the sums over keys, the products with them, and every tap of the convolution, at the border too.
+    """Return the multiply-adds of the sums over keys, the products with them, and every tap of the convolution.
 
-    Takes shapes for the operation's tensors.
+    Taps beyond the border count too. Takes shapes for the operation's tensors.
     """
     q, k = tensors[0], tensors[0 if len(tensors) == 1 else 1]
     taps = sum(math.prod(kernel[1:]) for kernel in (space, time) if kernel)
@@ -209,12 +209,12 @@ def _describe(
     scale, by_frame, by_place, space, time, bias = parameters
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"focused linear attention takes q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got {q.dtype}, "
-            f"{k.dtype}, {v.dtype}"
+            f"focused linear attention accepts q, k and v of one dtype of {', '.join(map(str, DTYPES))}, got "
+            f"{q.dtype}, {k.dtype}, {v.dtype}"
         )
     wide, d = torch.promote_types(q.dtype, torch.float32), q.shape[-1]
     if any(x is not None and x.dtype != wide for x in parameters):
-        raise ValueError(f"focused linear attention of {q.dtype} takes parameters of {wide}")
+        raise ValueError(f"focused linear attention of {q.dtype} accepts parameters of {wide}")
     heads = scale.shape[0] // d
     fits = v.shape == k.shape and q.shape[:2] == k.shape[:2] and k.shape[-1] == d and scale.shape[0] == heads * d
     frames, places = (1 if table is None else table.shape[0] for table in (by_frame, by_place))

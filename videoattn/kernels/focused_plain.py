@@ -1,6 +1,6 @@
-"""Focused linear attention in torch's own operations: what `videoattn.kernels.focused` computes, with every derivative.
+"""Focused linear attention in torch's own operations: the plain form of `videoattn.kernels.focused`.
 
-Everything here is in the parameters' type, float32 or float64.
+It has every derivative, and computes in the parameters' type, float32 or float64.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def attend_plainly(
 
 
 def positions_of(by_frame: Tensor | None, by_place: Tensor | None) -> Tensor:
-    """The embedding of each patch key, [frames·places, heads·d]."""
+    """Return the embedding of each patch key, [frames·places, heads·d]."""
     if by_frame is None or by_place is None:
         positions = by_place if by_frame is None else by_frame
         assert positions is not None
@@ -37,7 +37,7 @@ def positions_of(by_frame: Tensor | None, by_place: Tensor | None) -> Tensor:
 
 
 def mix(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, positions: Tensor, prefix: int, power: float) -> Tensor:
-    """Values mixed without softmax, [rows, groups·heads, Nq, d]."""
+    """Return values mixed without softmax, [rows, groups·heads, Nq, d]."""
     heads = (len(scale) // q.shape[-1], q.shape[-1])
     q, k, v = (x.unflatten(1, (-1, heads[0])) for x in (q, k, v))  # [rows, groups, heads, N, d]
     if prefix > 0:
@@ -50,7 +50,7 @@ def mix(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, positions: Tensor, prefi
 
 
 def focus(x: Tensor, power: float) -> Tensor:
-    """x^p / ‖x^p‖ · ‖x‖ for positive x [rows, groups, heads, N, d], the norms over heads and d together.
+    """Return x^p / ‖x^p‖ · ‖x‖ for positive x [rows, groups, heads, N, d], the norms over heads and d together.
 
     The map commutes with a positive factor, so each token is divided by its largest channel first: no power overflows,
     and no norm is zero. For the same reason the factor needs no gradient.
@@ -65,9 +65,9 @@ def focus(x: Tensor, power: float) -> Tensor:
 def convolve(
     patches: Tensor, space: Tensor | None, time: Tensor | None, bias: Tensor, grid: Sequence[int], prefix: int
 ) -> Tensor:
-    """The depthwise convolution of [rows, groups·heads, t·h·w, d], [rows, groups·heads, prefix + t·h·w, d].
+    """Convolve patches [rows, groups·heads, t·h·w, d] depthwise, to [rows, groups·heads, prefix + t·h·w, d].
 
-    It is zero for prefix tokens. Works with tokens slowest and channels fastest, the layout in which depthwise
+    The result is zero for prefix tokens. Works with tokens slowest and channels fastest, the layout in which depthwise
     convolution is fast.
     """
     rows, heads, num_patches, d = patches.shape

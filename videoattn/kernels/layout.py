@@ -1,4 +1,4 @@
-"""How kernels see q, k and v: three tensors or one packed, and where their rows lie in memory."""
+"""The form in which kernels receive q, k and v: three tensors or one packed, with the strides of their rows."""
 
 import ctypes
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Of the tensors that kernels read, by the number that stands for each.
+# Types of the tensors that kernels read, and the number that stands for each.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
 
@@ -21,7 +21,7 @@ def make_views(tensors: Sequence[Tensor]) -> "ctypes.Array[View]":
 
 
 def split(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """q, k and v, of those or of one packed [rows, heads, n, 3, d]."""
+    """Return q, k and v, given these three or one packed tensor [rows, heads, n, 3, d]."""
     return tuple(tensors) if len(tensors) == 3 else tensors[0].unbind(3)
 
 
@@ -30,12 +30,15 @@ def make_readable(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def empty_like_projection(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Of the shape of [rows, heads, n, ...], laid out as a projection writes: heads side by side within each token."""
+    """Return an empty tensor of the shape of `x` [rows, heads, n, ...], with each token's heads side by side.
+
+    That is how a projection lays them out.
+    """
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:], dtype=dtype or x.dtype).transpose(1, 2)
 
 
 def empty_outputs(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """For mixed values [rows, groups·heads, Nq, d], and of each query log Σ exp of its logits, in float32 or wider."""
+    """Return room for mixed values [rows, groups·heads, Nq, d], and for each query's log Σ exp, in float32 or wider."""
     q = tensors[0]
     out = empty_like_projection(q if q.dim() == 4 else q[:, :, :, 0])
     return out, q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))

@@ -1,6 +1,6 @@
-"""Depthwise convolution of tokens on a grid, class tokens passing by: MViT's pooling, by `pool_tokens.cpp` on a CPU.
+"""Depthwise convolution of tokens on a grid that copies class tokens: MViT's pooling, by `pool_tokens.cpp` on a CPU.
 
-Elsewhere, and where nothing can be compiled, `videoattn.kernels.depthwise` convolves.
+On other devices, and where nothing can be compiled, `videoattn.kernels.depthwise` convolves.
 """
 
 import ctypes
@@ -27,9 +27,9 @@ REMEDY = "call depthwise_conv3d"
 
 
 def can_pool(x: Tensor) -> bool:
-    """Whether the operation takes such a tensor on this machine.
+    """Return whether the operation accepts such a tensor on this machine.
 
-    It stays out of traces, which are for others, too, and out of transforms, for which it has no formulas.
+    False in traces, which other machines may run, and in transforms, for which it has no formulas.
     """
     return x.device.type == "cpu" and x.dtype in DTYPES and _is_at_hand() and not is_transformed()
 
@@ -65,7 +65,7 @@ def pool_tokens_backward(
     gradients: Sequence[Tensor], x: Tensor, filters: Sequence[Tensor], strides: Sequence[int], grid: Sequence[int],
     prefix: int, needs_x: bool, needs_filters: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients of x, if needed, and of those filters that need one."""
+    """Return the gradients of x, if needed, and of those filters that need one."""
     (tokens,) = make_readable([x])
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
     results = [] if by_x is None else [by_x]
@@ -89,7 +89,7 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 
 def pooled_size(grid: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> list[int]:
-    """What is left of a grid (t, h, w)."""
+    """Return the size of a pooled grid (t, h, w)."""
     return [(n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip(grid, kernel, stride, strict=True)]
 
 
@@ -177,7 +177,10 @@ def _count_backward(gradients: Any, *arguments: Any, **_: Any) -> int:
 def multiply_adds(
     x: Sequence[int], filters: Sequence[Sequence[int]], strides: Sequence[int], grid: Sequence[int], *_: Any
 ) -> int:
-    """Every tap of every pooled patch, at the border too. Takes shapes for the operation's tensors."""
+    """Return the multiply-adds of every tap of every pooled patch, at the border too.
+
+    Takes shapes for the operation's tensors.
+    """
     total = 0
     for i, weight in enumerate(filters):
         taps = math.prod(weight[1:])
@@ -205,7 +208,7 @@ def _describe(x: Tensor, weight: Tensor, stride: Sequence[int], grid: Sequence[i
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype not in DTYPES or weight.dtype != wide:
         raise ValueError(
-            f"pooling takes tokens of {', '.join(map(str, DTYPES))} with filters of float32, or of float64 for such "
+            f"pooling accepts tokens of {', '.join(map(str, DTYPES))} with filters of float32, or of float64 for such "
             f"tokens, got {x.dtype} and {weight.dtype}"
         )
     batch, tokens, heads, _, d = x.shape

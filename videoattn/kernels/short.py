@@ -1,6 +1,6 @@
-"""Dense attention of many short calls on a GPU, such as one call per location along time.
+"""Dense attention within many short sequences on a GPU, such as one per location along time.
 
-Torch's fused attention pads each call to a tile of its own; `triton_short.py` puts several into one.
+Torch's fused attention pads each sequence to a tile of its own; `triton/short.py` puts several into one tile.
 """
 
 import math
@@ -26,9 +26,9 @@ REMEDY = "call torch's scaled_dot_product_attention"
 
 
 def fits(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> bool:
-    """Whether `short_attention` takes these, q alone being packed: on a GPU, few tokens, of q as many as of k and v.
+    """Return whether `short_attention` accepts these tensors; `q` alone is a packed tensor.
 
-    Not under transforms, for which it has no formulas.
+    It needs a GPU and few tokens, of q as many as of k and v, and has no formulas for transforms.
     """
     if not q.is_cuda or is_transformed() or not suits_short(q.shape[-1], q.dtype, q.shape[2]):
         return False
@@ -37,7 +37,7 @@ def fits(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> bool:
 
 @kernel_operation("videoattn::short_attention", REMEDY, device_types=("cuda", "cpu"))
 def short_attention(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mixed values [rows, groups·heads, n, d], and of each query log Σ exp of its logits.
+    """Return mixed values [rows, groups·heads, n, d], and each query's log Σ exp of its logits.
 
     `tensors` are q, k and v, [rows, groups·heads, n, d], or one packed [rows, groups·heads, n, 3, d] that `fits`.
     On a CPU only Triton's interpreter runs it.

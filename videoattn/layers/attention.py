@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
@@ -72,5 +73,5 @@ class MultiheadAttention(TokenMixer):
 
 def reorder_qkv_rows(rows: Tensor, num_heads: int, to_packed: bool = True) -> Tensor:
     """Reorder a projection's rows [3·heads·d, ...] from the usual (3, head, d) to our (head, 3, d), or back."""
-    outer, inner = (3, num_heads) if to_packed else (num_heads, 3)
-    return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+    usual, ours = "(three heads d) ...", "(heads three d) ..."
+    return rearrange(rows, f"{usual} -> {ours}" if to_packed else f"{ours} -> {usual}", three=3, heads=num_heads)

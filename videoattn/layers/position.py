@@ -4,6 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.grid import TokenGrid
@@ -42,9 +43,10 @@ def resize_space(embedding: Tensor, size: tuple[int, int], new_size: tuple[int, 
         )
     if size == new_size:
         return embedding
-    patches = embedding[:, prefix:].transpose(1, 2).unflatten(2, size)
+    patches = rearrange(embedding[:, prefix:], "one (h w) c -> one c h w", h=size[0])
     patches = F.interpolate(patches.float(), size=new_size, mode="bicubic", align_corners=False)
-    return torch.cat([embedding[:, :prefix], patches.to(embedding.dtype).flatten(2).transpose(1, 2)], dim=1)
+    patches = rearrange(patches.to(embedding.dtype), "one c h w -> one (h w) c")
+    return torch.cat([embedding[:, :prefix], patches], dim=1)
 
 
 def resize_time(embedding: Tensor, new_length: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Models, their named sizes, and the builder that reads a config."""
 
-from videoattn.models.build import MODELS, build_model
+from videoattn.models.build import build_model
 from videoattn.models.mvit.model import (
     MVIT_SIZES,
     MViT,
@@ -12,6 +12,8 @@ from videoattn.models.mvit.model import (
     mvit_v2_s,
 )
 from videoattn.models.mvit.plan import MViTShape
+from videoattn.models.registry import MODELS
+from videoattn.models.spec import ModelSpec
 from videoattn.models.timesformer.model import (
     TIMESFORMER_SIZES,
     TimeSformer,
@@ -27,6 +29,7 @@ __all__ = [
     "MVIT_SIZES",
     "MViT",
     "MViTShape",
+    "ModelSpec",
     "TIMESFORMER_SIZES",
     "TimeSformer",
     "build_model",

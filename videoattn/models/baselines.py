@@ -3,6 +3,7 @@
 They take the clips that ours take, and return logits.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.compat import import_pytorchvideo
+from videoattn.config import Config
 from videoattn.layers.blocks import check_clip
+from videoattn.models.settings import refuse_attention_settings
+from videoattn.models.spec import ModelSpec, decay_all
+from videoattn.models.weights.adapter import FitOptions, WeightAdapter
+from videoattn.models.weights.files import WeightFile
+from videoattn.models.weights.report import LoadReport, complete
 
 PREFIX = "pytorchvideo/"
 SLOWFAST_ALPHA = 4  # frames of the fast pathway for each of the slow one
@@ -87,7 +94,7 @@ class Baseline(nn.Module):
         build, published = BASELINES[name]
         self.clip_size = clip_size or published
         self.num_classes = num_classes
-        self.two_pathways = name.startswith("slowfast")
+        self.two_pathways = name == "slowfast_r50"
         if self.two_pathways and self.clip_size[0] % SLOWFAST_ALPHA:
             raise ValueError(f"{PREFIX}{name} needs a multiple of {SLOWFAST_ALPHA} frames, got {self.clip_size[0]}")
         try:
@@ -102,6 +109,9 @@ class Baseline(nn.Module):
                     setattr(module, child_name, nn.AdaptiveAvgPool3d(1))
                 elif type(child).__name__ == "Swish":  # the same, as an operation that torch knows
                     setattr(module, child_name, nn.SiLU())
+        # for layer decay: the longest row of blocks, stages or blocks within one
+        numbers = [int(n) for name, _ in self.named_parameters() for n in re.findall(r"blocks\.(\d+)\.", name)]
+        self.num_layers = 1 + max(numbers)
 
     def forward(self, clip: Tensor) -> Tensor:
         check_clip(clip, self.clip_size)
@@ -112,3 +122,46 @@ class Baseline(nn.Module):
         frames = self.clip_size[0]
         slow = torch.linspace(0, frames - 1, frames // SLOWFAST_ALPHA, device=clip.device).long()  # as published
         return [clip.index_select(2, slow), clip]
+
+
+def count_layers_above(model: Baseline, name: str) -> int:
+    """Return the number of layers above a parameter."""
+    if block := re.search(r"\.blocks\.(\d+)\.", name):
+        return model.num_layers - int(block[1])
+    return model.num_layers + 1 if re.search(r"embed|token|pos", name) else 0
+
+
+def fit_baseline(model: Baseline, file: WeightFile, report: LoadReport, options: FitOptions) -> dict[str, Tensor]:
+    """Return the network's complete new state from a file of ours or of pytorchvideo's."""
+    report.family = "pytorchvideo"
+    target = model.network.state_dict()
+    state = {name.removeprefix("network."): value for name, value in file.tensors.items()}
+    if options.head == "may_differ":
+        others = [n for n, v in target.items() if n in state and state[n].shape != v.shape and ".proj." in n]
+        report.dropped += [f"network.{name}" for name in others]
+        report.initialised += [f"network.{name}" for name in others]
+        state |= {name: target[name] for name in others}
+    return {f"network.{name}": value for name, value in complete(state, target).items()}
+
+
+def read_baseline(cfg: Config) -> dict[str, Any]:
+    """Return the constructor's arguments besides clip size and classes. Raises ValueError naming the key at fault."""
+    refuse_attention_settings(cfg)
+    return {"dropout": cfg.model.dropout_rate}
+
+
+ADAPTER = WeightAdapter(held="a network of pytorchvideo", fit=fit_baseline)
+
+BASELINE_SPECS = {
+    f"{PREFIX}{name}": ModelSpec(
+        model=Baseline,
+        size={"name": name},
+        clip_size=clip_size,
+        arguments=read_baseline,
+        aggregate="probabilities",  # as published: networks of pytorchvideo end in a softmax
+        no_weight_decay=decay_all,
+        layer_of=count_layers_above,
+        adapter=ADAPTER,
+    )
+    for name, (_, clip_size) in BASELINES.items()
+}

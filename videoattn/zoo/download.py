@@ -1,10 +1,9 @@
-"""Fetching files: from several places, continuing what was broken off, checked, and never half there.
+"""Downloads: from several places, continued after a break, checked, and never left half done.
 
 A file takes its name only after it was accepted: by its known SHA-256, or by a check that the caller gives.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from videoattn.files import atomic_write
+from videoattn.files import atomic_write, file_sha256
 from videoattn.zoo.transfer import RefusedError, drop_part, transfer
 
 
@@ -46,12 +45,6 @@ def fetch(
     return path
 
 
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_kept(path: Path, sha256: str | None, accept: Callable[[Path], None] | None) -> None:
     note = _note(path)
     expected = sha256 or _noted(note)
@@ -62,9 +55,9 @@ def _check_kept(path: Path, sha256: str | None, accept: Callable[[Path], None] |
             except ValueError as error:
                 raise DownloadError(f"{path} is not the file that is wanted ({error}): remove it") from error
             with contextlib.suppress(OSError):  # a folder that others keep may be read-only
-                _write_note(note, checksum(path))
+                _write_note(note, file_sha256(path))
         return
-    found = checksum(path)
+    found = file_sha256(path)
     if found != expected and sha256 is not None:
         raise DownloadError(f"{path} has sha256 {found}, expected {sha256}: remove it to fetch it again")
     if found != expected:
@@ -83,7 +76,7 @@ def _fetch_first(
     for url in urls:
         try:
             transfer(url, partial, progress)
-            found = checksum(partial)
+            found = file_sha256(partial)
             try:
                 _check_fetched(partial, found, sha256, accept)
                 if noted is not None and found != noted:

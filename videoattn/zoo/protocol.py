@@ -9,9 +9,9 @@ from typing import Literal
 
 from videoattn.config import Config
 from videoattn.config.load import load_config
-from videoattn.files import cache_folder
+from videoattn.files import cache_folder, file_sha256, shipped_folder
 from videoattn.models.weights.departures import Departure
-from videoattn.zoo.download import DownloadError, checksum, fetch
+from videoattn.zoo.download import DownloadError, fetch
 
 Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
 NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
@@ -28,7 +28,7 @@ MIN_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a row was evaluated: everything that changes a score besides the weights.
+    """The evaluation protocol of a row: everything that changes a score besides the weights.
 
     `spread` clips reach both ends of a video and a single one is centred; otherwise a single clip is the video's first.
     `short_side` is that of frames before a single crop is cut out of them (its first number; the second is of training
@@ -49,7 +49,7 @@ class Protocol:
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     def settings(self, dataset: Dataset) -> dict[str, object]:
-        """The same as settings by dotted key."""
+        """Return the protocol as settings, by dotted key."""
         return {
             "TEST.DATASET": "ssv2" if dataset == "ssv2" else "kinetics",
             "TEST.SPLIT": "val" if dataset == "ssv2" else "test",
@@ -80,7 +80,7 @@ class ZooRow:
     `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `urls` are places
     to fetch it from, best first, and `sha256` its checksum where that is known. `family` says whose names the tensors
     have, as in `videoattn.models.timesformer.names`. Accuracies in percent as published, parameters and
-    multiply-accumulates of one view counted here. `clips_from` are the arguments of datasets/make_motion.py that render
+    multiply-accumulates of one view counted here. `clips_from` are the arguments of `videoattn motion` that render
     the clips of a row of this project.
     """
 
@@ -105,21 +105,21 @@ class ZooRow:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the weights lie in this repository."""
+        """Tell whether the weights come with the package."""
         return bool(self.clips_from)
 
     @property
     def tolerance(self) -> float:
-        """By how much, in percent, a faithful evaluation may differ: of others' weights, copies of the videos do."""
+        """Return the difference, in percent, that a faithful evaluation may show; copies of others' videos differ."""
         return 0.0 if self.is_ours else 0.5
 
     def all_settings(self) -> dict[str, object]:
-        """Every setting by which the row is evaluated, by dotted key."""
+        """Return every setting of the row's evaluation, by dotted key."""
         fixed = {"MODEL.MODEL_NAME": self.model, "MODEL.NUM_CLASSES": NUM_CLASSES[self.dataset]}
         return {**fixed, **self.protocol.settings(self.dataset), **self.settings}
 
     def config(self, overrides: Sequence[object] = ()) -> Config:
-        """The config of the row's evaluation, with KEY, VALUE pairs on top."""
+        """Return the config of the row's evaluation, with KEY, VALUE pairs on top."""
         pairs = [item for pair in self.all_settings().items() for item in pair]
         return load_config(None, [*pairs, "OUTPUT_DIR", f"runs/zoo/{self.name}", *overrides])
 
@@ -137,20 +137,20 @@ class ZooRow:
         return [Departure(key, str(old), str(new)) for key, (old, new) in pairs.items() if old != new]
 
 
-def locate_weights(row: ZooRow, given: str | None = None, root: Path | None = None) -> Path:
-    """Return the file with the row's weights: `given`, in the repository at `root`, or in the cache, fetched if absent.
+def locate_weights(row: ZooRow, given: str | None = None) -> Path:
+    """Return the file with the row's weights: `given`, a shipped one, or one of the cache, fetched if absent.
 
-    A file of the cache is taken only if `check_weights` accepts it; one of the repository has a known checksum. Raises
+    A file of the cache is taken only if `check_weights` accepts it; a shipped one has a known checksum. Raises
     ValueError that says which file to put where, or which to remove.
     """
     if given is not None:
         return Path(given)
     if row.is_ours:
-        path = (root or Path(__file__).parents[1]) / "model_zoo" / row.file
+        path = shipped_folder("model_zoo") / row.file
         if not path.is_file():
-            raise ValueError(f"{path} is missing: it comes with a checkout of this project")
-        if (found := checksum(path)) != row.sha256:
-            raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: check it out again")
+            raise ValueError(f"{path} is missing: it comes with videoattn, so install or check it out again")
+        if (found := file_sha256(path)) != row.sha256:
+            raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: install or check it out again")
         return path
     path = cache_folder() / row.file
     try:

@@ -158,7 +158,7 @@ def _open(url: str, partial: Path, part: _Part | None) -> Any:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed, but never from https to a connection that others can read and change."""
+    """Follow redirects, but never from https to a connection that others can read and change."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme

@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tools.train_net import build_prepare
 from videoattn.config import Config
-from videoattn.data import BatchAugment, build_loader, normalize
+from videoattn.data import BatchAugment, build_loader, build_prepare, normalize
 from videoattn.data.augment.rand_augment import RandAugment, apply_operations
-from videoattn.engine.distributed import Process
 from videoattn.seeding import derive_seed
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -106,9 +104,8 @@ def settings(folder: Path, device: str) -> Config:
 
 def prepared(cfg: Config, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
     """Clips as workers leave them, and as the model gets them."""
-    process = Process(rank, world_size, rank, world_size)
     with closing(build_loader(cfg, "train", rank=rank, world_size=world_size, local_world_size=world_size)) as loader:
-        prepare = build_prepare(cfg, process, loader)
+        prepare = build_prepare(cfg, "train", "cpu", videos_before=rank * loader.batch_size)
         first = next(iter(loader.epoch(0)))
         return first.clips, prepare(first, 11)[0]
 
@@ -123,6 +120,19 @@ def test_workers_crop_and_flip_alone_where_the_model_s_device_does_the_rest(vide
     augment = BatchAugment(aa_type=cfg.aug.aa_type, erase_prob=cfg.aug.re_prob)
     assert torch.equal(given, normalize(augment(clips, 11), cfg.data.mean, cfg.data.std))
     assert not torch.equal(given, normalize(clips, cfg.data.mean, cfg.data.std))
+
+
+def test_evaluation_neither_augments_nor_mixes(video_folder: Callable[..., Path]) -> None:
+    cfg = settings(video_folder(4), "model")
+    cfg = cfg.model_copy(update={"mixup": cfg.mixup.model_copy(update={"enable": True})})
+    with closing(build_loader(cfg, "train")) as loader:
+        batch = next(iter(loader.epoch(0)))
+    plain = normalize(batch.clips, cfg.data.mean, cfg.data.std)
+    for split in ("val", "test"):
+        clips, labels = build_prepare(cfg, split, "cpu", videos_before=2)(batch, 11)
+        assert torch.equal(clips, plain) and torch.equal(labels, batch.labels)
+    clips, labels = build_prepare(cfg, "train", "cpu")(batch, 11)
+    assert not torch.equal(clips, plain) and labels.shape == (len(batch.labels), 3)
 
 
 def test_workers_do_everything_by_default(video_folder: Callable[..., Path]) -> None:

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
@@ -19,7 +18,9 @@ from typing import Any
 import pytest
 
 from tests.data.faulty_clips import NUM_FRAMES, SHORT_FRAMES, ClipMaker
+from tests.data.openers import Opening
 from tests.shared_files import CLIPS, needs_clips
+from videoattn.cli import check as check_data
 from videoattn.cli.run_tool import run_tool
 from videoattn.data.check.check import LOG_NAME, CheckOptions, check_lists
 from videoattn.data.check.checked_list import CheckedList
@@ -30,9 +31,6 @@ from videoattn.data.lists.list_lines import format_line
 from videoattn.data.readers.open_video import open_video
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import check_data  # noqa: E402
 
 CLIP_FRAMES = 16
 FILE_FAULTS = ("missing", "empty", "not_a_video", "no_video_stream", "damaged", "cut_short", "too_short")
@@ -171,7 +169,8 @@ def test_a_second_check_opens_only_what_is_new_changed_or_half_noted(
     for name in names:
         maker.write(tmp_path / name, "damaged" if name == "1.mp4" else "")
     opened, out = tmp_path / "opened", tmp_path / "out"
-    check = partial(check_lists, folder=out, opener=partial(counting_opener, opened))
+    counting = Opening(opener=partial(counting_opener, opened))
+    check = partial(check_lists, folder=out, options=CheckOptions(ProbeOptions(decoding=counting)))
     first = check([listed([(name, 0) for name in names])])
     assert sorted(opened.read_text().split()) == names
 
@@ -192,7 +191,7 @@ def test_a_second_check_opens_only_what_is_new_changed_or_half_noted(
     assert problems(out) == [("0.mp4", "too_short"), ("1.mp4", "damaged")]
 
     opened.unlink()
-    check([listed(rows)], options=CheckOptions(ProbeOptions("all")))
+    check([listed(rows)], options=CheckOptions(ProbeOptions("all", counting)))
     assert len(opened.read_text().split()) == 6  # other options, other answers
 
 
@@ -214,7 +213,8 @@ def test_a_decoder_that_hangs_or_dies_costs_one_file_and_is_tried_again_later(
     for name in names:
         maker.write(tmp_path / name)
     out, videos = tmp_path / "out", listed([(name, 0) for name in names])
-    summary = check_lists([videos], out, CheckOptions(limit_seconds=0.5), opener=failing_opener)
+    failing = ProbeOptions(decoding=Opening(opener=failing_opener))
+    summary = check_lists([videos], out, CheckOptions(failing, limit_seconds=0.5))
     assert problems(out) == [("hangs.mp4", "hangs"), ("killed.mp4", "crashes"), ("raises.mp4", "crashes")]
     details = {os.path.basename(row["path"]): row["detail"] for row in summary["first_problems"]}
     assert details["hangs.mp4"] == "no answer within 0.5 s"
@@ -222,7 +222,8 @@ def test_a_decoder_that_hangs_or_dies_costs_one_file_and_is_tried_again_later(
     assert "KeyError in test_check.py" in details["raises.mp4"]
 
     opened = tmp_path / "opened"
-    assert check_lists([videos], out, opener=partial(counting_opener, opened))["num_errors"] == 0
+    counting = ProbeOptions(decoding=Opening(opener=partial(counting_opener, opened)))
+    assert check_lists([videos], out, CheckOptions(counting))["num_errors"] == 0
     assert sorted(opened.read_text().split()) == ["hangs.mp4", "killed.mp4", "raises.mp4"]
 
 
@@ -237,12 +238,14 @@ def test_an_interrupted_check_keeps_what_it_saw_and_leaves_no_process(
     before_handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            check_lists([videos], tmp_path / "out", opener=interrupting_opener)
+            interrupting = ProbeOptions(decoding=Opening(opener=interrupting_opener))
+            check_lists([videos], tmp_path / "out", CheckOptions(interrupting))
     finally:
         signal.signal(signal.SIGINT, before_handler)
     assert set(multiprocessing.active_children()) <= set(before)
     opened = tmp_path / "opened"
-    assert check_lists([videos], tmp_path / "out", opener=partial(counting_opener, opened))["num_errors"] == 0
+    counting = ProbeOptions(decoding=Opening(opener=partial(counting_opener, opened)))
+    assert check_lists([videos], tmp_path / "out", CheckOptions(counting))["num_errors"] == 0
     assert opened.read_text().split() == names[2:]
 
 
@@ -253,8 +256,8 @@ def interrupting_opener(path: str, backend: str) -> Any:
     return open_video(path, backend)  # type: ignore[arg-type]
 
 
-def probe(path: Path, decode: Any, **options: Any) -> Probe:
-    found = Prober(ProbeOptions(decode), **options)(ProbeTask(str(path)))
+def probe(path: Path, decode: Any) -> Probe:
+    found = Prober(ProbeOptions(decode))(ProbeTask(str(path)))
     assert found is not None
     return found
 

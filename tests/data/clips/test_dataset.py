@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.openers import Opening
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
 from videoattn.data.clips.batch import Batch, Sample, collate_copies, collate_views
 from videoattn.data.clips.dataset import MAX_REPLACEMENTS, Draw, VideoDataset, ViewDataset
@@ -89,7 +90,7 @@ def test_clip_is_a_function_of_seed_epoch_and_index(listed: Callable[..., VideoL
 
 def test_copies_share_the_decoded_clip_and_differ_in_augmentation(listed: Callable[..., VideoList]) -> None:
     opener = CountingOpener()
-    clips = train(listed(2), num_copies=3, opener=opener)[Draw(0, 1)].clips
+    clips = train(listed(2), num_copies=3, decoding=Opening(opener=opener))[Draw(0, 1)].clips
     assert len(opener.opened) == len(opener.read) == 1
     assert clips.shape[0] == 3 and len({clip.numpy().tobytes() for clip in clips}) == 3
     fixed = TrainTransform(
@@ -125,10 +126,10 @@ def test_video_without_frames_fails_as_an_undecodable_one(listed: Callable[..., 
     def opener(path: str, backend: Backend) -> Any:
         return EmptyVideo() if path == videos.path(0) else open_video(path, backend)
 
-    sample = train(videos, opener=opener)[Draw(0, 0)]
+    sample = train(videos, decoding=Opening(opener=opener))[Draw(0, 0)]
     assert sample.video == 1 and sample.failures[0].index == 0
     assert sample.failures[0].reason == f"{videos.path(0)}: expected at least one frame, the video has none"
-    assert views(videos, opener=opener)[0].failures == sample.failures
+    assert views(videos, decoding=Opening(opener=opener))[0].failures == sample.failures
 
 
 def test_clips_longer_than_the_video_are_counted(listed: Callable[..., VideoList]) -> None:
@@ -141,7 +142,7 @@ def test_clips_longer_than_the_video_are_counted(listed: Callable[..., VideoList
 
 def test_views_are_the_clips_times_the_crops_from_one_reading(listed: Callable[..., VideoList]) -> None:
     videos, opener = listed(2), CountingOpener()
-    dataset = views(videos, num_clips=3, num_crops=3, opener=opener)
+    dataset = views(videos, num_clips=3, num_crops=3, decoding=Opening(opener=opener))
     sample = dataset[1]
     assert opener.opened == [videos.path(1)] and len(opener.read) == 1
     assert opener.read[0] == sorted(set(opener.read[0]))

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,6 +17,7 @@ import torch
 
 from tests.data.faulty_clips import ClipMaker
 from tests.shared_files import CLIPS, needs_clips
+from videoattn.cli import prepare as prepare_data
 from videoattn.cli.run_tool import run_tool
 from videoattn.data.check.checked_list import CheckedList
 from videoattn.data.lists import read_class_folders, read_kinetics_csv, read_ssv2
@@ -26,10 +26,6 @@ from videoattn.data.prepare import encode as prepare_encode
 from videoattn.data.prepare.encode import LOG_NAME, encode_lists
 from videoattn.data.prepare.video import EncodeError, EncodeSettings, encode_video, small_size
 from videoattn.data.readers.open_video import DecodeError, open_video
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
-
-import prepare_data  # noqa: E402
 
 SETTINGS = EncodeSettings(short_side=64, keyint=8, crf=10, preset="ultrafast")
 NUM_FRAMES, HEIGHT, WIDTH = 21, 96, 160

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from videoattn.cli import prepare as prepare_data
 from videoattn.cli.run_tool import run_tool
 from videoattn.data.check.checked_list import CheckedList
 from videoattn.data.lists import AnnotationError, read_annotations, read_class_folders, read_kinetics_csv
@@ -19,10 +19,6 @@ from videoattn.data.prepare.index import index_shards
 from videoattn.data.prepare.pack import PackSettings, pack_list, parse_bytes
 from videoattn.data.prepare.shard import Sample, write_shard
 from videoattn.data.readers.packed import parse_packed, read_packed, tar_members
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
-
-import prepare_data  # noqa: E402
 
 SMALL = PackSettings(shard_bytes=20_000)
 

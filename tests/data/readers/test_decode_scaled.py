@@ -13,7 +13,7 @@ from tests.data.readers.test_decode import BACKENDS
 from tests.shared_files import CLIPS, needs_clips
 from videoattn.config.load import load_config
 from videoattn.data.augment.transforms import resize_short_side
-from videoattn.data.build import video_opener
+from videoattn.data.build import decode_options
 from videoattn.data.readers.open_video import DecodeError, open_video
 
 REAL = [
@@ -115,7 +115,7 @@ def test_pictures_of_other_sizes_are_refused_even_where_scaling_would_hide_it(tm
 def test_the_setting_reaches_the_reader_and_is_off_by_default(make: Callable[..., Path]) -> None:
     video = make("b.mp4", size=(48, 64))
     for overrides, height in (([], 48), (["DATA.DECODING_SHORT_SIZE", "24"], 24)):
-        with video_opener(load_config(None, overrides))(str(video), "auto") as reader:
+        with decode_options(load_config(None, overrides)).open(str(video)) as reader:
             assert reader.read([0]).shape == (1, height, height * 4 // 3, 3)
 
 

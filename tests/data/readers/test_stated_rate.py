@@ -17,7 +17,7 @@ from videoattn.data.clips.sampling import ClipSampler, dense_indices
 from videoattn.data.lists import read_annotations
 from videoattn.data.prepare.video import EncodeSettings, encode_video
 from videoattn.data.readers.frame_times import NO_TIME, frame_rate
-from videoattn.data.readers.open_video import DecodeError, open_video
+from videoattn.data.readers.open_video import DecodeError, DecodeOptions, open_video
 
 SLOW = list(range(0, 80, 2))  # in ticks of 1/25 s: 12.5 frames a second, where 25 are stated
 TIMED = [
@@ -149,11 +149,13 @@ def test_clips_longer_than_their_video_are_counted_whatever_the_reader(make: Cal
     videos = read_annotations("kinetics", str(folder), "test", separator=" ", prefix=str(folder), num_classes=1)
     transform = TestTransform(short_side=48, crop_size=48)
     lengths = {"slow.mkv": 96, "plain.mp4": 48, "plain.webm": 48, "frames": 40}  # in frames at 30 a second
+    decoding = DecodeOptions(backend)
     for window in (40, 42, 48, 50, 96, 98):
-        dataset = ViewDataset(videos, ClipSampler("dense", 2, window // 2, 30), transform, num_clips=2, backend=backend)
+        sampler = ClipSampler("dense", 2, window // 2, 30)
+        dataset = ViewDataset(videos, sampler, transform, num_clips=2, decoding=decoding)
         counted = [dataset[number].num_short for number in range(4)]
         assert counted == [2 * (length < window) for length in lengths.values()], window
-    segments = [ViewDataset(videos, ClipSampler("segments", count), transform, backend=backend) for count in (40, 41)]
+    segments = [ViewDataset(videos, ClipSampler("segments", count), transform, decoding=decoding) for count in (40, 41)]
     assert [[dataset[number].num_short for number in range(4)] for dataset in segments] == [[0] * 4, [1] * 4]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.openers import Opening
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
 from videoattn.data.clips.dataset import VideoDataset, ViewDataset
 from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
@@ -43,7 +44,8 @@ def listed(folder: Path) -> VideoList:
 def train_loader(folder: Path, opener: Callable[..., Any], **options: Any) -> Loader:
     videos = listed(folder)
     transform = TrainTransform(crop_size=32, jitter_scales=(36, 44))
-    dataset = VideoDataset(videos, ClipSampler("dense", 4, 2, 30.0, False), transform, seed=0, opener=opener)
+    decoding = Opening(opener=opener)
+    dataset = VideoDataset(videos, ClipSampler("dense", 4, 2, 30.0, False), transform, seed=0, decoding=decoding)
     plan = TrainPlan(len(videos), 2, 1, 0, 2, seed=0)
     return Loader(dataset, plan, batch_size=2, **{"num_workers": 2, "limit_seconds": 1.0, **options})
 
@@ -70,7 +72,8 @@ def test_video_that_takes_its_worker_along_is_replaced_in_training(video_folder:
 def test_video_that_takes_its_worker_along_is_left_out_of_evaluation(video_folder: Callable[..., Path]) -> None:
     videos = listed(video_folder(10))
     transform = TestTransform(short_side=32, crop_size=32)
-    dataset = ViewDataset(videos, ClipSampler("dense", 4, 2, 30.0, False), transform, num_clips=2, opener=deadly)
+    decoding = Opening(opener=deadly)
+    dataset = ViewDataset(videos, ClipSampler("dense", 4, 2, 30.0, False), transform, num_clips=2, decoding=decoding)
     plan = EvaluationPlan(len(videos), 1, 0, 1)
     with closing(Loader(dataset, plan, batch_size=1, num_workers=2, limit_seconds=1.0)) as loader:
         batches = list(loader.epoch(0))

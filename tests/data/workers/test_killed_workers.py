@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.openers import Opening
 from tests.data.test_bad_files_in_runs import SMALL_RUN
 from tests.data.test_loader import contents, settings
+from videoattn.cli import train as train_net
 from videoattn.data import build as loader_module
 from videoattn.data import build_loader
 from videoattn.data.clips.batch import Failure
@@ -23,8 +24,6 @@ from videoattn.data.readers.open_video import open_video
 from videoattn.data.workers import worker_pool
 from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
 from videoattn.engine.checkpoint.files import list_checkpoints, load_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 
 class Deadly:
@@ -56,7 +55,7 @@ def short_margin(monkeypatch: pytest.MonkeyPatch) -> None:
 def batches(folder: Path, opener: Any, split: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[Any]:
     cfg = settings(folder, DATA_LOADER={"NUM_WORKERS": 2, "LIMIT_SECONDS": 1, **options})
     with monkeypatch.context() as patch:
-        patch.setattr(loader_module, "open_video", opener)
+        patch.setattr(loader_module, "decode_options", lambda cfg, opener=opener: Opening(opener=opener))
         loader = build_loader(cfg, split)
     if loader._workers is not None:
         loader._workers._stall = 8.0  # so that the test ends where a worker is not replaced
@@ -118,15 +117,13 @@ def test_a_clip_that_was_read_in_between_starts_with_a_clean_slate(
 def test_weights_are_those_of_a_run_whose_workers_were_left_alone(
     video_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: Any
 ) -> None:
-    import train_net
-
     folder = video_folder(4)
     limits = ["DATA.PATH_TO_DATA_DIR", str(folder), "MODEL.NUM_CLASSES", "3", "DATA_LOADER.LIMIT_SECONDS", "1"]
     weights = []
     for name in ("alone", "disturbed"):
         opener = Deadly(tmp_path / f"{name}_marks", number, times=name == "disturbed")
         with monkeypatch.context() as patch:
-            patch.setattr(loader_module, "open_video", opener)
+            patch.setattr(loader_module, "decode_options", lambda cfg, opener=opener: Opening(opener=opener))
             train_net.main([*SMALL_RUN, *limits, "OUTPUT_DIR", str(tmp_path / name)])
         assert opener.num_signals == (4 if name == "disturbed" else 0)
         events = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]

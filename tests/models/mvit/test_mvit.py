@@ -297,6 +297,17 @@ class TestPlan:
         with pytest.raises(ValueError, match=message):
             plan_blocks(MViTShape(**changes), self.grid)
 
+    def test_the_plan_of_a_block_has_all_that_distinguishes_it(self) -> None:
+        shape = MViTShape(depth=3, dim_mul={1: 2}, head_mul={1: 2}, pool_kv_stride_adaptive=(1, 8, 8))
+        plans = plan_blocks(
+            shape, self.grid, rel_pos="t", mlp_ratio=2.5, drop_path_rate=0.2, qkv_bias=False, residual_pooling=True
+        )
+        assert [plan.layer for plan in plans] == [0, 1, 2]
+        assert [plan.mlp_dim for plan in plans] == [240, 480, 480]
+        assert [plan.drop_path_rate for plan in plans] == pytest.approx([0, 0.1, 0.2])
+        assert all(plan.table_lengths == {"t": 15} and not plan.qkv_bias and plan.residual_pooling for plan in plans)
+        assert [plan.table_lengths for plan in plan_blocks(shape, self.grid)] == [{}] * 3
+
     def test_a_divided_model_pools_in_space_alone(self) -> None:
         with pytest.raises(ValueError, match=r"a divided MViT pools in space alone, got stride \(2, 2, 2\) in block 1"):
             plan_blocks(MViTShape(pool_q_stride={1: (2, 2, 2)}), self.grid, "divided")

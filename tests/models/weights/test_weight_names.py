@@ -5,7 +5,7 @@ import torch
 
 from tests.models.small_models import ATTENTION_TYPES, assert_same, released, small_model
 from videoattn.models import TimeSformer
-from videoattn.models.timesformer.names import find_family
+from videoattn.models.registry import find_family
 from videoattn.models.weights.load import (
     CheckpointError,
     from_ours,

@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.seeding import derive_seed
@@ -68,15 +69,17 @@ class Mixing:
         size = (clips.shape[-2], clips.shape[-1])
         mixes = [self._draw(*size, random.Random(derive_seed(seed, "mix", first_pair + i))) for i in range(num_pairs)]
         blend = torch.tensor([1.0 if mix.box else mix.share for mix in mixes], dtype=clips.dtype, device=clips.device)
-        pairs = clips.reshape(num_pairs, 2, *clips.shape[1:])  # [P, 2, 3, T, H, W]
+        pairs = rearrange(clips, "(pair two) ... -> pair two ...", two=2)
         partners = pairs.flip(1)
         mixed = torch.lerp(partners, pairs, blend.view(-1, *[1] * (pairs.ndim - 1)))
         for i, mix in enumerate(mixes):
             if mix.box:
                 mixed[i][..., mix.box[0], mix.box[1]] = partners[i][..., mix.box[0], mix.box[1]]
-        targets = smooth_labels(labels, self.num_classes, self.label_smoothing).reshape(num_pairs, 2, -1)
+        targets = smooth_labels(labels, self.num_classes, self.label_smoothing)
+        targets = rearrange(targets, "(pair two) classes -> pair two classes", two=2)
         shares = torch.tensor([mix.share for mix in mixes], device=labels.device).view(-1, 1, 1)
-        return mixed.flatten(0, 1), torch.lerp(targets.flip(1), targets, shares).flatten(0, 1)
+        targets = torch.lerp(targets.flip(1), targets, shares)
+        return rearrange(mixed, "pair two ... -> (pair two) ..."), rearrange(targets, "pair two ... -> (pair two) ...")
 
     def _draw(self, height: int, width: int, rng: random.Random) -> _Mix:
         if rng.random() >= self.prob:

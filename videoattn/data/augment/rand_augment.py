@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.compat import import_timm
@@ -98,13 +99,14 @@ def apply_operations(
         boxes.insert(0, boxes[0] if box is None else _box_read(operation, boxes[0], *size))
     read, written = boxes[0], boxes[-1]
     result = np.zeros((len(frames), size[1], size[0], 3), np.uint8)
-    cut = frames[..., read.top : read.bottom, read.left : read.right].permute(0, 2, 3, 1).contiguous().numpy()
-    for frame, place in zip(cut, result[:, written.top : written.bottom, written.left : written.right], strict=True):
+    cut = frames[..., read.top : read.bottom, read.left : read.right]
+    images = rearrange(cut, "t c h w -> t h w c").contiguous().numpy()
+    for frame, place in zip(images, result[:, written.top : written.bottom, written.left : written.right], strict=True):
         image = Image.fromarray(frame)
         for operation, before, after in zip(operations, boxes, boxes[1:], strict=False):
             image = _apply(image, operation, before, after, size, interpolation)
         place[:] = np.asarray(image)
-    return torch.from_numpy(result).permute(0, 3, 1, 2)
+    return rearrange(torch.from_numpy(result), "t h w c -> t c h w")
 
 
 def affine_matrix(operation: Operation, width: int, height: int) -> Matrix | None:

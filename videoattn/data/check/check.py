@@ -6,7 +6,7 @@ problems from that (`table.py`) and writes the results (`report.py`).
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from videoattn.data.check.checked_list import CheckedList, Lengths, stated_lengt
 from videoattn.data.check.probe import Probe, ProbeOptions, Prober, read_probe
 from videoattn.data.check.report import Summary, summarize, write_results
 from videoattn.data.check.table import ERRORS, CheckTable
-from videoattn.data.readers.open_video import open_video
 from videoattn.data.workers.worker_pool import Lost, map_surviving
 
 LOG_NAME = "probes.jsonl"
@@ -42,7 +41,6 @@ def check_lists(
     folder: str | os.PathLike[str],
     options: CheckOptions = CheckOptions(),
     *,
-    opener: Callable[..., Any] = open_video,
     progress: bool = False,
 ) -> Summary:
     """Check the videos of all lists, write the results into `folder`, and return the summary.
@@ -56,10 +54,10 @@ def check_lists(
         for checked in lists:
             table.add_list(checked, stated_lengths(checked, options.lengths))
         table.add_probes(earlier_probes(folder / LOG_NAME, options.probe))
-        probe_all(table, folder / LOG_NAME, options, opener, progress)
+        probe_all(table, folder / LOG_NAME, options, progress)
         for checked in lists:
             table.find_problems(checked, in_frames=options.lengths == "frames", tolerance=options.tolerance)
-        summary = summarize(table, lists, decode=options.probe.decode, backend=options.probe.backend)
+        summary = summarize(table, lists, decode=options.probe.decode, backend=options.probe.decoding.backend)
         write_results(table, lists, summary, folder)
     return summary
 
@@ -75,13 +73,13 @@ def earlier_probes(log: Path, options: ProbeOptions) -> Iterator[Probe]:
                 yield probe
 
 
-def probe_all(table: CheckTable, log: Path, options: CheckOptions, opener: Callable[..., Any], progress: bool) -> None:
+def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: bool) -> None:
     """Probe what is new or changed; each answer is a line of the log before the next one is waited for."""
     from tqdm import tqdm
 
     number, tasks = table.tasks()
     answers = map_surviving(
-        Prober(options.probe, opener), tasks, num_workers=options.num_workers, limit_seconds=options.limit_seconds
+        Prober(options.probe), tasks, num_workers=options.num_workers, limit_seconds=options.limit_seconds
     )
     num_bad = 0
     with (

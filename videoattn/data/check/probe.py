@@ -5,12 +5,12 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from videoattn.data.readers.frame_files import is_frame_range
-from videoattn.data.readers.open_video import Backend, DecodeError, open_video
+from videoattn.data.readers.open_video import DecodeError, DecodeOptions
 from videoattn.data.readers.packed import NamedBytes, PackedVideo, parse_packed, read_packed, shard_state
 
 Decode = Literal["none", "sample", "all"]
@@ -18,16 +18,16 @@ Decode = Literal["none", "sample", "all"]
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What the answer for a file depends on besides the file.
+    """The facts besides a file on which the answer for it depends.
 
-    `decode`: nothing, the first, middle and last frame, or all of them. `backend` is DATA.DECODING_BACKEND.
+    `decode`: no frame, the first, middle and last frame, or all of them. `decoding` opens files as training does.
     """
 
     decode: Decode = "sample"
-    backend: Backend = "auto"
+    decoding: DecodeOptions = DecodeOptions()
 
     def __str__(self) -> str:
-        return f"{self.decode} {self.backend}"
+        return f"{self.decode} {self.decoding.backend}"
 
 
 class Probe(NamedTuple):
@@ -79,13 +79,11 @@ class ProbeTask:
 class Prober:
     """Probes files one at a time; a file that is as an earlier look found it gives None.
 
-    `opener(video, backend)` opens a path, or what was read from a tar, as training does. Extracted frames are looked at
-    anew each time. A file that training could not use is a problem, whatever is wrong with it; anything but DecodeError
-    and OSError is raised.
+    Extracted frames are looked at anew each time. A file that training could not use is a problem, whatever is wrong
+    with it; anything but DecodeError and OSError is raised.
     """
 
     options: ProbeOptions = ProbeOptions()
-    opener: Callable[..., Any] = field(default=open_video)
 
     def __call__(self, task: ProbeTask) -> Probe | None:
         make = partial(Probe, task.path, str(self.options))
@@ -132,7 +130,7 @@ class Prober:
     def _probe_frames(self, path: str, make: Callable[..., Probe], unusable: str) -> Probe:
         make = partial(make, digest=f"path {path}", codec="frames")
         try:
-            with self.opener(path, self.options.backend) as reader:
+            with self.options.decoding.open(path) as reader:
                 first, *_ = reader.read([0])
                 make, unusable = partial(make, num_frames=reader.num_frames, fps=reader.fps), "damaged"
                 make = partial(make, height=first.shape[0], width=first.shape[1])
@@ -149,8 +147,9 @@ class Prober:
 
     def _probe_video(self, video: str | NamedBytes, make: Callable[..., Probe]) -> Probe:
         try:
-            with self.opener(video, self.options.backend) as reader:
+            with self.options.decoding.open(video) as reader:
                 scan = reader.scan
+                assert scan is not None  # the video is a file
                 make = partial(
                     make, num_frames=scan.num_frames, fps=scan.fps, width=scan.width, height=scan.height,
                     codec=scan.codec, in_order_because=scan.in_order_because,

@@ -1,6 +1,6 @@
-"""What travels from the loader to the loop: clips as bytes, with an account of what could not be decoded."""
+"""Batches, which travel from the loader to the loop: clips as bytes, and an account of what could not be decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a dataset makes of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
+    """The clips of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
 
     `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
     `in_order_because` says why the video was decoded from its start, and is empty where frames were sought.
@@ -62,6 +62,10 @@ class Batch:
             videos=self.videos.to(device, non_blocking=non_blocking),
             views=self.views.to(device, non_blocking=non_blocking),
         )
+
+
+# Turns a batch and a seed, the same in every process, into the model's input and targets on its device.
+Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 
 
 def collate_views(samples: Sequence[Sample], pinned: bool = False) -> Batch:

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -13,7 +14,7 @@ from videoattn.data.augment.transforms import TestTransform, TrainTransform
 from videoattn.data.clips.batch import Failure, Sample
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists import VideoList
-from videoattn.data.readers.open_video import DecodeError, open_video
+from videoattn.data.readers.open_video import DecodeError, DecodeOptions
 from videoattn.seeding import derive_seed
 
 MAX_REPLACEMENTS = 10
@@ -47,7 +48,7 @@ class VideoDataset(Dataset[Sample]):
 
     The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
     the sample's failures, and another one is drawn in its place, at most ten times; if all fail, the sample has no
-    clip. `opener(path, backend)` opens a video.
+    clip. `decoding` opens the videos.
 
     Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
     """
@@ -60,16 +61,14 @@ class VideoDataset(Dataset[Sample]):
         *,
         seed: int,
         num_copies: int = 1,
-        backend: str = "auto",
-        opener: Callable[..., Any] = open_video,
+        decoding: DecodeOptions | None = None,
     ) -> None:
         self.videos = videos
         self.sampler = sampler
         self.transform = transform
         self.seed = seed
         self.num_copies = num_copies
-        self.backend = backend
-        self.opener = opener
+        self.decoding = decoding or DecodeOptions()
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -103,7 +102,7 @@ class VideoDataset(Dataset[Sample]):
             clip = read.clip(0)
             copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
             return Sample(
-                clips=torch.stack([frames for frames, _ in copies]).transpose(1, 2),
+                clips=rearrange([frames for frames, _ in copies], "b t c h w -> b c t h w"),
                 label=label,
                 labels=tuple(label for _, label in copies),
                 video=index,
@@ -118,7 +117,7 @@ class VideoDataset(Dataset[Sample]):
         def choose(num_frames: int, fps: float) -> list[Sequence[int]]:
             return [self.sampler.train(num_frames, fps, rng)]
 
-        return _read(self.opener, path, self.backend, self.sampler, choose)
+        return _read(self.decoding, path, self.sampler, choose)
 
     def _candidates(self, draw: Draw) -> list[int]:
         """The drawn index, then others to replace it, all different."""
@@ -141,15 +140,13 @@ class ViewDataset(Dataset[Sample]):
         transform: TestTransform,
         *,
         num_clips: int = 1,
-        backend: str = "auto",
-        opener: Callable[..., Any] = open_video,
+        decoding: DecodeOptions | None = None,
     ) -> None:
         self.videos = videos
         self.sampler = sampler
         self.transform = transform
         self.num_clips = num_clips
-        self.backend = backend
-        self.opener = opener
+        self.decoding = decoding or DecodeOptions()
 
     @property
     def num_views(self) -> int:
@@ -165,7 +162,7 @@ class ViewDataset(Dataset[Sample]):
         return (self.num_views, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
 
     def path(self, index: int) -> str:
-        """Where a video lies."""
+        """Return the path of a video."""
         return self.videos.path(index)
 
     def __getitem__(self, index: int) -> Sample:
@@ -176,7 +173,7 @@ class ViewDataset(Dataset[Sample]):
         path, label = self.videos.path(index), self.videos.label(index)
         try:
             watch.announce(index, path)
-            read = _read(self.opener, path, self.backend, self.sampler, self._choose)
+            read = _read(self.decoding, path, self.sampler, self._choose)
         except DecodeError as error:
             failure = Failure(index, path, str(error))
             return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
@@ -210,13 +207,12 @@ class _Read(NamedTuple):
 
 
 def _read(
-    opener: Callable[..., Any],
+    decoding: DecodeOptions,
     path: str,
-    backend: str,
     sampler: ClipSampler,
     choose: Callable[[int, float], list[Sequence[int]]],
 ) -> _Read:
-    with opener(path, backend) as reader:
+    with decoding.open(path) as reader:
         if reader.num_frames < 1:
             raise DecodeError(f"{path}: expected at least one frame, the video has none")
         clips = choose(reader.num_frames, reader.fps)
@@ -225,7 +221,7 @@ def _read(
         short = sampler.is_short(reader.num_frames, reader.fps)
         needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
         frames: Tensor = reader.read(needed.tolist())
-        return _Read(frames.permute(0, 3, 1, 2), list(rows), short, reader.in_order_because)
+        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.in_order_because)
 
 
 def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:

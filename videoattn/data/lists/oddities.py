@@ -45,7 +45,7 @@ def _repeated_videos(videos: VideoList) -> str:
             f"{videos.listed(index)} with {videos.label(earlier)} (entry {earlier + 1}) and {videos.label(index)} "
             f"(entry {index + 1})"
         )
-    return f"{text}; tools/check_data.py lists them all"
+    return f"{text}; `videoattn check` lists them all"
 
 
 def _candidates(videos: VideoList) -> list[int]:

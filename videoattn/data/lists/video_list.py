@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from videoattn.data.readers.packed import is_url
+from videoattn.files import file_sha256
 
 UNLABELLED, MAX_LABEL = -1, 2**31 - 1
 _SPLITS = {"train": ("train",), "val": ("val", "validate", "validation", "valid"), "test": ("test",)}
@@ -77,11 +78,10 @@ class VideoList:
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """SHA-256 of the file that the list was read from, or of paths and labels where that is a folder."""
+        """Return the SHA-256 of the file that the list was read from, or of paths and labels where that is a folder."""
         if os.path.isdir(self.source):
             return hashlib.sha256(self.paths + self.offsets.tobytes() + self.labels.tobytes()).hexdigest()
-        with open(self.source, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(self.source)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):

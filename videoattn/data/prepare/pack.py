@@ -27,9 +27,9 @@ from videoattn.data.prepare.lists import (
     write_bad_list,
     write_json,
 )
-from videoattn.data.prepare.shard import LABEL_ENDING, Sample, file_sha256, tar_bytes, write_shard
+from videoattn.data.prepare.shard import LABEL_ENDING, Sample, tar_bytes, write_shard
 from videoattn.data.readers.packed import PackedVideo, shard_names, tar_members
-from videoattn.files import atomic_write
+from videoattn.files import atomic_write, file_sha256
 from videoattn.seeding import derive_seed
 
 Shard = dict[str, Any]  # what {split}.shards.json says of one

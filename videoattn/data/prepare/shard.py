@@ -92,9 +92,3 @@ def read_back(file: Path) -> list[_Member]:
             stream.seek(member.offset_data)
             members.append(_Member(member.name, member.size, _new_digest(stream.read(member.size)).hexdigest()))
     return members
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a whole file, as sha256sum prints it."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

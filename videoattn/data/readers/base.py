@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.data.readers.decode_error import DecodeError, LibraryCalls
@@ -104,9 +105,9 @@ class VideoReader(ABC):
         size = self._scaled_size(*image.shape[:2])
         if size == image.shape[:2]:
             return image
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        pixels = rearrange(torch.from_numpy(image), "h w c -> 1 c h w")
         scaled = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return np.asarray(scaled[0].permute(1, 2, 0).numpy())
+        return np.asarray(rearrange(scaled, "1 c h w -> h w c").numpy())
 
     def _cut_short(self, index: int) -> DecodeError:
         return DecodeError(

@@ -31,6 +31,7 @@ for one that is not there raises DecodeError. So does, through PyAV, asking for 
 
 import importlib
 import os
+from dataclasses import dataclass
 from typing import BinaryIO, Literal, get_args
 
 from videoattn.data.readers.base import VideoReader
@@ -43,9 +44,70 @@ from videoattn.data.readers.pyav import PyavReader
 from videoattn.data.readers.stream import VideoSource, open_stream
 from videoattn.data.readers.torchcodec import TorchcodecReader
 
-__all__ = ["Backend", "DecodeError", "VideoReader", "open_video"]
+__all__ = ["Backend", "DecodeError", "DecodeOptions", "VideoReader", "check_backend", "open_video"]
 
 Backend = Literal["auto", "decord", "pyav", "torchcodec"]
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """The way in which videos are opened and decoded.
+
+    Extracted frames are taken to have `frames_fps`, whatever the backend. Frames whose short side is longer than
+    `short_side` are scaled down to it while they are decoded; 0 leaves all as they are. Raises ValueError for a backend
+    or a size that does not exist.
+    """
+
+    backend: Backend = "auto"
+    frames_fps: float = 30.0
+    short_side: int = 0
+
+    def __post_init__(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ValueError(f"decoding backend {self.backend!r}, expected auto, decord, pyav or torchcodec")
+        if self.short_side < 0:
+            raise ValueError(f"short_side {self.short_side}, expected 0 or a number of pixels")
+
+    def open(self, video: str | os.PathLike[str] | bytes | BinaryIO) -> VideoReader:
+        """Open a video, in the process that reads it: readers are neither pickled nor shared by threads.
+
+        `video` is a file, its bytes, an open binary file that can seek (which stays open), a member of a tar by its
+        place (`packed.py`), a folder of extracted frames, or a range of them, `folder/img_{00001..00120}.jpg`. Raises
+        DecodeError where the file is missing, is no video, or has no video stream or no frame.
+        """
+        if isinstance(video, bytes):
+            source = VideoSource(f"a video of {len(video)} bytes", video)
+        elif not isinstance(video, str | os.PathLike):
+            source = VideoSource(str(getattr(video, "name", f"a {type(video).__name__}")), video)
+        elif (packed := parse_packed(os.fspath(video))) is not None:
+            source = VideoSource(os.fspath(video), read_packed(packed))
+        elif is_url(os.fspath(video)):
+            message = f"{video}: is no member of a tar (URL.tar/MEMBER@OFFSET+SIZE), as URLs have to be"
+            raise DecodeError(message, "missing")
+        else:
+            file = os.path.abspath(video)
+            if os.path.isdir(file):
+                return FrameReader(file, self.frames_fps, short_side=self.short_side)
+            if not os.path.exists(file):
+                if is_frame_range(file):
+                    return FrameReader(file, self.frames_fps, short_side=self.short_side)
+                raise DecodeError(f"{file}: does not exist", "missing")
+            if not os.path.isfile(file):  # opening a pipe would wait for somebody who writes to it
+                raise DecodeError(f"{file}: is a pipe or a device, expected a file", "not_a_video")
+            source = VideoSource(file, file)
+        stream = open_stream(source)
+        try:
+            scan = scan_packets(source.name, stream)
+        except DecodeError:
+            stream.container.close()
+            raise
+        others_seek = scan.is_seekable and scan.suits_decord and not scan.only_pyav_seeks
+        if self.backend in ("auto", "pyav") or (self.backend == "torchcodec" and not others_seek):
+            reason = "pyav always does" if self.backend == "pyav" else scan.in_order_because
+            return PyavReader(source, scan, stream, in_order_because=reason, short_side=self.short_side)
+        stream.container.close()
+        reader = DecordReader if self.backend == "decord" else TorchcodecReader
+        return reader(source, scan, short_side=self.short_side)
 
 
 def open_video(
@@ -55,50 +117,8 @@ def open_video(
     frames_fps: float = 30.0,
     short_side: int = 0,
 ) -> VideoReader:
-    """Open a video, in the process that reads it: readers are neither pickled nor shared by threads.
-
-    `video` is a file, its bytes, an open binary file that can seek (which stays open), a member of a tar by its place
-    (`packed.py`), a folder of extracted frames, or a range of them, `folder/img_{00001..00120}.jpg`. Extracted frames
-    are taken to have `frames_fps`, whatever the backend. Frames whose short side is longer than `short_side` are scaled
-    down to it while they are decoded; 0 leaves all as they are. Raises DecodeError where the file is missing, is no
-    video, or has no video stream or no frame.
-    """
-    if backend not in get_args(Backend):
-        raise ValueError(f"decoding backend {backend!r}, expected auto, decord, pyav or torchcodec")
-    if short_side < 0:
-        raise ValueError(f"short_side {short_side}, expected 0 or a number of pixels")
-    if isinstance(video, bytes):
-        source = VideoSource(f"a video of {len(video)} bytes", video)
-    elif not isinstance(video, str | os.PathLike):
-        source = VideoSource(str(getattr(video, "name", f"a {type(video).__name__}")), video)
-    elif (packed := parse_packed(os.fspath(video))) is not None:
-        source = VideoSource(os.fspath(video), read_packed(packed))
-    elif is_url(os.fspath(video)):
-        raise DecodeError(f"{video}: is no member of a tar (URL.tar/MEMBER@OFFSET+SIZE), as URLs have to be", "missing")
-    else:
-        file = os.path.abspath(video)
-        if os.path.isdir(file):
-            return FrameReader(file, frames_fps, short_side=short_side)
-        if not os.path.exists(file):
-            if is_frame_range(file):
-                return FrameReader(file, frames_fps, short_side=short_side)
-            raise DecodeError(f"{file}: does not exist", "missing")
-        if not os.path.isfile(file):  # opening a pipe would wait for somebody who writes to it
-            raise DecodeError(f"{file}: is a pipe or a device, expected a file", "not_a_video")
-        source = VideoSource(file, file)
-    stream = open_stream(source)
-    try:
-        scan = scan_packets(source.name, stream)
-    except DecodeError:
-        stream.container.close()
-        raise
-    others_seek = scan.is_seekable and scan.suits_decord and not scan.only_pyav_seeks
-    if backend in ("auto", "pyav") or (backend == "torchcodec" and not others_seek):
-        reason = "pyav always does" if backend == "pyav" else scan.in_order_because
-        return PyavReader(source, scan, stream, in_order_because=reason, short_side=short_side)
-    stream.container.close()
-    reader = DecordReader if backend == "decord" else TorchcodecReader
-    return reader(source, scan, short_side=short_side)
+    """Open one video by options that are given as keywords; see `DecodeOptions.open`."""
+    return DecodeOptions(backend, frames_fps, short_side).open(video)
 
 
 def check_backend(backend: Backend) -> None:

@@ -43,7 +43,7 @@ _START = "TRAIN.CHECKPOINT_FILE_PATH"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has in hand to compare with a checkpoint: its settings as YAML text, its list of videos and its notes.
+    """The facts of a run to compare with a checkpoint: its settings as YAML text, its list of videos and its notes.
 
     `changed_keys(old, new)` names the keys at which two texts differ, and raises ValueError where it can't read them;
     `given` are those that the command line gives. `list_file` is where `write_list` writes the list. `notes` has the

@@ -1,6 +1,19 @@
 // Attention forward, and what both directions do: copy keys and values, and find those of a query.
+//
+// With s_ij = q_i.k_j / sqrt(d) and S_i the keys that query i attends to, the output is
+//
+//   o_i = sum over S_i of w_ij v_j,   w_ij = exp(s_ij - L_i),   L_i = log of the sum over S_i of exp(s_ij)
+//
+// and with logits 0 instead of excluded keys, n being the number of all keys and |S_i| that of the attended ones,
+//
+//   o_i = sum over all keys of b_i v_j + sum over S_i of (w_ij - b_i) v_j,   b_i = exp(-L_i),
+//   L_i = log (n - |S_i| + sum over S_i of exp(s_ij)).
+//
+// The sum of all v_j is the same for all queries and formed once for a part, so that this too costs little more than the
+// attended pairs. L_i, `logsumexp`, is what backward needs to form weights anew.
 #pragma once
 
+#include "elementwise.h"
 #include "pattern.h"
 
 namespace {
@@ -8,6 +21,11 @@ namespace {
 constexpr int64_t AHEAD = 3;   // how many rows before their use memory is asked for them
 constexpr int64_t FEW = 1024;  // positions up to which rows are read where they lie, if they can be
 
+// Walks along the positions of a part in ascending order. Keys and values around the position at hand are read where
+// they lie if the computation can read them so and they are few; else each is copied once, converted and padded to
+// whole vectors, into consecutive rows. A row of a packed projection is a page of its own, and all offsets of all
+// queries would fetch it from there again; copies are made in the order of positions, which is also that of the
+// queries.
 template <class T, int W>
 struct Attend {
   const Problem& p;
@@ -20,10 +38,10 @@ struct Attend {
   Tokens key_rows_at{}, value_rows_at{};  // the blocks', or the tensors' own
   int64_t first = 0, next = 0, last = 0;  // positions: of the first of these rows, copied up to here, to be copied
   std::vector<const T*> key_rows, value_rows;  // those of the query at hand
-  std::vector<int64_t> slots;  // the prefix token, or after these the move, that each comes from; where moves are
+  std::vector<int64_t> slots;  // the prefix token, or after these the offset, that each comes from; where offsets are
   Staying staying;             // `single`, these in order
   const bool single;
-  std::vector<int64_t> key_jumps, value_jumps;  // of the head's moves, in bytes
+  std::vector<int64_t> key_deltas, value_deltas;  // of the head's offsets, as bytes between rows
   int64_t count = 0;
   Block<T> numbers, rows;
 
@@ -43,8 +61,9 @@ struct Attend {
     return W ? W * lanes : (dim + lanes - 1) / lanes * lanes;
   }
 
-  int64_t most_keys() const {  // of any query; those of the prefix attend to all
-    const int64_t patches = p.num_moves * p.block;
+  // The most that any query has; those of the prefix attend to all.
+  int64_t most_keys() const {
+    const int64_t patches = p.num_offsets * p.block;
     return p.prefix + (p.prefix ? std::max(patches, p.num_positions) : patches);
   }
 
@@ -53,6 +72,7 @@ struct Attend {
     k = tokens_of(p, k_view, part.item);
     v = tokens_of(p, v_view, part.item);
     const bool all = p.prefix > 0 && part.from == 0;  // this part has the prefix queries
+    // the part's queries see the positions from the lowest offset before its first to the highest one after its last
     next = all ? 0 : std::max<int64_t>(0, part.from + part.lowest);
     last = all ? p.num_positions : std::min(p.num_positions, part.to + part.highest);
     copies = !in_place || p.keys || p.block > 1 || last - next > FEW;
@@ -66,12 +86,13 @@ struct Attend {
       }
     }
     key_rows_at = copies ? keys.rows() : k, value_rows_at = copies ? values.rows() : v;
+    // on one axis a key's row is a constant number of bytes from the query's position, whatever that is
     staying = {};
-    key_jumps.clear(), value_jumps.clear();
+    key_deltas.clear(), value_deltas.clear();
     for (int64_t j = 0; j < p.counts[part.head]; j++) {
-      const int64_t jump = moves_of(p, part.head)[3 * j + 2];
-      key_jumps.push_back(jump * key_rows_at.step);
-      value_jumps.push_back(jump * value_rows_at.step);
+      const int64_t delta = offsets_of(p, part.head)[3 * j + 2];
+      key_deltas.push_back(delta * key_rows_at.step);
+      value_deltas.push_back(delta * value_rows_at.step);
     }
   }
 
@@ -90,26 +111,28 @@ struct Attend {
     }
   }
 
+  // List the keys and values of the queries at `position`, the prefix first, then by offset. `slots` says for each
+  // where backward keeps its weight; a raster of one axis needs none, as its offsets in use are consecutive.
   void find_keys(const Part& part, int64_t position) {
     count = 0;
     for (int64_t i = 0; i < p.prefix; i++) attend_to(i, i);
-    const int32_t* move = moves_of(p, part.head);
-    const int64_t here = p.prefix + position - first, num_moves = p.counts[part.head];
+    const int32_t* offset = offsets_of(p, part.head);
+    const int64_t here = p.prefix + position - first, num_offsets = p.counts[part.head];
     if (single) {
-      staying.find(move, num_moves, -position, p.num_positions - 1 - position);
+      staying.find(offset, num_offsets, -position, p.num_positions - 1 - position);
       for (int64_t j = staying.first; j < staying.last; j++, count++) {
-        key_rows[count] = reinterpret_cast<const T*>(key_rows_at[here] + key_jumps[j]);
-        value_rows[count] = reinterpret_cast<const T*>(value_rows_at[here] + value_jumps[j]);
+        key_rows[count] = reinterpret_cast<const T*>(key_rows_at[here] + key_deltas[j]);
+        value_rows[count] = reinterpret_cast<const T*>(value_rows_at[here] + value_deltas[j]);
       }
     } else if (p.block > 1) {
-      for (int64_t j = 0; j < num_moves; j++, move += 3) {
-        const Range keys = reached(p, position, move, 1);
+      for (int64_t j = 0; j < num_offsets; j++, offset += 3) {
+        const Range keys = reached(p, position, offset, 1);
         for (int64_t i = keys.from; i < keys.to; i++)
           attend_to(p.prefix + i - first, p.prefix + j * p.block + i - keys.from);
       }
     } else {
-      for (int64_t j = 0; j < num_moves; j++, move += 3)
-        if (inside(p, position, move, 1)) attend_to(here + move[2], p.prefix + j);
+      for (int64_t j = 0; j < num_offsets; j++, offset += 3)
+        if (inside(p, position, offset, 1)) attend_to(here + offset[2], p.prefix + j);
     }
     pad();
   }
@@ -126,7 +149,8 @@ struct Attend {
     slots[count++] = slot;
   }
 
-  void pad() {  // products are taken four at a time
+  // Products are taken four at a time: repeat the last row, whose further products nobody reads.
+  void pad() {
     for (int64_t j = count; j % 4; j++) {
       key_rows[j] = key_rows[count - 1];
       value_rows[j] = value_rows[count - 1];
@@ -144,7 +168,7 @@ struct Attend {
     return spare;
   }
 
-  // Where to write such a row; `put` it there afterwards.
+  // The row to write results to, in memory or `spare`; `put` it there afterwards.
   INLINE T* place(char* row, T* spare) const { return in_place ? reinterpret_cast<T*>(row) : spare; }
   INLINE void put(char* row, const T* spare) const {
     if (!in_place) store<T, W>(p, row, spare);
@@ -162,9 +186,9 @@ struct Forward : Attend<T, W> {
   using Base = Attend<T, W>;
   using Base::p, Base::count, Base::width;
   const View& out_view;
-  T* const logsumexp;  // [rows * heads, prefix + queries]
+  T* const logsumexp;     // [rows * heads, prefix + queries]
   Tokens out{};
-  T* shifts = nullptr;
+  T* shifts = nullptr;    // the item's row of it, which holds maxima until all logarithms are added
   std::vector<T> totals;  // of the part's queries, for whole vectors
   int64_t done = 0;
 
@@ -180,6 +204,7 @@ struct Forward : Attend<T, W> {
     totals.resize((last_one - first_one + p.prefix + 7) / 8 * 8);
     done = 0;
     for (int64_t position = part.from; position < part.to; position++) {
+      // on unequal grids a position has any number of queries, all with the same keys
       const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
       if (begin == end) continue;
       if (end + AHEAD <= p.num_queries) {
@@ -197,6 +222,8 @@ struct Forward : Attend<T, W> {
       this->find_all_keys();
       for (int64_t i = 0; i < p.prefix; i++) query(i, 0);
     }
+    // L = m + log Z, the logarithms of all queries of the part at once, by vectors; the prefix's stand behind the
+    // others
     logarithms(totals.data(), done);
     for (int64_t i = 0; i < done; i++) {
       const int64_t query = first_one + i;
@@ -213,7 +240,9 @@ struct Forward : Attend<T, W> {
     }
   }
 
-  // `others` keys besides the listed ones have logit 0.
+  // One query. `others` keys besides the listed ones have logit 0. With m the largest logit, which keeps exponentials
+  // from overflowing, Z = sum of exp(s_ij - m) + others exp(-m), and the listed weights are (exp(s_ij - m) - exp(-m)) /
+  // Z, added to exp(-m) / Z times the sum of all values.
   void query(int64_t token, int64_t others) {
     T *mixed = this->place(out[token], this->rows[1]), *weights = this->numbers[0];
     const T most = this->logits(this->read(this->q[token], this->rows[0]), weights);

@@ -1,5 +1,15 @@
 // Gradients: weights and their gradients by query, then the gradients of keys and values by key. Each is a sum that
 // one thread forms in a fixed order, so that results don't depend on their number.
+//
+// With g_i the gradient by the output o_i, and weights w_ij as in attend.h,
+//
+//   D_i = g_i.o_i,   ds_ij = w_ij (g_i.v_j - D_i)
+//   dq_i = sum over j of ds_ij k_j / sqrt(d),   dk_j = sum over i of ds_ij q_i / sqrt(d),
+//   dv_j = sum over i of w_ij g_i
+//
+// where pairs outside the pattern have no ds_ij, as their logit is 0 whatever q and k are. If they keep weight b_i,
+// dv_j is the sum over all queries of b_i g_i, the same for all j, and that over the queries that see j of (w_ij - b_i)
+// g_i.
 #pragma once
 
 #include "attend.h"
@@ -7,12 +17,13 @@
 namespace {
 
 template <class T>
-struct Pairs {  // what the first pass leaves for the second
-  T* weights;      // [rows * heads, queries, prefix + num_moves * block], less the background's weight
-  T* gradients;    // the same of the logits, times the scale
+struct Pairs {  // what the first pass leaves for the second, so that no logit is formed a third time
+  T* weights;      // [rows * heads, queries, prefix + num_offsets * block], less the background's weight
+  T* gradients;    // ds, times the scale, laid out the same; slots without a key are neither written nor read
   T* from_prefix;  // [rows * heads, 2, prefix, prefix + num_positions]: both, of the queries of the prefix
 };
 
+// The first pass: dq, and for each pair w - b and ds.
 template <class T, int W>
 struct ByQuery : Attend<T, W> {
   using Base = Attend<T, W>;
@@ -33,7 +44,7 @@ struct ByQuery : Attend<T, W> {
     grad = tokens_of(p, grad_view, part.item);
     grad_q = tokens_of(p, grad_q_view, part.item);
     shifts = logsumexp + part.item * (p.prefix + p.num_queries);
-    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_moves * p.block;
+    const int64_t all_keys = p.prefix + p.num_positions, num_slots = p.prefix + p.num_offsets * p.block;
     for (int64_t position = part.from; position < part.to; position++) {
       const int64_t begin = first_query(p, position), end = first_query(p, position + 1);
       if (begin == end) continue;
@@ -46,7 +57,8 @@ struct ByQuery : Attend<T, W> {
       this->find_keys(part, position);
       for (int64_t i = begin; i < end; i++) {
         const int64_t at = (part.item * p.num_queries + i) * num_slots;
-        query(query_token(p, i), pairs.weights + at, pairs.gradients + at, p.zero_logit && count < all_keys, this->single);
+        const bool has_others = p.zero_logit && count < all_keys;
+        query(query_token(p, i), pairs.weights + at, pairs.gradients + at, has_others, this->single);
       }
     }
     if (part.from == 0 && p.prefix > 0) {
@@ -59,6 +71,7 @@ struct ByQuery : Attend<T, W> {
     }
   }
 
+  // `mean` is D: the gradient times the mixed values, which is the mean of its products with values by their weights.
   void query(int64_t token, T* weights_out, T* gradients_out, bool has_others, bool in_order) {
     T *weights = this->numbers[0], *gradients = this->numbers[1];
     const T* upstream = this->read(grad[token], this->rows[1]);
@@ -79,6 +92,9 @@ struct ByQuery : Attend<T, W> {
   }
 };
 
+// The second pass: dk and dv of each key, from the rows of q and g that see it. The inverse of an offset leads from a
+// key to the positions of these queries, so that there is no list of them either. A pair's numbers stand at the query,
+// in the slot of the offset (with blocks, of the key within the block too).
 template <class T, int W>
 struct ByKey {
   const Problem& p;
@@ -130,8 +146,8 @@ struct ByKey {
     T* base = rows[2];
     std::fill(base, base + width, T(0));
     if (p.zero_logit) add_background(part, base);
-    const int32_t* moves = moves_of(p, part.head);
-    const int64_t num_moves = p.counts[part.head];
+    const int32_t* offsets = offsets_of(p, part.head);
+    const int64_t num_offsets = p.counts[part.head];
     const bool single = p.num_axes == 1 && p.block == 1;
     Staying staying;
     for (int64_t position = part.from; position < part.to; position++) {
@@ -143,10 +159,11 @@ struct ByKey {
       reach(first_query(p, std::min(p.num_positions, position - part.lowest + 1)));
       start(part, p.prefix + position);
       const int64_t within = p.block == 1 ? 0 : position % p.block;
-      if (single) staying.find(moves, num_moves, position - p.num_positions + 1, position);
-      for (int64_t j = single ? staying.first : 0; j < (single ? staying.last : num_moves); j++) {
-        const int64_t there = position - moves[3 * j + 2];
-        const Range seen_by = single ? Range{there, there + 1} : reached(p, position, moves + 3 * j, -1);
+      // queries at position - delta, which is from 0 to num_positions - 1
+      if (single) staying.find(offsets, num_offsets, position - p.num_positions + 1, position);
+      for (int64_t j = single ? staying.first : 0; j < (single ? staying.last : num_offsets); j++) {
+        const int64_t there = position - offsets[3 * j + 2];
+        const Range seen_by = single ? Range{there, there + 1} : reached(p, position, offsets + 3 * j, -1);
         const int64_t end = first_query(p, seen_by.to), slot = p.prefix + j * p.block + within;
         for (int64_t i = first_query(p, seen_by.from); i < end; i++) add(part, i, slot);
       }
@@ -176,7 +193,8 @@ struct ByKey {
     }
   }
 
-  // What every value gets from the logits 0 of the keys outside the pattern.
+  // Sum b_i g_i over all queries that leave keys out: what every value gets from logits 0. For the queries' own keys it
+  // is taken off again, in the weights of the first pass.
   void add_background(const Part& part, T* base) {
     const T* shifts = logsumexp + part.item * (p.prefix + p.num_queries);
     reach(last);
@@ -191,7 +209,7 @@ struct ByKey {
     }
   }
 
-  // Begin the list of queries that see the `key`-th token in the order of positions.
+  // Begin the list of queries that see the `key`-th token in the order of positions: with those of the prefix.
   void start(const Part& part, int64_t key) {
     count = 0;
     const int64_t all_keys = p.prefix + p.num_positions;
@@ -202,7 +220,7 @@ struct ByKey {
   }
 
   void add(const Part& part, int64_t query, int64_t slot) {
-    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_moves * p.block) + slot;
+    const int64_t at = (part.item * p.num_queries + query) * (p.prefix + p.num_offsets * p.block) + slot;
     put(p.prefix + query - origin, pairs.weights[at], pairs.gradients[at]);
   }
 
@@ -213,6 +231,7 @@ struct ByKey {
     gradients[count++] = gradient;
   }
 
+  // dv = (background +) sum of weights by g, and dk = sum of ds by q, over the list.
   void finish(int64_t token) {
     T* by_key = in_place ? reinterpret_cast<T*>(grad_k[token]) : rows[0];
     T* by_value = in_place ? reinterpret_cast<T*>(grad_v[token]) : rows[1];

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from videoattn.files import atomic_write, cache_folder
+from videoattn.files import atomic_write, cache_folder, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _obstacles: dict[str, str] = {}
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL | None:
-    """The functions of `videoattn/kernels/NAME.cpp`, or None where this machine can't build them or must not.
+    """Return the functions of `NAME.cpp` beside this file, or None where this machine can't build them or must not.
 
     The compiler is $CXX, else c++, g++ or clang++. Libraries are kept in `cache_folder()`, one for each source,
     compiler and processor: one process compiles, and others wait for it. A library that is damaged, or that doesn't
@@ -54,7 +54,7 @@ def load_library(name: str) -> ctypes.CDLL | None:
 
 
 def explain_absence(name: str) -> str:
-    """Why `load_library` has returned None."""
+    """Return the reason why `load_library` has returned None."""
     return _obstacles.get(name, "")
 
 
@@ -64,7 +64,7 @@ def _warn_once(message: str) -> None:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C++ compiler, as words."""
+    """Return the command of a C++ compiler, as words."""
     given = shlex.split(os.environ.get("CXX", ""))
     for command in (given, ["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
@@ -97,9 +97,10 @@ def _folder() -> Path:
 
 
 def _open_kept(folder: Path, stem: str, is_builder: bool = False) -> ctypes.CDLL | None:
-    """The library of that name that is whole and loads, if any; a builder, who holds the lock, removes damaged ones.
+    """Return the library of that name that is whole and loads, if any.
 
-    The last part of a file's name is its digest. Loading a file that is cut short may end the process.
+    A builder, who holds the lock, removes damaged ones. The last part of a file's name is its digest. Loading
+    a file that is cut short may end the process.
     """
     for path in sorted(folder.glob(f"{stem}-*.so")):
         if path.stem == f"{stem}-{_digest(path)}":
@@ -131,7 +132,7 @@ def _build(source: Path, compiler: list[str], folder: Path, stem: str) -> Path:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def _with_headers(source: Path) -> list[Path]:
@@ -155,7 +156,7 @@ def _compile(source: Path, compiler: list[str], library: Path) -> None:
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Return a description of the processor, on which -march=native depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

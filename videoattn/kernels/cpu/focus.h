@@ -1,14 +1,19 @@
 // The feature map of focused linear attention: x = (max(y, 0) + 1e-6) / scale and phi(x) = x^p / |x^p| * |x|, the norms
-// over all heads of a token.
+// over all heads of a token. y is a token's q, or its k plus the embedding of its position.
+//
+// phi(m x) = m phi(x), so that each token is divided by its largest channel m first: u = x / m is at most 1, no power
+// of it overflows, and no norm is 0. Nothing but three numbers of each token is kept of all that, its `Norms`; u is
+// formed anew from q and k wherever it is needed.
 #pragma once
 
+#include "elementwise.h"
 #include "maps.h"
 #include "tokens.h"
 
 namespace {
 
 constexpr double EPSILON = 1e-6;
-constexpr int64_t RUN = 36;  // tokens at a time, a multiple of the rows of a product's tile
+constexpr int64_t RUN = 36;  // tokens at a time, a multiple of the rows of a product's tile; 9 KB of heads of 64 floats
 
 struct Problem {
   int64_t rows, heads;            // of q, k and v, all groups of heads
@@ -27,12 +32,12 @@ struct Problem {
   const void* bias;              // [dim], or null where nothing is convolved
   int32_t type, threads;
 
-  int64_t calls() const { return rows * (heads / site_heads); }
+  int64_t sequences() const { return rows * (heads / site_heads); }
   int64_t tokens(bool of_keys) const { return of_keys ? num_keys : num_queries; }
   int64_t runs(bool of_keys) const { return (tokens(of_keys) + RUN - 1) / RUN; }
 };
 
-// Of a token, x being divided by its largest channel: that channel's reciprocal, |x|, and 1 / |x^p|.
+// Numbers of a token: 1 / m, |u|, and 1 / |u^p|.
 template <class T>
 struct Norms {
   T reciprocal, norm, inverse_powered;
@@ -40,7 +45,7 @@ struct Norms {
 
 template <class T>
 struct AllNorms {
-  Norms<T>* of[2];  // queries and keys, [calls, tokens]
+  Norms<T>* of[2];  // queries and keys, [sequences, tokens]
 };
 
 struct Power {  // small enough to stay in registers
@@ -85,7 +90,7 @@ class Features {  // of one head at a time
     for (int64_t c = 0; c < n; c += COUNT) at(out + c) = base_of(at(y + c), at(scaling + c));
   }
 
-  // phi at a token's row.
+  // phi at a token's row: u^p times m |u| / |u^p|.
   void map(const char* row, bool is_key, int64_t token, int64_t head, const Norms<T>& norms, T* out) {
     const T *y = shifted(row, is_key, token, head), *scaling = inverse[head];
     const Vec<T> reciprocal = splat<T>(norms.reciprocal);
@@ -98,8 +103,13 @@ class Features {  // of one head at a time
     }
   }
 
-  // Replace the gradient by phi by that of y, and add to `scale` that of the scale times its negative.
-  // `along` is the product over all heads of phi with its gradient.
+  // Replace the gradient g by phi with that by y, and add the negative of that by the scale to `of_scale`.
+  // `along` is the product a = phi.g over all heads. With n = |u| and c = 1 / |u^p|, the gradient by x is
+  //
+  //   p n c u^(p - 1) (g - (a / (m n)) c u^p) + (a / (m n)) u / n,
+  //
+  // the first part through u^p / |u^p|, the second through |x|. m needs no gradient, as phi(m x) = m phi(x). The
+  // gradient by y is that by x over the scale, where y > 0, and that by the scale is -x over the scale times that by x.
   void pull_back(const char* row, bool is_key, int64_t token, int64_t head, const Norms<T>& norms, T along,
                  T* gradient, T* of_scale) {
     const T *y = shifted(row, is_key, token, head), *scaling = inverse[head];
@@ -120,7 +130,7 @@ class Features {  // of one head at a time
     }
   }
 
-  // A token's numbers, padded.
+  // A token's numbers: where they lie if they are whole vectors of T, else converted and padded in `room`.
   const T* read(const char* row, T* room) const {
     if (p.type != 1 && p.dim == width) return reinterpret_cast<const T*>(row);
     load<T, W>(p, row, room);
@@ -131,11 +141,13 @@ class Features {  // of one head at a time
   static constexpr int64_t COUNT = Lanes<T>::count;
   Block<T> rows, inverse;
 
+  // Padded channels have y = 0 and scaling = 0, so that x and phi are 0 there.
   int64_t numbers() const { return W ? W * COUNT : width; }  // where known to the compiler
 
   static Vec<T>& at(T* x) { return *reinterpret_cast<Vec<T>*>(x); }
   static const Vec<T>& at(const T* x) { return *reinterpret_cast<const Vec<T>*>(x); }
 
+  // x. `y <= 0` is false for NaN, which stays NaN.
   static Vec<T> base_of(Vec<T> y, Vec<T> scaling) {
     return ((y <= Vec<T>{} ? Vec<T>{} : y) + splat<T>(EPSILON)) * scaling;
   }

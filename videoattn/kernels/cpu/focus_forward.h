@@ -1,4 +1,10 @@
-// Norms of tokens, and the output of one head of one call.
+// Norms of tokens, and the output of one head of one sequence: with S = sum over keys of phi(k_j) v_j (width x width)
+// and z = sum over keys of phi(k_j),
+//
+//   o_i = phi(q_i) S / (phi(q_i).z + tokens * 1e-6) + convolution(v)_i.
+//
+// S of a head of 64 floats is 16 KB; q, k and v are each read once for the products, q and k once more for the
+// norms.
 #pragma once
 
 #include "focus.h"
@@ -8,12 +14,13 @@ namespace {
 
 constexpr int64_t AHEAD = 8;  // tokens to fetch before they are needed
 
-struct Run {  // up to RUN tokens of a call
-  int64_t call;
+struct Run {  // up to RUN tokens of a sequence
+  int64_t sequence;
   bool of_keys;
   int64_t from, to;
 };
 
+// The runs of a sequence are those of its queries and then those of its keys.
 inline Run run_of(const Problem& p, int64_t i) {
   const int64_t queries = p.runs(false), both = queries + p.runs(true);
   const bool of_keys = i % both >= queries;
@@ -21,6 +28,7 @@ inline Run run_of(const Problem& p, int64_t i) {
   return {i / both, of_keys, from, std::min(from + RUN, p.tokens(of_keys))};
 }
 
+// Norms of the tokens of a run. They go over all heads, whose x are collected first.
 template <class T, int W>
 struct FindNorms {
   const Problem& p;
@@ -37,11 +45,11 @@ struct FindNorms {
   void work(const Run& run) {
     for (int64_t i = run.from; i < run.to; i++) {
       for (int64_t head = 0; head < p.site_heads; head++) {
-        const Tokens rows = tokens_of(p, views[run.of_keys], run.call * p.site_heads + head);
+        const Tokens rows = tokens_of(p, views[run.of_keys], run.sequence * p.site_heads + head);
         if (i + 1 < run.to) prefetch(p, rows[i + 1]);
         features.base(rows[i], run.of_keys, i, head, token[head]);
       }
-      norms.of[run.of_keys][run.call * p.tokens(run.of_keys) + i] = find();
+      norms.of[run.of_keys][run.sequence * p.tokens(run.of_keys) + i] = find();
     }
   }
 
@@ -63,7 +71,7 @@ struct FindNorms {
   }
 };
 
-// ---- one head of one call
+// ---- one head of one sequence
 
 template <class T>
 struct Kernels {  // of the convolution, [taps, width], as they are and reversed; zero beyond the head's dimension
@@ -98,7 +106,7 @@ struct Head {  // what both directions share
   Block<T> values, mapped;  // of all keys; phi of a few tokens
   Block<T> sums, key_sum;   // of phi(k) by v, and of phi(k)
   Block<T> in_space, convolved;
-  int64_t item = 0, call = 0, head = 0;
+  int64_t item = 0, sequence = 0, head = 0;
 
   Head(const Problem& p, const View* views, const AllNorms<T>& norms)
       : p(p), views(views), norms(norms), features(p), width(features.width),
@@ -113,7 +121,7 @@ struct Head {  // what both directions share
   }
 
   void begin(int64_t index) {
-    item = index, call = index / p.site_heads, head = index % p.site_heads;
+    item = index, sequence = index / p.site_heads, head = index % p.site_heads;
     load_all(views[2], p.num_keys, values);
   }
 
@@ -129,7 +137,7 @@ struct Head {  // what both directions share
   int64_t map(bool is_key, int64_t from) {
     const Tokens rows = tokens_of(p, views[is_key], item);
     const int64_t all = p.tokens(is_key), n = std::min(RUN, all - from);
-    const Norms<T>* own = norms.of[is_key] + call * all + from;
+    const Norms<T>* own = norms.of[is_key] + sequence * all + from;
     for (int64_t i = 0; i < n; i++) {
       if (from + i + AHEAD < all) prefetch(p, rows[from + i + AHEAD]);
       features.map(rows[from + i], is_key, from + i, head, own[i], mapped[i]);
@@ -137,6 +145,7 @@ struct Head {  // what both directions share
     return n;
   }
 
+  // S and z, by runs whose features stay in the cache; S grows by the product of their transpose with the values.
   void sum_keys() {
     std::fill(key_sum[0], key_sum[0] + width, T(0));
     for (int64_t from = 0; from < p.num_keys; from += RUN) {
@@ -159,6 +168,7 @@ struct Head {  // what both directions share
     return convolved[0];
   }
 
+  // The denominator.
   T total(const T* phi) const { return dot<T, W>(phi, key_sum[0], width) + T(p.num_keys * EPSILON); }
 };
 
@@ -192,6 +202,7 @@ struct Forward : Head<T, W> {
     }
   }
 
+  // Divide, and add what the convolution gives to a patch; prefix tokens have none.
   void finish(int64_t i, const T* local) {
     const Vec<T> share = splat<T>(1 / this->total(mapped[i]));
     Vec<T>* to = reinterpret_cast<Vec<T>*>(mixed[i]);

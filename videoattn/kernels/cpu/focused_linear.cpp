@@ -1,9 +1,9 @@
 // Focused linear attention with its depthwise convolution, and its gradients, on a CPU.
 //
-// A first pass over q and k forms the norms of every token, over all its heads. Then each head of each call is worked
-// on by itself: its features are formed a few tokens at a time and go straight into the small products, and its output
-// is written once. `focused.py` describes the arguments and calls these functions; nothing here depends on Python or
-// torch.
+// A first pass over q and k forms the norms of every token, over all its heads. Then each head of each sequence is
+// worked on by itself: its features are formed a few tokens at a time and go straight into the small products, and its
+// output is written once. `focused.py` describes the arguments and calls these functions; nothing here depends on
+// Python or torch.
 
 #include <memory>
 
@@ -13,7 +13,7 @@ namespace {
 
 struct Arguments {
   const View* views;      // q, k, v, and out or its gradient
-  void *queries, *keys;   // norms, [calls, tokens, 3]
+  void *queries, *keys;   // norms, [sequences, tokens, 3]
   const View* gradients;  // of q, k and v
   // gradients of the parameters and of what is added to keys, [num_keys - prefix, site_heads * dim], which holds zeros
   void *scale, *shifts, *space, *time, *bias;
@@ -21,7 +21,7 @@ struct Arguments {
 
 template <class T, int W>
 void forward(const Problem& p, const View* views, const AllNorms<T>& norms) {
-  const int64_t runs = p.calls() * (p.runs(false) + p.runs(true));
+  const int64_t runs = p.sequences() * (p.runs(false) + p.runs(true));
   run_workers<FindNorms<T, W>>(p.threads, runs, [&](int64_t i) { return run_of(p, i); }, p, views, norms);
   run_workers<Forward<T, W>>(p.threads, p.rows * p.heads, [](int64_t i) { return i; }, p, views, norms);
 }
@@ -38,6 +38,7 @@ void backward(const Problem& p, const Arguments& a, const AllNorms<T>& norms) {
   run_workers<Backward<T, W>>(p.threads, items, same, p, a.views, norms, to);
   run_workers<PullBack<T, W>>(p.threads, p.site_heads * runs, same, p, a.views, norms, to);
 
+  // sums over runs and items, each of which had room of its own: in this order for any number of threads
   T* scale = static_cast<T*>(a.scale);
   for (int64_t head = 0; head < p.site_heads; head++)
     for (int64_t c = 0; c < p.dim; c++) {

@@ -1,5 +1,11 @@
 // Depthwise convolutions of maps [frames, height, width, channels] within frames and along time, zeros beyond the
-// border, and their gradients. Kernels are [taps, channels], channels whole vectors.
+// border, and their gradients. Kernels are [taps, channels], channels whole vectors: a vector holds the same place of
+// several channels, so that nothing is summed across lanes. At time t, row y and column x,
+//
+//   space: to[t, y, x] = sum over a, b of kernel[a, b] from[t, y + a - taps_h / 2, x + b - taps_w / 2]
+//   time:  to[t, y, x] = sum over a of kernel[a] from[t + a - taps_t / 2, y, x]
+//
+// and the gradient by kernel[a, b] is the sum over t, y, x of the output's gradient times what it multiplies there.
 #pragma once
 
 #include "rows.h"
@@ -11,7 +17,7 @@ struct MapShape {
   int64_t taps_t, taps_h, taps_w;  // odd, or taps_t = 0 without a kernel along time, taps_h = 0 without one in space
 };
 
-// Call f<N>() with N = n, from 1 to 8.
+// Call f<N>() with N = n, from 1 to 8: a number of sums that is known to the compiler stays in registers.
 template <class F>
 INLINE void with_count(int64_t n, const F& f) {
   switch (n) {
@@ -40,6 +46,7 @@ class Maps {
       pad(from + t * area * channels);
       for (int64_t y = 0; y < s.height; y++)
         for (int64_t x = 0, next; x < s.width; x = next) {
+          // a row in as few runs of up to 8 neighbours as possible, as equal as possible: 14 is 7 and 7
           const int64_t blocks = (s.width - x + 7) / 8;
           next = x + (s.width - x + blocks - 1) / blocks;
           T* out = to + ((t * s.height + y) * s.width + x) * channels;
@@ -92,7 +99,7 @@ class Maps {
   static constexpr int COUNT = Lanes<T>::count;
   const MapShape s;
   const int64_t channels, area, across;
-  Block<T> padded;  // a frame with zeros left and right of its rows
+  Block<T> padded;  // a frame with zeros left and right of its rows, which are never written
 
   static Vec<T>& at(T* x) { return *reinterpret_cast<Vec<T>*>(x); }
   static const Vec<T>& at(const T* x) { return *reinterpret_cast<const Vec<T>*>(x); }
@@ -102,7 +109,8 @@ class Maps {
       std::memcpy(padded[y * across + s.taps_w / 2], frame + y * s.width * channels, s.width * channels * sizeof(T));
   }
 
-  // N neighbours in a row of the output.
+  // N neighbours in a row of the output: a weight is loaded once for all of them. Taps above and below the frame are
+  // left out; beside it they meet the padding's zeros, so that the inner loop has no conditions.
   template <int N>
   void convolve_run(int64_t y, int64_t x, const T* kernel, T* to) {
     const int64_t shift = y - s.taps_h / 2;
@@ -123,7 +131,7 @@ class Maps {
     }
   }
 
-  // N neighbouring taps of one row of the kernel.
+  // The gradient of N neighbouring taps of one row of the kernel: each upstream number is loaded once for all of them.
   template <int N>
   void correlate(const T* upstream, int64_t tap_y, int64_t tap, T* sums) {
     const int64_t shift = tap_y - s.taps_h / 2;

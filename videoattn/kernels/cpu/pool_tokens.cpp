@@ -14,6 +14,8 @@ namespace {
 
 // ---- outputs, and the gradient of inputs: sums over the taps of R tokens in a row that have the same
 
+// X is the type of the tensors, T that of sums and filters. A strip is S vectors of channels of R tokens: their R S
+// sums stay in registers while all taps are walked through, and a filter's vector is loaded once for R tokens.
 template <class X, class T, int R>
 struct SumOverTaps {
   const std::vector<int64_t>&offsets, &filter_offsets;  // of each tap
@@ -66,8 +68,8 @@ struct Pool {
       for (int64_t i = 0; i < p.prefix; i++) std::memcpy(to[i], from[i], p.dim * sizeof(X));
     const Axis &h = p.axes[1], &w = p.axes[2];
     const int64_t height = Backward ? h.in : h.out, width = Backward ? w.in : w.out;
-    // along a row, every `phases`-th token has the same taps but at the borders, and meets tokens `move` apart
-    const int64_t phases = Backward ? w.stride : 1, move = Backward ? 1 : w.stride;
+    // along a row, every `phases`-th token has the same taps but at the borders, and meets tokens `spacing` apart
+    const int64_t phases = Backward ? w.stride : 1, spacing = Backward ? 1 : w.stride;
     const Taps of_t = taps(p.axes[0], frame);
     for (int64_t i = 0; i < height; i++) {
       const Taps of_h = taps(h, i);
@@ -77,16 +79,17 @@ struct Pool {
           int64_t count = 1;
           for (next = j + phases; next < width; next += phases, count++) {
             const Taps other = taps(w, next);
-            if (other.first != of_w.first || other.end != of_w.end || other.at != of_w.at + count * move) break;
+            if (other.first != of_w.first || other.end != of_w.end || other.at != of_w.at + count * spacing) break;
           }
           list_taps(of_t, of_h, of_w);
           X* row = reinterpret_cast<X*>(to[p.prefix + (frame * height + i) * width + j]);
-          sum_run(reinterpret_cast<const X*>(from[p.prefix]), row, count, move * from_view.token,
+          sum_run(reinterpret_cast<const X*>(from[p.prefix]), row, count, spacing * from_view.token,
                   phases * to_view.token);
         }
     }
   }
 
+  // Where the taps meet the tokens, and where their filters are: products of the three axes' taps, time slowest.
   void list_taps(const Taps& t, const Taps& h, const Taps& w) {
     const int64_t height = Backward ? p.axes[1].out : p.axes[1].in, width = Backward ? p.axes[2].out : p.axes[2].in;
     offsets.clear();
@@ -99,6 +102,7 @@ struct Pool {
         }
   }
 
+  // Four tokens and two vectors at a time, 8 sums; what is left one token and four vectors at a time.
   void sum_run(const X* from, X* to, int64_t count, int64_t from_step, int64_t to_step) const {
     int64_t n = 0;
     for (; n + 4 <= count; n += 4)
@@ -112,6 +116,7 @@ struct Pool {
 
 // ---- the gradient of filters: for K taps that follow each other in a row, sums over outputs
 
+// filter[k] += sum over outputs o of g[o] x[o * stride + k - pad], for K neighbouring k: g is loaded once for all K.
 template <class X, class T, int K>
 struct SumOverOutputs {
   const X *gradient, *x;  // of the first output, and what it meets with the first tap
@@ -142,7 +147,8 @@ struct SumOverOutputs {
   }
 };
 
-// What the frames of some heads add, to memory of their own, so that sums are the same for any number of threads.
+// The gradient of filters from some frames of some heads, added to memory of their own. There are up to 64 such parts,
+// whatever the number of threads, and they are added up in order, so that sums are the same for any of it.
 template <class X, class T>
 struct ByFilter {
   static constexpr int64_t MOST_PARTS = 64;
@@ -181,7 +187,8 @@ struct ByFilter {
     }
   }
 
-  // Of taps kw, ..., kw + K - 1: first where all of them meet the row at `line` of inputs, then each alone at its ends.
+  // Add taps kw, ..., kw + K - 1: first where all of them meet the row at `line` of inputs, then each alone at its
+  // ends.
   template <int K>
   void add_row(const X* gradient, const Tokens& x, int64_t line, int64_t kw, T* to) const {
     const auto [low, high] = outputs_of(kw);
@@ -206,7 +213,8 @@ struct ByFilter {
                                                    w.stride * x_view.token, x_view.token, end - from, to, p.dim});
   }
 
-  // Of a row, which outputs tap kw has: from the first of the pair until before the second.
+  // The outputs of a row that tap kw belongs to: from the first of the pair until before the second. These are the o
+  // with 0 <= o * stride + kw - pad < the number of inputs.
   std::pair<int64_t, int64_t> outputs_of(int64_t kw) const {
     const Axis& w = p.axes[2];
     const int64_t offset = kw - w.pad();  // of the input that output 0 meets

@@ -5,7 +5,8 @@
 
 namespace {
 
-// R rows by V vectors of `multiply`, summed in registers.
+// R rows by V vectors of `multiply`, summed in registers: for each k, V vectors of b are loaded once for all R rows,
+// and each number of a once for all V vectors. Loops over R and V are unrolled, so that `sums` are registers.
 template <class T, int R, int V>
 INLINE void multiply_tile(const T* a, int64_t row, int64_t step, const T* b, int64_t n, T* c, int64_t width,
                           bool adds) {
@@ -29,6 +30,8 @@ INLINE void multiply_tile(const T* a, int64_t row, int64_t step, const T* b, int
   }
 }
 
+// V vectors of all rows of c, by tiles of 6 rows: with V = 2 these are 12 sums, 2 vectors of b and a number of a, 15 of
+// the 16 registers of AVX2.
 template <class T, int V>
 INLINE void multiply_columns(const T* a, int64_t row, int64_t step, const T* b, int64_t n, T* c, int64_t rows,
                              int64_t width, bool adds) {
@@ -39,7 +42,8 @@ INLINE void multiply_columns(const T* a, int64_t row, int64_t step, const T* b, 
 }
 
 // c[i] = (+)= the sum over k below n of a[i * row + k * step] * b[k], for i below `rows`; rows of b and c hold `width`
-// numbers, whole vectors.
+// numbers, whole vectors. With row = width and step = 1 that is a b, with row = 1 and step = width the product of a's
+// transpose with b. Each sum runs over k in ascending order.
 template <class T>
 inline void multiply(const T* a, int64_t row, int64_t step, const T* b, int64_t n, T* c, int64_t rows, int64_t width,
                      bool adds) {

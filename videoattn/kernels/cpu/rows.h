@@ -2,10 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <type_traits>
 
@@ -13,7 +11,8 @@
 
 namespace {
 
-// Vectors of 32 bytes, whatever the machine has: compilers split or join them.
+// Vectors of 32 bytes, whatever the machine has: compilers split or join them. They overlay rows of T in memory (hence
+// may_alias), which may begin at any element, so that no load assumes more than T's own alignment.
 template <class T>
 struct Lanes {
   static constexpr int count = 32 / sizeof(T);
@@ -23,11 +22,13 @@ struct Lanes {
 template <class T>
 using Vec = typename Lanes<T>::Vec;
 
+// x in every lane. Subtracting zeros changes no number, not even -0, so that compilers leave it out.
 template <class T>
 inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+// A bfloat16 is the upper half of a float.
 inline float from_bfloat16(uint16_t bits) {
   uint32_t wide = uint32_t(bits) << 16;
   float x;
@@ -35,7 +36,9 @@ inline float from_bfloat16(uint16_t bits) {
   return x;
 }
 
-inline uint16_t to_bfloat16(float x) {  // to the nearest, ties to even
+// To the nearest, ties to even: just below half a unit is added, and the lowest kept bit, and the carry rounds. NaN is
+// answered before, as the carry could make another number of it.
+inline uint16_t to_bfloat16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
@@ -48,13 +51,17 @@ struct Tokens {  // rows that lie `step` bytes apart
   char* operator[](int64_t i) const { return data + i * step; }
 };
 
+// Rows of `width` numbers, aligned for vectors. `width` is whole vectors: rows of a head are copied to their
+// beginnings, and what lies beyond the head's dimension stays the zeros of `resize`, so that products and sums of whole
+// vectors need no tails.
 template <class T>
-class Block {  // rows of `width` numbers, aligned for vectors, zero beyond a tensor's own width
+class Block {
  public:
   explicit Block(int64_t width) : width_(width) {}
   ~Block() { ::operator delete(data_, std::align_val_t(64)); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
+  // Have room for as many rows; they hold zeros, or what an earlier use left in them.
   void resize(int64_t rows) {
     if (rows <= rows_) return;
     ::operator delete(data_, std::align_val_t(64));
@@ -71,7 +78,10 @@ class Block {  // rows of `width` numbers, aligned for vectors, zero beyond a te
   int64_t width_, rows_ = 0;
 };
 
-// W is the width in vectors where it is known to the compiler, else 0.
+// W is the width in vectors where it is known to the compiler, else 0: with it, loops over a row are unrolled.
+
+// a.b but for the last sum, over the lanes. Even and odd vectors have a sum each, so that a multiply-add need not wait
+// for the one before it.
 
 template <class T, int W>
 inline Vec<T> product(const T* a, const T* b, int64_t width) {
@@ -82,6 +92,7 @@ inline Vec<T> product(const T* a, const T* b, int64_t width) {
   return even + odd;
 }
 
+// The sum of all lanes, always in the same order.
 template <class T>
 INLINE T sum(Vec<T> x) {
   typedef T Half __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
@@ -105,7 +116,9 @@ inline T dot(const T* a, const T* b, int64_t width) {
 
 typedef int32_t Picks __attribute__((vector_size(32)));
 
-// Products of a row with four others, each as the sum of lanes i and i + 4.
+// Products of a row with four others, each as the sum of lanes i and i + 4. Four at a time, because each of the two
+// levels of shuffles and additions then fills whole vectors, where one product would leave most lanes idle: `st` holds
+// sums of two lanes of s and t, and the result sums of four lanes of s, t, u and v.
 template <int W>
 INLINE Vec<float> dot4(const float* a, const float* const* b, int64_t width) {
   const Vec<float> s = product<float, W>(a, b[0], width), t = product<float, W>(a, b[1], width);
@@ -115,7 +128,8 @@ INLINE Vec<float> dot4(const float* a, const float* const* b, int64_t width) {
   return PICK(st, uv, 0, 2, 8, 10, 4, 6, 12, 14) + PICK(st, uv, 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
-// Products of a row with n others, of which the last repeats up to a multiple of four. Whole vectors are written.
+// Products of a row with n others, of which the last repeats up to a multiple of four. Whole vectors are written: the
+// halves of two `dot4` added, or of one and zeros.
 template <int W>
 INLINE void dots(const float* a, const float* const* b, int64_t n, int64_t width, float* out) {
   for (int64_t j = 0; j < n; j += 8) {
@@ -131,6 +145,7 @@ INLINE void dots(const double* a, const double* const* b, int64_t n, int64_t wid
   for (int64_t j = 0; j < n; j++) out[j] = dot<double, W>(a, b[j], width);
 }
 
+// The largest lane: maxima with the other half, then with the other pair, then with the neighbour.
 INLINE float largest(Vec<float> x) {
   const Vec<float> s = PICK(x, x, 4, 5, 6, 7, 0, 1, 2, 3), four = x < s ? s : x;
   const Vec<float> t = PICK(four, four, 2, 3, 0, 1, 6, 7, 4, 5), two = four < t ? t : four;
@@ -142,7 +157,8 @@ INLINE double largest(Vec<double> x) { return std::max(std::max(x[0], x[1]), std
 
 #undef PICK
 
-// A strip of `weighted_sum` that stays in registers.
+// S vectors of `weighted_sum`, from the `from`-th on. Their sums stay in registers while all rows are walked through,
+// so that each number of a row is loaded once and each number of `out` written once.
 template <class T, int S>
 INLINE void sum_strip(const T* weights, const T* const* rows, int64_t n, const T* start, T* out, int64_t from) {
   Vec<T> sums[S];
@@ -159,7 +175,8 @@ INLINE void sum_strip(const T* weights, const T* const* rows, int64_t n, const T
   for (int i = 0; i < S; i++) to[i] = sums[i];
 }
 
-// out = start (0 where that is null) + the sum of weights[j] * rows[j].
+// out = start (0 where that is null) + the sum of weights[j] * rows[j], by strips of 8 vectors: 8 sums and a weight fit
+// the 16 registers of AVX2.
 template <class T, int W>
 INLINE void weighted_sum(const T* weights, const T* const* rows, int64_t n, int64_t width, const T* start, T* out) {
   const int64_t vectors = W ? W : width / Lanes<T>::count;
@@ -167,114 +184,6 @@ INLINE void weighted_sum(const T* weights, const T* const* rows, int64_t n, int6
   for (; from + 8 <= vectors; from += 8) sum_strip<T, 8>(weights, rows, n, start, out, from);
   for (; from + 4 <= vectors; from += 4) sum_strip<T, 4>(weights, rows, n, start, out, from);
   for (; from < vectors; from++) sum_strip<T, 1>(weights, rows, n, start, out, from);
-}
-
-// exp of numbers up to 0 (and a little above), to two units in the last place.
-inline Vec<float> exponential(Vec<float> x) {
-  typedef int32_t Bits __attribute__((vector_size(32)));
-  const Vec<float> magic = splat<float>(12582912.f), least = splat<float>(-87.f);
-  const auto tiny = x < least;
-  x = tiny ? least : x;
-  const Vec<float> shifted = x * splat<float>(1.44269504088896341f) + magic;  // adding 1.5 * 2^23 rounds to an integer
-  const Vec<float> whole = shifted - magic;
-  const Vec<float> r = (x - whole * splat<float>(0.693145751953125f)) - whole * splat<float>(1.42860682030941723e-6f);
-  Vec<float> e = splat<float>(1.f / 5040) * r + splat<float>(1.f / 720);
-  for (float c : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) e = e * r + splat<float>(c);
-  const Bits power = ((Bits)shifted << 23) + (127 << 23);  // the integer sits in the low bits of `shifted`
-  return tiny ? Vec<float>{} : e * (Vec<float>)power;
-}
-
-inline Vec<double> exponential(Vec<double> x) {
-  for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::exp(x[i]);
-  return x;
-}
-
-// log of positive numbers, to two units in the last place; finite for 0, NaN for what is not finite.
-inline Vec<float> logarithm(Vec<float> x) {
-  typedef int32_t Bits __attribute__((vector_size(32)));
-  const Bits bits = (Bits)x, power = (bits - 0x3f3504f3) >> 23;  // x = 2^power * m, m from sqrt(1/2) to sqrt(2)
-  const Vec<float> less = (Vec<float>)(bits - (power << 23)) - splat<float>(1.f);
-  const Vec<float> s = less / (less + splat<float>(2.f)), square = s * s;  // log m = 2 artanh s
-  Vec<float> series = splat<float>(2.f / 9);
-  for (float c : {2.f / 7, 2.f / 5, 2.f / 3, 2.f}) series = series * square + splat<float>(c);
-  const Vec<float> whole = __builtin_convertvector(power, Vec<float>);
-  return (whole * splat<float>(0.693145751953125f) + s * series) + whole * splat<float>(1.42860682030941723e-6f) + (x - x);
-}
-
-inline Vec<double> logarithm(Vec<double> x) {
-  for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::log(x[i]);
-  return x;
-}
-
-// x^power of numbers from 0 to 1, as far from it as the power times log x has rounding errors; of 0, whatever is finite.
-INLINE Vec<float> raise(Vec<float> x, float power) { return exponential(logarithm(x) * splat<float>(power)); }
-
-inline Vec<double> raise(Vec<double> x, double power) {
-  for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::pow(x[i], power);
-  return x;
-}
-
-// Below: n numbers in memory for whole vectors, which are written as a whole, as reading one that was written in pieces
-// stalls a processor.
-
-template <class T>
-struct Numbers;
-template <>
-struct Numbers<float> {
-  typedef int32_t Lane __attribute__((vector_size(32)));
-  static constexpr Lane lanes = {0, 1, 2, 3, 4, 5, 6, 7};
-};
-template <>
-struct Numbers<double> {
-  typedef int64_t Lane __attribute__((vector_size(32)));
-  static constexpr Lane lanes = {0, 1, 2, 3};
-};
-
-// Multiply by `scale`, put -inf behind, and return the largest.
-template <class T>
-INLINE T scale_logits(T* x, int64_t n, T scale) {
-  using Lane = typename Numbers<T>::Lane;
-  constexpr int count = Lanes<T>::count;
-  const Vec<T> none = splat<T>(-std::numeric_limits<T>::infinity());
-  Vec<T> top = none;
-  for (int64_t i = 0; i < n; i += count) {
-    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
-    const Lane left = Lane{} + static_cast<decltype(Lane{}[0] + 0)>(n - i);
-    const Vec<T> scaled = Numbers<T>::lanes < left ? *at * splat<T>(scale) : none;
-    *at = scaled;
-    top = top < scaled ? scaled : top;
-  }
-  return largest(top);
-}
-
-// Replace x by (x - less) * factor.
-template <class T>
-INLINE void shift_and_scale(T* x, int64_t n, T less, T factor) {
-  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
-    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
-    *at = (*at - splat<T>(less)) * splat<T>(factor);
-  }
-}
-
-// Replace by logarithms.
-template <class T>
-INLINE void logarithms(T* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
-    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
-    *at = logarithm(*at);
-  }
-}
-
-// Replace by exp(x - shift), and return the sum.
-template <class T>
-INLINE T exponentials(T* x, int64_t n, T shift) {
-  Vec<T> total = {};
-  for (int64_t i = 0; i < n; i += Lanes<T>::count) {
-    Vec<T>* at = reinterpret_cast<Vec<T>*>(x + i);
-    *at = exponential(*at - splat<T>(shift));
-    total += *at;
-  }
-  return sum<T>(total);
 }
 
 }  // namespace

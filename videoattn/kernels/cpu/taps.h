@@ -1,4 +1,8 @@
-// Which taps of a convolution meet which tokens, and rows of channels of whatever type a tensor has.
+// The taps of a strided convolution and the tokens that they meet, and rows of channels of whatever type a tensor has.
+//
+// Along an axis, output o is the sum over taps k of filter[k] x[o * stride + k - pad], zeros beyond the border, and the
+// gradient by input i that over the taps with o = (i + pad - k) / stride a whole number in range of filter[k] g[o]. In
+// both cases taps are evenly spaced, and what they meet are neighbours.
 #pragma once
 
 #include "tokens.h"
@@ -17,9 +21,9 @@ struct Problem {
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
 };
 
-struct Taps {  // first, first + step, ... below `end`; tap k meets position at + k * move
-  int64_t first, end, step, at, move;
-  int64_t position(int64_t k) const { return at + (k - first) / step * move; }
+struct Taps {  // first, first + step, ... below `end`; tap k meets position at + k * direction
+  int64_t first, end, step, at, direction;
+  int64_t position(int64_t k) const { return at + (k - first) / step * direction; }
 };
 
 // The taps that output o of an axis has, and the inputs they meet.
@@ -31,8 +35,8 @@ inline Taps taps_of_output(const Axis& a, int64_t o) {
 // The taps that meet input i of an axis, and the outputs they belong to.
 inline Taps taps_of_input(const Axis& a, int64_t i) {
   const int64_t from = i + a.pad(), last = (a.out - 1) * a.stride;
-  int64_t first = from % a.stride;
-  if (from - first > last) first = from - last;
+  int64_t first = from % a.stride;  // the first k for which the division has no remainder
+  if (from - first > last) first = from - last;  // the first that belongs to an output, the last one
   return {first, std::min(a.kernel, from + 1), a.stride, (from - first) / a.stride, -1};
 }
 
@@ -71,7 +75,8 @@ struct Values<Vec<double>> {
   static void store(double* to, Vec<double> x) { *reinterpret_cast<Vec<double>*>(to) = x; }
 };
 
-// Call `work.template strip<V, S>(channel)` for S of V at a time until all channels are done.
+// Call `work.template strip<V, S>(channel)` for S of V at a time until all channels are done: S vectors, then vectors
+// one by one, then single numbers, as tensors are not padded.
 template <class T, int S, class Work>
 INLINE void by_strips(int64_t dim, const Work& work) {
   constexpr int lanes = Lanes<T>::count;

@@ -1,4 +1,4 @@
-"""What logits 0 outside the pattern give to the gradients of values on a GPU: every value the same of each query."""
+"""Gradients that values get from logits 0 outside the pattern on a GPU: a query adds the same to every value."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from videoattn.kernels.triton.arguments import describe_rows, index_type, on_device_of, strides_of
 from videoattn.kernels.triton.launch import launch_of
-from videoattn.kernels.triton.offsets import read_rows, start_of
+from videoattn.kernels.triton.rows import read_rows, start_of
 
 CHUNK = 1024  # tokens that one program of `sum_gradients` sums
 
@@ -17,9 +17,11 @@ def sum_gradients(
     DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Of a head's gradients by the output, weighted by `backgrounds`, the sum of one chunk: [chunks, items, DIM]."""
+    """Sum one chunk of a head's gradients by the output, weighted by `backgrounds`, to [chunks, items, DIM]."""
+    # gradient is [rows, heads, tokens, DIM], backgrounds [items, tokens]
     item, chunk = tl.program_id(0) % items, tl.program_id(0) // items
     start = start_of(gradient, gradient_strides, item, heads)
+    # Σ_i b_i g_i over the chunk's tokens, lane by lane and then across lanes
     total = tl.zeros([TILE, WIDTH], WIDE)
     for first in range(chunk * CHUNK, tl.minimum(tokens, (chunk + 1) * CHUNK), TILE):
         token = (first + tl.arange(0, TILE)).to(INDEX)
@@ -32,10 +34,10 @@ def sum_gradients(
 
 
 def background_of(gradient: Tensor, backgrounds: Tensor | None) -> Tensor | None:
-    """What every value's gradient gets from the logits 0 outside the pattern, [items, d]; None where they are excluded.
+    """Return the part that logits 0 outside the pattern add to every value's gradient, [items, d].
 
-    `gradient` is that of the output, [rows, heads, n, d], and `backgrounds` [rows, heads, n] the weight of such a
-    logit for each query.
+    None where keys outside the pattern are excluded. `gradient` is that of the output, [rows, heads, n, d], and
+    `backgrounds` [rows, heads, n] the weight of such a logit for each query.
     """
     if backgrounds is None:
         return None
@@ -49,4 +51,5 @@ def background_of(gradient: Tensor, backgrounds: Tensor | None) -> Tensor | None
             **strides_of(gradient=gradient), backgrounds=backgrounds, sums=sums, items=rows * heads, heads=heads,
             tokens=tokens, CHUNK=CHUNK, INDEX=index_type(gradient), **numbers, TILE=launch.tile, **launch.options,
         )  # fmt: skip
+        # chunk by chunk, in the same order every time
         return sums.sum(0)

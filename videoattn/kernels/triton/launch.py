@@ -1,4 +1,4 @@
-"""How many tokens one program of a Triton kernel takes, and by how many warps."""
+"""Tile lengths and warps of the Triton kernels: how many tokens one program takes."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +10,8 @@ Kernel = Literal["forward", "by_query", "by_key", "short", "blocks"]
 # from what the compiler reports for sm_90; none is timed yet (benchmarks/tune_triton.py times them on a GPU).
 TILE_NUMBERS: dict[Kernel, int] = {"forward": 4096, "by_query": 2048, "by_key": 2048}
 WARPS = 4
-# Lanes of a tile of the kernel for short calls, which holds whole calls, and the widest head. Tensor cores don't take
-# float32 as it is, so that its products take registers.
+# Lanes of a tile of the kernel for short sequences, which holds whole sequences, and the widest head. Float32 has a
+# smaller tile: tensor cores don't take it as it is, so that its products take registers.
 SHORT_TILES = {torch.float32: (32, 64), torch.bfloat16: (64, 128), torch.float16: (64, 128)}
 # For a block of 16: how many tokens it meets in one step, and by how many warps.
 BLOCK_LAUNCHES = {torch.float32: (16, 4), torch.bfloat16: (32, 2), torch.float16: (32, 2)}
@@ -21,7 +21,7 @@ WALK = 2048
 
 
 class Launch(NamedTuple):
-    """`tile` tokens for each program; `options` are the compiler's."""
+    """Launch of a kernel with `tile` tokens for each program; `options` are the compiler's."""
 
     tile: int
     warps: int = WARPS
@@ -32,7 +32,7 @@ class Launch(NamedTuple):
 
 
 def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Launch:
-    """For head dimension `dim` and `length` tokens, of which each program takes `tile`, a power of two."""
+    """Return the launch for head dimension `dim` and `length` tokens; its `tile` is a power of two."""
     if kernel == "short":
         return Launch(SHORT_TILES[dtype][0], WARPS if dim <= 64 else 2 * WARPS)
     if kernel == "blocks":
@@ -44,16 +44,16 @@ def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Laun
 
 
 def suits_short(dim: int, dtype: torch.dtype, length: int) -> bool:
-    """Whether calls of that many tokens fit the kernel for short calls."""
+    """Return whether sequences of `length` tokens fit the kernel for short sequences."""
     tile, widest = SHORT_TILES.get(dtype, (0, 0))
     return length <= tile and dim <= widest
 
 
 def suits_blocks(block: int, dim: int, dtype: torch.dtype) -> bool:
-    """Whether blocks of that many positions fit the kernels that multiply them on tensor cores."""
+    """Return whether blocks of `block` positions fit the kernels that multiply them on tensor cores."""
     return block == 16 and dim <= 128 and dtype in BLOCK_LAUNCHES
 
 
 def power_of_two(number: int) -> int:
-    """The smallest from `number` on."""
+    """Return the smallest power of two that is not less than `number`."""
     return 1 << (number - 1).bit_length()

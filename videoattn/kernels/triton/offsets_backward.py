@@ -1,7 +1,14 @@
-"""Attention over jumps on a GPU, backward: weights are formed anew from the logits and each query's log Σ exp.
+"""Attention over constant offsets on a GPU, backward: weights are formed anew from logits and each log Σ exp.
 
 One kernel walks over queries for their gradients, another over keys for those of keys and values. Each sum has one
 program, which forms it in a fixed order, so that results are the same every time. The prefix has programs of its own.
+
+With g_i the gradient by o_i, w_ij = exp(s_ij - L_i) and D_i = g_i·o_i, which is Σ_j w_ij g_i·v_j:
+
+    slope_ij = w_ij (g_i·v_j - D_i)        dq_i = Σ_j slope_ij k_j / √d        dk_j = Σ_i slope_ij q_i / √d
+    dv_j = Σ_i w_ij g_i, with zero_logit Σ_S (w_ij - b_i) g_i + Σ_all b_i g_i, where b_i = exp(-L_i)
+
+In `query_gradients` i is fixed in a lane and j walks along the offsets, in `key_gradients` the other way round.
 """
 
 from collections.abc import Sequence
@@ -23,28 +30,17 @@ from videoattn.kernels.triton.arguments import (
 )
 from videoattn.kernels.triton.background import background_of
 from videoattn.kernels.triton.launch import launch_of
-from videoattn.kernels.triton.offsets import (
-    SIZES,
-    count_others,
-    find_queries,
-    find_walk,
-    key_token,
-    move_to,
-    read_row,
-    read_rows,
-    share_work,
-    start_of,
-    write_row,
-    write_rows,
-)
+from videoattn.kernels.triton.offsets import SIZES, apply_offset, count_others, find_queries, find_walk, share_work
+from videoattn.kernels.triton.rows import key_token, read_row, read_rows, start_of, write_row, write_rows
 
 
 @triton.jit
 def logit_gradients(query, gradient, key, value, ok, shift, mean, SCALE: tl.constexpr):
-    """Per lane the weight of a pair, and the gradient of its logit; arguments are [TILE or 1, WIDTH] and [TILE or 1].
+    """Return per lane the weight of a pair, and the gradient by its logit.
 
-    `shift` is the query's log Σ exp and `mean` its weighted mean of the products of gradient and value. The rounding of
-    large logits and sums must not make weights of more than 1.
+    Arguments are [TILE or 1, WIDTH] and [TILE or 1]. `shift` is the query's log Σ exp and `mean` its
+    weighted mean of the products of gradient and value. The rounding of large logits and sums must not make weights of
+    more than 1.
     """
     weight = tl.where(ok, tl.exp(tl.minimum(tl.sum(query * key, 1) * SCALE - shift, 0.0)), 0.0)
     return weight, weight * (tl.sum(gradient * value, 1) - mean)
@@ -52,12 +48,14 @@ def logit_gradients(query, gradient, key, value, ok, shift, mean, SCALE: tl.cons
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradients(
-    q, k, v, out, gradient, grad_q, part_q, logsumexp, means, backgrounds, moves, counts, starts, queries, keys,
+    q, k, v, out, gradient, grad_q, part_q, logsumexp, means, backgrounds, offsets, counts, starts, queries, keys,
     q_strides, k_strides, v_strides, out_strides, gradient_strides, grad_q_strides, lengths,
-    items, heads, pattern_heads, num_moves, prefix, num_queries, positions, steps, walks,
+    items, heads, pattern_heads, num_offsets, prefix, num_queries, positions, steps, walks,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
+    # as in `attend_forward`, and: gradient is that of out; means (D) and backgrounds (b, None with exclude) are
+    # [items, prefix + num_queries] and written here; part_q [walks, items, prefix, DIM]
     item, part, alone = share_work(items, prefix * walks, tl.cdiv(num_queries, TILE))
     q_start, k_start = start_of(q, q_strides, item, heads), start_of(k, k_strides, item, heads)
     v_start, out_start = start_of(v, v_strides, item, heads), start_of(out, out_strides, item, heads)
@@ -70,10 +68,12 @@ def query_gradients(
         this, begin, end, row = find_walk(part, item, items, prefix, prefix + positions, WALK)
         one_query = read_row(q_start, this, q_strides[2], DIM, WIDTH, WIDE)
         one_gradient = read_row(gradient_start, this, gradient_strides[2], DIM, WIDTH, WIDE)
+        # D of this query, which every program of it forms: means are stored for `key_gradients`
         one_mean = tl.sum(one_gradient * read_row(out_start, this, out_strides[2], DIM, WIDTH, WIDE))
         one_shift = tl.load(logsumexp + first_token + this)
         tl.store(means + first_token + this, one_mean)
         if backgrounds is not None:
+            # it attends to all keys: none is in the background
             tl.store(backgrounds + first_token + this, one_mean * 0)
         for first in range(begin, end, TILE):
             at = (first + lane).to(INDEX)
@@ -82,6 +82,7 @@ def query_gradients(
             value = read_rows(v_start, at, v_strides[2], ok, DIM, WIDTH, WIDE)
             _, slope = logit_gradients(one_query, one_gradient, key, value, ok, one_shift, one_mean, SCALE)
             result += slope[:, None] * key
+        # the lanes walked through different keys
         one_result = tl.sum(result, 0)[None, :] * SCALE
         if part_q is None:
             write_row(grad_q_start, this, grad_q_strides[2], one_result, DIM, WIDTH)
@@ -92,14 +93,16 @@ def query_gradients(
             part, starts, queries, prefix, num_queries, positions, steps, TILE, INDEX
         )
         upstream = read_rows(gradient_start, token, gradient_strides[2], exists, DIM, WIDTH, WIDE)
+        # rows of g and o are read once; q and g stay in registers while keys pass
         mean = tl.sum(upstream * read_rows(out_start, token, out_strides[2], exists, DIM, WIDTH, WIDE), 1)
         query = read_rows(q_start, token, q_strides[2], exists, DIM, WIDTH, WIDE)
         shift = tl.load(logsumexp + first_token + token, mask=exists, other=0.0)
         tl.store(means + first_token + token, mean, mask=exists)
         pattern = item % pattern_heads
-        first_move, count = moves + pattern * num_moves * 3, tl.load(counts + pattern)
+        first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         if backgrounds is not None:
-            others = count_others(position, first_move, count, lengths, prefix + positions, prefix, AXIAL)
+            others = count_others(position, first_offset, count, lengths, prefix + positions, prefix, AXIAL)
+            # b, or 0 where no key is outside the pattern
             tl.store(backgrounds + first_token + token, tl.where(others > 0, tl.exp(-shift), 0.0), mask=exists)
         for j in range(prefix):
             prefix_key = read_row(k_start, j, k_strides[2], DIM, WIDTH, WIDE)
@@ -107,7 +110,7 @@ def query_gradients(
             _, slope = logit_gradients(query, upstream, prefix_key, prefix_value, exists, shift, mean, SCALE)
             result += slope[:, None] * prefix_key
         for j in range(count):
-            target, inside = move_to(position, first_move + 3 * j, 1, lengths, AXIAL)
+            target, inside = apply_offset(position, first_offset + 3 * j, 1, lengths, AXIAL)
             ok = exists & inside
             at = key_token(target, ok, keys, prefix, INDEX)
             key = read_rows(k_start, at, k_strides[2], ok, DIM, WIDTH, WIDE)
@@ -123,11 +126,12 @@ def add_query(
     logsumexp, means, backgrounds,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What a query per lane adds to the gradients of the lane's key (before the scale) and value."""
+    """Add what a query per lane gives to the gradients of the lane's key (before the scale) and value."""
     query = read_rows(q_start, token, q_stride, ok, DIM, WIDTH, WIDE)
     upstream = read_rows(gradient_start, token, gradient_stride, ok, DIM, WIDTH, WIDE)
     shift = tl.load(logsumexp + token, mask=ok, other=0.0)
     mean = tl.load(means + token, mask=ok, other=0.0)
+    # w_ij and slope_ij anew from the saved L_i and D_i: no more than two numbers of a query are kept
     weight, slope = logit_gradients(query, upstream, key, value, ok, shift, mean, SCALE)
     if backgrounds is not None:
         weight -= tl.load(backgrounds + token, mask=ok, other=0.0)
@@ -137,12 +141,13 @@ def add_query(
 @triton.jit(do_not_specialize=SIZES)
 def key_gradients(
     q, k, v, gradient, grad_k, grad_v, part_k, part_v, logsumexp, means, backgrounds, base,
-    moves, counts, starts, queries, keys,
+    offsets, counts, starts, queries, keys,
     q_strides, k_strides, v_strides, gradient_strides, grad_k_strides, grad_v_strides, lengths,
-    items, heads, pattern_heads, num_moves, prefix, num_queries, positions, walks,
+    items, heads, pattern_heads, num_offsets, prefix, num_queries, positions, walks,
     SCALE: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
     INDEX: tl.constexpr, AXIAL: tl.constexpr, WALK: tl.constexpr,
 ):  # fmt: skip
+    # as in `query_gradients`, whose means and backgrounds are read; base is Σ_all b_i g_i, [items, DIM]
     item, part, alone = share_work(items, prefix * walks, tl.cdiv(positions, TILE))
     q_start, k_start = start_of(q, q_strides, item, heads), start_of(k, k_strides, item, heads)
     v_start, gradient_start = start_of(v, v_strides, item, heads), start_of(gradient, gradient_strides, item, heads)
@@ -166,6 +171,7 @@ def key_gradients(
             )  # fmt: skip
         key_sum, value_sum = tl.sum(grad_key, 0)[None, :] * SCALE, tl.sum(grad_value, 0)[None, :]
         if base is not None:
+            # the background is added once, by the first of the token's programs
             if begin == 0:
                 value_sum += read_row(base, item, DIM, DIM, WIDTH, WIDE)
         if part_k is None:
@@ -181,14 +187,15 @@ def key_gradients(
         key = read_rows(k_start, token, k_strides[2], exists, DIM, WIDTH, WIDE)
         value = read_rows(v_start, token, v_strides[2], exists, DIM, WIDTH, WIDE)
         pattern = item % pattern_heads
-        first_move, count = moves + pattern * num_moves * 3, tl.load(counts + pattern)
+        first_offset, count = offsets + pattern * num_offsets * 3, tl.load(counts + pattern)
         for j in range(prefix):
             grad_key, grad_value = add_query(
                 grad_key, grad_value, key, value, q_start, gradient_start, q_strides[2], gradient_strides[2],
                 (lane * 0 + j).to(INDEX), exists, logsumexp, means, backgrounds, SCALE, DIM, WIDTH, WIDE,
             )  # fmt: skip
         for j in range(count):
-            source, inside = move_to(position, first_move + 3 * j, -1, lengths, AXIAL)
+            # the position from which the offset leads here
+            source, inside = apply_offset(position, first_offset + 3 * j, -1, lengths, AXIAL)
             ok = exists & inside
             if starts is None:
                 grad_key, grad_value = add_query(
@@ -196,6 +203,7 @@ def key_gradients(
                     (prefix + source).to(INDEX), ok, logsumexp, means, backgrounds, SCALE, DIM, WIDTH, WIDE,
                 )  # fmt: skip
             else:
+                # unequal grids: a position has any number of queries; as many steps as the fullest of the tile's has
                 begin = tl.load(starts + source, mask=ok, other=0)
                 end = tl.load(starts + source + 1, mask=ok, other=0)
                 for i in range(tl.max(end - begin, 0)):
@@ -216,7 +224,7 @@ def key_gradients(
 
 
 class Saved(NamedTuple):
-    """What gradients of keys need of each query, [rows, heads, n]: means and backgrounds from those of queries."""
+    """Numbers of each query that gradients of keys need, [rows, heads, n]; `query_gradients` writes the last two."""
 
     logsumexp: Tensor
     means: Tensor  # of the products of gradient and value, by the weights
@@ -224,7 +232,7 @@ class Saved(NamedTuple):
 
 
 def prepare(logsumexp: Tensor, zero_logit: bool) -> Saved:
-    """With room for what is yet to be computed."""
+    """Return these numbers, with room for those yet to be computed."""
     means = torch.empty_like(logsumexp)
     return Saved(logsumexp, means, torch.empty_like(means) if zero_logit else None)
 

@@ -1,4 +1,4 @@
-"""What fills the attention slots of an MViT's blocks."""
+"""The mixers that fill the attention slots of an MViT's blocks."""
 
 from collections.abc import Mapping
 
@@ -10,31 +10,27 @@ from videoattn.models.mvit.plan import MViTBlockPlan
 
 
 def build_pooled_mixer(
-    plan: MViTBlockPlan, axis: Axis, layer: int, operator: BuildOperator, skip: Mapping[Axis, SkipSettings],
-    before: MViTBlockPlan | None, rel_pos: str, residual_pooling: bool, qkv_bias: bool,
+    plan: MViTBlockPlan, axis: Axis, operator: BuildOperator, skip: Mapping[Axis, SkipSettings],
+    before: MViTBlockPlan | None,
 ) -> TokenMixer:  # fmt: skip
-    """What fills the slot along `axis` of block `layer`: attention with `operator`, or what `skip` puts there.
+    """Return the mixer of a block's slot along `axis`: attention with `operator`, or what `skip` puts there.
 
-    Attention along time works on the block's width and grid before pooling. `rel_pos` holds the letters of the axes
-    with relative positions; `before` is the block before. Raises ValueError for a skipped block whose slot has another
-    grid or width than the one before: chains start anew in each stage.
+    Attention along time works on the block's width and grid before pooling; `before` is the plan of the block before.
+    Raises ValueError for a skipped block whose slot has another grid or width than the one before: chains start anew
+    in each stage.
     """
-    along_time = axis is Axis.TIME
+    along_time, layer = axis is Axis.TIME, plan.layer
     settings = skip.get(axis, SkipSettings(()))
     hand_on = settings.handed_on(layer)
     dim_out = plan.dim if along_time else plan.attention_dim
     num_heads = max(1, plan.dim // plan.head_dim) if along_time else plan.num_heads
     letters = {Axis.TIME: "t", Axis.SPACE: "hw", Axis.JOINT: "thw"}[axis]
-    relative = {
-        letter: length
-        for letter, length in zip("thw", plan.table_lengths, strict=True)
-        if letter in letters and letter in rel_pos
-    }
+    relative = {letter: length for letter, length in plan.table_lengths.items() if letter in letters}
     pooling = (UNPOOLED, UNPOOLED) if along_time else (plan.pool_q, plan.pool_kv)
     if layer not in settings.layers:
         return PooledAttention(
             plan.dim, dim_out, num_heads, plan.grid, axis, layer, operator, *pooling, relative,
-            residual_pooling and not along_time, qkv_bias, hand_on,
+            plan.residual_pooling and not along_time, plan.qkv_bias, hand_on,
         )  # fmt: skip
     grid = plan.grid if along_time else plan.grid_out
     assert before is not None  # SkipSettings refuses block 0

@@ -68,28 +68,22 @@ class MViTBlock(nn.Module):
     """
 
     def __init__(
-        self, plan: MViTBlockPlan, layer: int, operators: Mapping[Axis, BuildOperator],
-        skip: Mapping[Axis, SkipSettings], before: MViTBlockPlan | None, mlp_ratio: float, drop_path_rate: float,
-        rel_pos: str, residual_pooling: bool, qkv_bias: bool,
+        self, plan: MViTBlockPlan, operators: Mapping[Axis, BuildOperator], skip: Mapping[Axis, SkipSettings],
+        before: MViTBlockPlan | None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.plan = plan
         self.axes = tuple(operators)
         self.mixers = nn.ModuleDict(
-            {
-                axis.value: build_pooled_mixer(
-                    plan, axis, layer, operator, skip, before, rel_pos, residual_pooling, qkv_bias
-                )
-                for axis, operator in operators.items()
-            }
+            {axis.value: build_pooled_mixer(plan, axis, operator, skip, before) for axis, operator in operators.items()}
         )
         if Axis.TIME in self.axes:
             self.temporal_fc = nn.Linear(plan.dim, plan.dim)
         self.shortcut = PooledShortcut(plan.dim, plan.attention_dim, plan.grid, plan.pool_q)
         self.norm_mlp = nn.LayerNorm(plan.attention_dim, eps=1e-6)
-        self.mlp = Mlp(plan.attention_dim, int(plan.attention_dim * mlp_ratio), plan.dim_out)
+        self.mlp = Mlp(plan.attention_dim, plan.mlp_dim, plan.dim_out)
         self.widen = nn.Linear(plan.attention_dim, plan.dim_out) if plan.attention_dim != plan.dim_out else None
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = DropPath(plan.drop_path_rate)
 
     def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
@@ -162,7 +156,10 @@ class MViT(nn.Module):
         self.patch_embed = TubeletEmbed(shape.embed_dim, clip_size, patch_kernel, patch_stride, patch_padding)
         self.grid = replace(self.patch_embed.grid, prefix=int(class_token))
         chosen = {axis: (operators or {}).get(axis, DenseAttention) for axis in MVIT_AXES[attention_type]}
-        plans = plan_blocks(shape, self.grid, attention_type)
+        plans = plan_blocks(
+            shape, self.grid, attention_type, rel_pos="t" * rel_pos_temporal + "hw" * rel_pos_spatial,
+            mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate, qkv_bias=qkv_bias, residual_pooling=residual_pooling,
+        )  # fmt: skip
 
         dim = shape.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
@@ -170,15 +167,10 @@ class MViT(nn.Module):
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, self.grid.h * self.grid.w, dim)) if absolute else None
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.grid.t, dim)) if absolute else None
         self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, dim)) if absolute and class_token else None
-        rates = torch.linspace(0, drop_path_rate, shape.depth, device="cpu").tolist()
-        rel_pos = "t" * rel_pos_temporal + "hw" * rel_pos_spatial
+        before = [None, *plans[:-1]]
         self.blocks = nn.ModuleList(
-            MViTBlock(
-                plan, i, chosen, skip or {}, plans[i - 1] if i else None, mlp_ratio, rates[i], rel_pos,
-                residual_pooling, qkv_bias,
-            )
-            for i, plan in enumerate(plans)
-        )  # fmt: skip
+            MViTBlock(plan, chosen, skip or {}, other) for plan, other in zip(plans, before, strict=True)
+        )
         self.norm = nn.LayerNorm(plans[-1].dim_out, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(plans[-1].dim_out, num_classes)
@@ -224,7 +216,7 @@ class MViT(nn.Module):
         return torch.cat([cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
     def forward_features(self, clip: Tensor) -> Tensor:
-        """The normalised class token, or the mean of the normalised tokens, [B, C]."""
+        """Return the normalised class token, or the mean of the normalised tokens, [B, C]."""
         check_clip(clip, self.clip_size)
         x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
         return self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])

@@ -1,15 +1,17 @@
-"""What an MViT's tensors are called in published files, and what their shapes say of the model."""
+"""The names of an MViT's tensors in published files, and the sizes that the tensors show."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from videoattn.layers.attention import reorder_qkv_rows
-from videoattn.models.timesformer.names import MVIT_FAMILIES, Family
-from videoattn.models.weights.files import CheckpointError, some_names
+from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
+
+MVIT_FAMILIES: tuple[Family, ...] = ("slowfast", "torchvision", "pytorchvideo")
 
 # Our module or parameter, then the same in SlowFast, torchvision and pytorchvideo.
 _MODULES = (
@@ -46,8 +48,19 @@ _ALIAS = re.compile(r"(blocks\.\d+\.attn\.)_attention_pool_([qkv])\.(pool|norm)(
 _COLUMNS: dict[Family, int] = {"videoattn": 0, "slowfast": 1, "torchvision": 2, "pytorchvideo": 3}
 
 
+def find_mvit_family(names: Sequence[str]) -> Family | None:
+    """Return the family of an MViT's names, without wrapper prefixes; None if they are others."""
+    if any(re.match(r"blocks\.\d+\.mixers\.", name) for name in names):
+        return OURS if any(".shortcut." in name or ".pool_" in name for name in names) else None
+    if any(name.startswith("pos_encoding.") for name in names):
+        return "torchvision"
+    if any(name.startswith("cls_positional_encoding.") for name in names):
+        return "pytorchvideo"
+    return "slowfast" if any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names) else None
+
+
 def mvit_to_ours(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """A file's tensors under our names and with our shapes and row order; q, k and v packed where they were apart.
+    """Return a file's tensors under our names and with our shapes and row order; q, k and v are packed.
 
     Raises CheckpointError listing names without a rule.
     """
@@ -56,13 +69,12 @@ def mvit_to_ours(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Ten
     renamed = _rename(_pack(_drop_aliases(tensors)), family, "videoattn")
     for name in ("cls_token", "pos_embed_class", "pos_embed_spatial", "pos_embed_temporal"):
         if name in renamed and family == "torchvision":
-            value = renamed[name]
-            renamed[name] = value.reshape(1, -1, value.shape[-1])
+            renamed[name] = rearrange(renamed[name], "... c -> 1 (...) c")
     return _reorder(renamed, to_packed=True)
 
 
 def mvit_from_ours(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Our tensors as another family names, shapes and orders them; the inverse of `mvit_to_ours`.
+    """Return our tensors as another family names, shapes and orders them; the inverse of `mvit_to_ours`.
 
     q, k and v are written packed for SlowFast (MVIT.SEPARATE_QKV False) and apart for pytorchvideo. Raises
     CheckpointError for what the family cannot hold: parameters of an operator, skipped blocks, divided attention.
@@ -78,6 +90,11 @@ def mvit_from_ours(tensors: Mapping[str, Tensor], family: Family) -> dict[str, T
                 value = renamed[name]
                 renamed[name] = value[0] if name.endswith(("spatial_pos", "temporal_pos")) else value[0, 0]
     return _unpack(renamed) if family == "pytorchvideo" else renamed
+
+
+def published_state(state: Mapping[str, Tensor], family: Family, num_heads: int | None) -> dict[str, Tensor]:
+    """Return `mvit_from_ours` for a file to be written; the tensors tell the numbers of heads."""
+    return mvit_from_ours(state, family)
 
 
 def _rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> dict[str, Tensor]:

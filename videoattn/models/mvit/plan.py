@@ -1,8 +1,10 @@
-"""How the blocks of an MViT change token grid and width: one record per block, worked out from a few numbers."""
+"""The plan of an MViT: one record for each block, worked out from a few numbers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
 
 from videoattn.grid import TokenGrid
 from videoattn.layers.pooled_attention import UNPOOLED, Pooling, Size3
@@ -12,12 +14,13 @@ AttentionType = Literal["joint", "divided"]
 
 @dataclass(frozen=True)
 class MViTBlockPlan:
-    """A block's widths, its grid, and what is pooled in it.
+    """All that distinguishes a block: its place, its grid, its widths, its pooling and its switches.
 
-    `dim` channels come in, `attention_dim` leave attention, `dim_out` leave the block. `table_lengths` are those of
-    the tables of relative positions along t, h and w.
+    `dim` channels come in, `attention_dim` leave attention, `dim_out` leave the block; the MLP is `mlp_dim` wide.
+    `table_lengths` holds the lengths of the tables of relative positions, by axis letter, that the block has.
     """
 
+    layer: int
     grid: TokenGrid
     dim: int
     attention_dim: int
@@ -25,7 +28,11 @@ class MViTBlockPlan:
     num_heads: int
     pool_q: Pooling
     pool_kv: Pooling
-    table_lengths: Size3
+    table_lengths: Mapping[str, int]
+    mlp_dim: int
+    drop_path_rate: float
+    qkv_bias: bool
+    residual_pooling: bool
 
     @property
     def head_dim(self) -> int:
@@ -87,12 +94,17 @@ class MViTShape:
         return strides
 
 
-def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType = "joint") -> list[MViTBlockPlan]:
-    """The blocks of an MViT whose patch tokens lie on `grid`. Raises ValueError where a number doesn't fit.
+def plan_blocks(
+    shape: MViTShape, grid: TokenGrid, attention_type: AttentionType = "joint", *, rel_pos: str = "",
+    mlp_ratio: float = 4.0, drop_path_rate: float = 0.0, qkv_bias: bool = True, residual_pooling: bool = False,
+) -> list[MViTBlockPlan]:  # fmt: skip
+    """Return the blocks of an MViT whose patch tokens lie on `grid`. Raises ValueError where a number doesn't fit.
 
-    A divided model pools in space alone, by the same strides and with kernels of 1 along time.
+    A divided model pools in space alone, by the same strides and with kernels of 1 along time. `rel_pos` has the
+    letters of the axes with relative positions. Rates of drop path rise linearly from 0 to `drop_path_rate`.
     """
-    plans = []
+    plans: list[MViTBlockPlan] = []
+    rates = torch.linspace(0, drop_path_rate, shape.depth, device="cpu").tolist()
     dim, num_heads = shape.embed_dim, shape.num_heads
     kv_strides = shape.kv_strides()
     nominal = (grid.t, grid.h, grid.w)  # sizes rounded down, which published tables of relative positions have
@@ -112,9 +124,12 @@ def plan_blocks(shape: MViTShape, grid: TokenGrid, attention_type: AttentionType
         _, *sides = (
             max(n // s_q, n // s_kv) for n, s_q, s_kv in zip(nominal, pool_q.stride, pool_kv.stride, strict=True)
         )
+        lengths = zip("thw", (2 * size - 1 for size in (nominal[0], *sides)), strict=True)
         plan = MViTBlockPlan(
-            grid, dim, attention_dim, dim_out, num_heads, pool_q, pool_kv,
-            table_lengths=_triple(2 * size - 1 for size in (nominal[0], *sides)),
+            layer, grid, dim, attention_dim, dim_out, num_heads, pool_q, pool_kv,
+            table_lengths={letter: length for letter, length in lengths if letter in rel_pos},
+            mlp_dim=int(attention_dim * mlp_ratio), drop_path_rate=rates[layer], qkv_bias=qkv_bias,
+            residual_pooling=residual_pooling,
         )  # fmt: skip
         plans.append(plan)
         grid, dim = plan.grid_out, dim_out

@@ -11,21 +11,22 @@ from torch import Tensor
 
 from videoattn.layers.pooled_attention import Size3, resize_table
 from videoattn.layers.position import resize_space, resize_time
-from videoattn.models.build import parse_description
 from videoattn.models.mvit.model import MViT
 from videoattn.models.mvit.names import MViTGeometry, mvit_to_ours
 from videoattn.models.mvit.plan import MViTShape
-from videoattn.models.timesformer.names import Family
-from videoattn.models.weights.adapt_attention import suit_attention
-from videoattn.models.weights.files import CheckpointError, WeightFile
+from videoattn.models.mvit.settings import read_mvit
+from videoattn.models.settings import read_description
+from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.weights.adapter import FitOptions
+from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
 from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
 
 _SAME = ("patch_kernel", "embed_dim", "attention_dims", "dims_out", "num_heads", "mlp_dims")
 
 
-def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, head: str, allow_resize: bool) -> dict[str, Tensor]:
-    """The model's complete new state from the file's tensors, noted in `report`."""
-    target = model.state_dict()
+def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, options: FitOptions) -> dict[str, Tensor]:
+    """Return the model's complete new state from the file's tensors, noted in `report`."""
+    target, head = model.state_dict(), options.head
     state = mvit_to_ours(file.tensors, report.family)
     theirs, ours = MViTGeometry.of(state), MViTGeometry.of(target)
     both = f"the file has a {theirs}; the model is a {ours}"
@@ -46,16 +47,12 @@ def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, head: str, allow
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
     resized = _resize(state, target, model)
-    note_resized(list(resized), report, model.clip_size, allowed=allow_resize, sizes=both)
-    suited = suit_attention({**state, **resized}, model)
-    report.initialised += suited.initialised
-    report.dropped += suited.dropped
-    report.notes += suited.notes
-    return complete(suited.state, target)
+    note_resized(list(resized), report, model.clip_size, allowed=options.allow_resize, sizes=both)
+    return complete(adapt_attention_weights({**state, **resized}, model, report), target)
 
 
 def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MViT) -> dict[str, Tensor]:
-    """Those tensors of positions that have another length in the model, resized to it."""
+    """Return the tensors of positions that have another length in the model, resized to it."""
     resized: dict[str, Tensor] = {}
     for name, value in target.items():
         if name not in state or state[name].shape == value.shape:
@@ -73,7 +70,7 @@ def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MV
 
 
 def _divide(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
-    """A joint model's state as a divided model's: attention in space takes it over, that along time begins mute.
+    """Return a joint model's state as a divided model's: attention in space takes it over, temporal_fc is zero.
 
     Filters that pool are summed over time, which leaves clips of one repeated frame as they are but at their ends.
     """
@@ -92,11 +89,15 @@ def _divide(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: L
     return divided
 
 
-def mvit_arguments(file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Arguments of the MViT that a foreign file holds: by its embedded SlowFast settings, else by its tensors.
+def describe_mvit(file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the arguments of the MViT that a foreign file holds: by its embedded settings, else by its tensors.
 
     Assumptions go to `notes`. Raises CheckpointError where something can't be told.
     """
+    if family == OURS:
+        raise CheckpointError("the file does not say how its MViT pools: build the model and use load_weights")
+    if "num_heads" in given:
+        raise CheckpointError("the file holds an MViT, whose numbers of heads it tells: expected no num_heads")
     shape = MViTGeometry.of(mvit_to_ours(file.tensors, family))
     if shape.num_classes is None:
         raise CheckpointError("there is no head among the tensors: build a model and use load_weights")
@@ -107,7 +108,7 @@ def mvit_arguments(file: WeightFile, family: Family, given: Mapping[str, Any], n
 
 
 def _embedded_arguments(cfg: str) -> dict[str, Any] | None:
-    """What SlowFast's embedded settings say of the model; None where they are of another program."""
+    """Return the arguments that SlowFast's embedded settings say; None where they are of another program."""
     said = yaml.safe_load(cfg)
     if not isinstance(said, dict) or not isinstance(said.get("MVIT"), dict):
         return None
@@ -118,7 +119,9 @@ def _embedded_arguments(cfg: str) -> dict[str, Any] | None:
         "MODEL": {"MODEL_NAME": "MViT", **{k: model[k] for k in ("DROPOUT_RATE", "NUM_CLASSES") if k in model}},
         "DATA": {"NUM_FRAMES": data.get("NUM_FRAMES", 8), "TRAIN_CROP_SIZE": crop, "TEST_CROP_SIZE": crop},
     }
-    return parse_description(json.dumps(kept, default=str))[1]  # JSON is YAML, and never has its aliases
+    known = read_description(json.dumps(kept, default=str))  # JSON is YAML, and never has its aliases
+    size = (known.data.num_frames, known.data.train_crop_size, known.data.train_crop_size)
+    return {"clip_size": size, **read_mvit({}, known)}
 
 
 def _arguments_of_tensors(shape: MViTGeometry, tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class TimeSformer(nn.Module):
         return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def forward_features(self, clip: Tensor) -> Tensor:
-        """The normalised class token [B, C]."""
+        """Return the normalised class token [B, C]."""
         check_clip(clip, self.clip_size)
         x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
         x = x[:, 0]

@@ -1,21 +1,17 @@
-"""What a TimeSformer's tensors are called in published files, and what their shapes say of the model."""
+"""The names of a TimeSformer's tensors in published files, and the sizes that the tensors show."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from videoattn.layers.attention import reorder_qkv_rows
-from videoattn.models.weights.files import CheckpointError, some_names
+from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
 
-# ours; TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others;
-# MViT in SlowFast, torchvision and pytorchvideo
-Family = Literal["videoattn", "timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
-# Those that hold MViTs, whose names are in `videoattn.models.mvit.names`.
-MVIT_FAMILIES: tuple[Family, ...] = ("slowfast", "torchvision", "pytorchvideo")
+# TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others
+TIMESFORMER_FAMILIES: tuple[Family, ...] = ("timesformer", "huggingface", "vit")
 
 _BLOCKS = {
     "videoattn": "blocks.",
@@ -49,35 +45,21 @@ _FOREIGN_PARTS = "; ViTs with layer scale, distillation or register tokens, pool
 _NAME = re.compile(r"(?P<module>.+?)(?P<kind>\.weight|\.bias)?")
 
 
-def find_family(names: Iterable[str]) -> Family:
-    """The family whose names these are, without wrapper prefixes. Raises CheckpointError listing some if none fits."""
-    names = list(names)
-    if any(re.match(r"blocks\.\d+\.mixers\.|network\.", name) for name in names):  # the latter: a baseline
-        return "videoattn"
+def find_timesformer_family(names: Sequence[str]) -> Family | None:
+    """Return the family of a TimeSformer's or image ViT's names, without wrapper prefixes; None if they are others."""
+    if any(re.match(r"blocks\.\d+\.mixers\.", name) for name in names):
+        return None if any(".shortcut." in name or ".pool_" in name for name in names) else OURS  # an MViT pools
     if any(name.startswith("timesformer.encoder.layer.") for name in names):
         return "huggingface"
-    if any(name.startswith("pos_encoding.") for name in names):
-        return "torchvision"
-    if any(name.startswith("cls_positional_encoding.") for name in names):
-        return "pytorchvideo"
-    if any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names):
-        return "slowfast"
-    if any(re.match(r"blocks\.\d+\.attn\.qkv\.", name) for name in names):
+    pooled = any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names)
+    if not pooled and any(re.match(r"blocks\.\d+\.attn\.qkv\.", name) for name in names):
         temporal = any(name == "time_embed" or ".temporal_" in name for name in names)
         return "timesformer" if temporal else "vit"
-    raise CheckpointError(
-        "expected a TimeSformer (ours, the released one's, or transformers'), an MViT (ours, SlowFast's, torchvision's "
-        f"or pytorchvideo's) or an image ViT, got {some_names(names)}"
-    )
-
-
-def holds_mvit(names: Iterable[str], family: Family) -> bool:
-    """Whether these are the names of an MViT's tensors."""
-    return family in MVIT_FAMILIES or (family == "videoattn" and any(".shortcut." in n or ".pool_" in n for n in names))
+    return None
 
 
 def attention_type_of(names: Iterable[str]) -> str:
-    """The attention type of a model with these tensors, in any family's names."""
+    """Return the attention type of a model with these tensors, in any family's names."""
     names = list(names)
     if any(".mixers.time." in name or ".temporal_" in name for name in names):
         return "divided_space_time"
@@ -86,7 +68,10 @@ def attention_type_of(names: Iterable[str]) -> str:
 
 
 def rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> dict[str, Tensor]:
-    """The tensors under another family's names, rows untouched. Raises CheckpointError listing names without a rule."""
+    """Return the tensors under another family's names, rows untouched.
+
+    Raises CheckpointError listing names without a rule.
+    """
     slot = "joint" if attention_type_of(tensors) == "joint_space_time" else "space"
     columns = [{"videoattn": 0, "huggingface": 2}.get(family, 1) for family in (source, target)]
     modules, block_modules = (
@@ -113,14 +98,14 @@ def rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> dic
 
 
 def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
-    """A file's tensors under our names, with the rows of every qkv projection in our order."""
+    """Return a file's tensors under our names, with the rows of every qkv projection in our order."""
     if family == "videoattn":
         return dict(tensors)
     return _reorder(rename(tensors, family, "videoattn"), num_heads, to_packed=True)
 
 
 def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
-    """Our tensors as another family names and orders them; the inverse of `to_ours`.
+    """Return our tensors as another family names and orders them; the inverse of `to_ours`.
 
     Raises CheckpointError for what that family cannot hold: parameters of an operator, blocks that skip attention,
     time in an image ViT.
@@ -138,6 +123,13 @@ def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> 
     if uneven:
         raise CheckpointError(f"{family} has no blocks that attend in other ways: {', '.join(uneven)} differ from 0")
     return renamed
+
+
+def release_state(state: Mapping[str, Tensor], family: Family, num_heads: int | None) -> dict[str, Tensor]:
+    """Return `from_ours` for a file to be written. Raises ValueError without a number of heads."""
+    if num_heads is None:
+        raise ValueError(f"num_heads is needed to order the rows of qkv for {family}")
+    return from_ours(state, family, num_heads)
 
 
 def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:
@@ -196,7 +188,7 @@ class Geometry:
 
 
 def source_grid(count: int, grid: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int]:
-    """The (h, w) of `count` positions that go to a model's `grid`: as `said`, else square, else of the model's shape.
+    """Return the (h, w) of `count` positions for a model's `grid`: as `said`, else square, else of the model's shape.
 
     Raises CheckpointError where `said` has another count, or where both or neither of the guesses are possible.
     """

@@ -5,33 +5,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoattn.layers.attention import MultiheadAttention
 from videoattn.layers.position import resize_space, resize_time
-from videoattn.models.timesformer.model import TimeSformer
-from videoattn.models.timesformer.names import Family, Geometry, rename, source_grid, to_ours
-from videoattn.models.weights.adapt_attention import suit_attention
-from videoattn.models.weights.files import CheckpointError, WeightFile
+from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
+from videoattn.models.timesformer.names import Geometry, rename, source_grid, to_ours
+from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.weights.adapter import FitOptions
+from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
 from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
 
 # Widths whose number of heads is 64 dimensions each in every published model.
 STANDARD_HEADS = {192: 3, 384: 6, 768: 12}
+HEADS_OF_NAMES = {
+    "vit_base_patch16_224": 12,  # what TimeSformer's release calls every model
+    **{name: size["num_heads"] for name, size in TIMESFORMER_SIZES.items()},
+}
 
 
-def fit_timesformer(
-    model: TimeSformer,
-    file: WeightFile,
-    report: LoadReport,
-    head: str,
-    file_grid: tuple[int, int] | None,
-    allow_resize: bool,
-) -> dict[str, Tensor]:
-    """The model's complete new state from the file's tensors, noted in `report`."""
-    target = model.state_dict()
-    num_heads = count_heads(model)
-    if file.settings.get("num_heads", num_heads) != num_heads:
-        raise CheckpointError(f"the file has {file.settings['num_heads']} heads, the model {num_heads}")
+def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, options: FitOptions) -> dict[str, Tensor]:
+    """Return the model's complete new state from the file's tensors, noted in `report`."""
+    target, head, file_grid = model.state_dict(), options.head, options.file_grid
+    num_heads, said = count_heads(model), heads_of(file)
+    assert num_heads is not None  # a model's first block always attends
+    if said not in (None, num_heads):
+        raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
     state = to_ours(file.tensors, report.family, num_heads)
     theirs, ours = Geometry.of(state), Geometry.of(target)
     both = f"the file has {theirs}; the model has {ours}"
@@ -62,19 +61,14 @@ def fit_timesformer(
         state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
         resized.append("pos_embed")
 
-    note_resized(resized, report, model.clip_size, allowed=allow_resize, sizes=both)
-    suited = suit_attention(state, model)
-    state = suited.state
-    report.initialised += suited.initialised
-    report.dropped += suited.dropped
-    report.notes += suited.notes
-    return complete(state, target)
+    note_resized(resized, report, model.clip_size, allowed=options.allow_resize, sizes=both)
+    return complete(adapt_attention_weights(state, model, report), target)
 
 
 def _add_time(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], attention_type: str, report: LoadReport
 ) -> dict[str, Tensor]:
-    """An image model's state with the parts that a video model has besides, named in `report`."""
+    """Return an image model's state with the parts that a video model has besides, named in `report`."""
     if attention_type == "joint_space_time":
         added = {"time_embed": torch.zeros_like(target["time_embed"])}
         moved = {name.replace(".mixers.space.", ".mixers.joint."): value for name, value in state.items()}
@@ -88,16 +82,16 @@ def _add_time(
     return {**moved, **added}
 
 
-def timesformer_arguments(
+def describe_timesformer(
     file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """Arguments of the model whose tensors these are; assumptions go to `notes`."""
-    shape = Geometry.of(file.tensors if family == "videoattn" else rename(file.tensors, family, "videoattn"))
+    """Return the arguments of the model whose tensors these are; assumptions go to `notes`."""
+    shape = Geometry.of(file.tensors if family == OURS else rename(file.tensors, family, OURS))
     if shape.num_classes is None:
         raise CheckpointError("there is no head among the tensors: build a model and use load_weights")
-    if family == "videoattn" and "operators" not in given:
+    if family == OURS and "operators" not in given:
         raise CheckpointError("the file does not say its attention operators: pass operators={...}, or {} for dense")
-    num_heads = given.get("num_heads", file.settings.get("num_heads"))
+    num_heads = given.get("num_heads", heads_of(file))
     if num_heads is None and shape.embed_dim in STANDARD_HEADS:
         num_heads = STANDARD_HEADS[shape.embed_dim]
         notes.append(f"{num_heads} heads assumed from width {shape.embed_dim}")
@@ -123,5 +117,12 @@ def timesformer_arguments(
     }
 
 
-def count_heads(model: TimeSformer) -> int:
-    return next(module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention))
+def heads_of(file: WeightFile) -> int | None:
+    """Return the number of heads that a file says, itself or by the name of its model; None where it says nothing."""
+    said: int | None = file.settings.get("num_heads", HEADS_OF_NAMES.get(file.settings.get("model_name", "")))
+    return said
+
+
+def count_heads(model: nn.Module) -> int | None:
+    """Return the number of heads of a TimeSformer's attention; None for a model without such attention."""
+    return next((module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention)), None)

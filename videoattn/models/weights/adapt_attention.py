@@ -1,35 +1,25 @@
-"""Weights of a model with dense attention for its twin with other operators or skipped blocks."""
+"""Weights of dense attention for a model with other operators or skipped blocks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from videoattn.layers.attention import MultiheadAttention, TokenMixer, reorder_qkv_rows
 from videoattn.layers.pooled_attention import PooledAttention
 from videoattn.layers.skip import ReusedWeights
+from videoattn.models.weights.report import LoadReport
 
-# What attention slots have that are not dense: an operator's parameters, SkipAt's, the values of reused weights.
-_NOT_DENSE = ("operator.", "phi.", "v.")
-
-
-@dataclass
-class SuitedState:
-    """A state dict that fits the twin, and what became of tensors which dense attention has not, or has alone."""
-
-    state: dict[str, Tensor]
-    initialised: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+# Parts of attention slots that are not dense: an operator's parameters, SkipAt's, the values of reused weights.
+_NOT_DENSE = {"operator", "phi", "v"}
 
 
-def suit_attention(state: Mapping[str, Tensor], model: nn.Module) -> SuitedState:
-    """Fit the tensors of dense attention slots to the slots of `model`; slots that are not dense stay as they are.
+def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, report: LoadReport) -> dict[str, Tensor]:
+    """Return a state dict whose dense attention slots fit the slots of `model`, noted in `report`.
 
-    Parameters of an operator and of SkipAt's Φ keep the values that `model` has. Blocks that reuse weights take the
-    value rows of the packed projection.
+    Slots of the state that are not dense stay as they are. Parameters of an operator and of SkipAt's Φ keep the values
+    that `model` has. Blocks that reuse weights take the value rows of the packed projection.
     """
-    suited = SuitedState(dict(state))
+    adapted = dict(state)
     reusing = 0
     for name, mixer in model.named_modules():
         if not isinstance(mixer, TokenMixer):
@@ -37,22 +27,26 @@ def suit_attention(state: Mapping[str, Tensor], model: nn.Module) -> SuitedState
         start = f"{name}."
         theirs = {key.removeprefix(start) for key in state if key.startswith(start)}
         ours = dict(mixer.state_dict())
-        if theirs == ours.keys() or not theirs or any(key.startswith(_NOT_DENSE) for key in theirs):
+        if theirs == ours.keys() or not theirs or _NOT_DENSE & {_part(key) for key in theirs}:
             continue
-        if isinstance(mixer, (MultiheadAttention, PooledAttention)):
-            added = [key for key in ours if key.startswith("operator.")]
-        else:
-            added = [key for key in ours if key.startswith("phi.")]
+        is_attention = isinstance(mixer, (MultiheadAttention, PooledAttention))
+        added = [key for key in ours if _part(key) == ("operator" if is_attention else "phi")]
+        if not is_attention:
             for key in theirs - ours.keys():
-                value = suited.state.pop(start + key)
-                if isinstance(mixer, ReusedWeights) and key.startswith("qkv."):
+                value = adapted.pop(start + key)
+                if isinstance(mixer, ReusedWeights) and _part(key) == "qkv":
                     _, _, rows = reorder_qkv_rows(value, mixer.num_heads, to_packed=False).chunk(3)
-                    suited.state[start + key.replace("qkv.", "v.")] = rows
+                    adapted[start + key.replace("qkv.", "v.")] = rows
                 else:
-                    suited.dropped.append(start + key)
+                    report.dropped.append(start + key)
             reusing += isinstance(mixer, ReusedWeights)
-        suited.state |= {start + key: ours[key] for key in added}
-        suited.initialised += [start + key for key in added]
+        adapted |= {start + key: ours[key] for key in added}
+        report.initialised += [start + key for key in added]
     if reusing:
-        suited.notes.append(f"q and k left out of {reusing} projections, whose blocks reuse attention weights")
-    return suited
+        report.notes.append(f"q and k left out of {reusing} projections, whose blocks reuse attention weights")
+    return adapted
+
+
+def _part(key: str) -> str:
+    """Return the part of an attention slot that a tensor belongs to, the first word of its name there."""
+    return key.partition(".")[0]

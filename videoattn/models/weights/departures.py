@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +12,22 @@ from videoattn.grid import Axis
 from videoattn.layers.attention import MultiheadAttention, TokenMixer
 from videoattn.layers.pooled_attention import UNIT, PooledAttention, TokenPool
 from videoattn.layers.skip import Leff, ReusedWeights
-from videoattn.models.build import MODELS, model_arguments, read_description
+from videoattn.models.build import model_arguments
+from videoattn.models.registry import find_spec
+from videoattn.models.settings import read_description
 from videoattn.models.weights.files import WeightFile
+from videoattn.models.weights.report import Departure
 from videoattn.operators import OPERATORS
+
+__all__ = [
+    "Departure",
+    "Description",
+    "compare_descriptions",
+    "describe_data",
+    "describe_model",
+    "find_departures",
+    "format_departures",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +35,6 @@ logger = logging.getLogger(__name__)
 Description = Mapping[str, Any]
 
 _CLASS_NAMES = "class names"
-
-
-class Departure(NamedTuple):
-    """A setting whose value differs: `checkpoint` is the value that the weights were trained with, `here` is in use."""
-
-    key: str
-    checkpoint: str
-    here: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.here} here, {self.checkpoint} in the checkpoint"
 
 
 def describe_model(model: nn.Module) -> Description:
@@ -121,7 +123,7 @@ def _describe_settings(file: WeightFile) -> Description:
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"test_crop_size": cfg.data.train_crop_size})})
     arguments = model_arguments(cfg)  # knows whether there is such a model
     with torch.device("meta"):
-        model = MODELS[cfg.model.model_name](**arguments)
+        model = find_spec(cfg.model.model_name).build(**arguments)
     return {**describe_model(model), **describe_data(cfg, testing=False)}
 
 

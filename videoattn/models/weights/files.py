@@ -1,4 +1,4 @@
-"""What a file of weights holds: its tensors, and what it says of its model."""
+"""Files of weights: their tensors, and the settings of the model that they carry."""
 
 import json
 import os
@@ -13,11 +13,12 @@ import yaml
 from torch import Tensor
 
 from videoattn.files import describe_content
-from videoattn.models.timesformer.model import TIMESFORMER_SIZES
 from videoattn.models.weights.containers import CheckpointError, first_line, read_container, write_weight_file
 
 __all__ = [
+    "OURS",
     "CheckpointError",
+    "Family",
     "WeightFile",
     "naming_file",
     "read_weight_file",
@@ -26,14 +27,12 @@ __all__ = [
     "write_weight_file",
 ]
 
+Family = str  # the project in whose names a file's tensors are, such as "torchvision"
+OURS: Family = "videoattn"
+
 CONTAINERS = ("model_state", "state_dict", "model", "module")
 # Wrappers put these before every name; a prefix that not every name has is part of a name.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-
-HEADS_OF_NAMES = {
-    "vit_base_patch16_224": 12,  # what TimeSformer's release calls every model
-    **{name: size["num_heads"] for name, size in TIMESFORMER_SIZES.items()},
-}
 
 
 @contextmanager
@@ -49,8 +48,8 @@ def naming_file(source: str) -> Iterator[None]:
 class WeightFile:
     """A file's tensors, without the prefixes of wrapping modules, and what else it says of its model.
 
-    `settings` holds num_heads and clip_size where the file or a config.json beside it says them; `cfg` is the
-    embedded YAML text and `class_names` the names of the classes in their order, if any.
+    `settings` holds num_heads, clip_size and model_name where the file or a config.json beside it says them; `cfg` is
+    the embedded YAML text and `class_names` the names of the classes in their order, if any.
     """
 
     source: str
@@ -158,11 +157,13 @@ def _cfg_settings(path: Path, cfg: str | None) -> dict[str, Any]:
     timesformer, data, model = (
         section if isinstance(section := sections.get(name), dict) else {} for name in ("TIMESFORMER", "DATA", "MODEL")
     )
-    heads = timesformer.get("NUM_HEADS") or HEADS_OF_NAMES.get(str(model.get("MODEL_NAME")))
+    heads, name = timesformer.get("NUM_HEADS"), model.get("MODEL_NAME")
     frames, crop = data.get("NUM_FRAMES"), data.get("TRAIN_CROP_SIZE")
     counts = {"TIMESFORMER.NUM_HEADS": heads, "DATA.NUM_FRAMES": frames, "DATA.TRAIN_CROP_SIZE": crop}
     _check_counts(f"{path}: its cfg", {key: value for key, value in counts.items() if value is not None})
     found: dict[str, Any] = {} if heads is None else {"num_heads": heads}
+    if isinstance(name, str):
+        found["model_name"] = name
     if frames is not None and crop is not None:
         found["clip_size"] = (frames, crop, crop)
     return found

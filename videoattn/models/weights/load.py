@@ -8,24 +8,41 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from videoattn.compat import import_timm
-from videoattn.models.baselines import Baseline
 from videoattn.models.build import parse_description
-from videoattn.models.mvit.model import MViT
 from videoattn.models.mvit.names import mvit_from_ours, mvit_to_ours
-from videoattn.models.mvit.weights import fit_mvit, mvit_arguments
-from videoattn.models.timesformer.model import TimeSformer
-from videoattn.models.timesformer.names import MVIT_FAMILIES, Family, find_family, from_ours, holds_mvit, to_ours
-from videoattn.models.timesformer.weights import fit_timesformer, timesformer_arguments
+from videoattn.models.registry import (
+    MODELS,
+    adapter_of,
+    find_family,
+    find_kind,
+    list_families,
+    list_kinds,
+    unknown_names,
+)
+from videoattn.models.timesformer.names import from_ours, to_ours
+from videoattn.models.timesformer.weights import count_heads
+from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.departures import Description, find_departures, format_departures
-from videoattn.models.weights.files import CheckpointError, WeightFile, naming_file, read_weight_file, write_weight_file
-from videoattn.models.weights.report import LoadReport, complete, refuse_new_layers
+from videoattn.models.weights.files import (
+    OURS,
+    CheckpointError,
+    Family,
+    WeightFile,
+    naming_file,
+    read_weight_file,
+    write_weight_file,
+)
+from videoattn.models.weights.report import LoadReport, refuse_new_layers
 from videoattn.seeding import torch_seed
 
 __all__ = [
     "CheckpointError",
     "LoadReport",
+    "count_heads",
+    "find_family",
     "from_checkpoint",
     "from_ours",
+    "list_families",
     "load_imagenet_vit",
     "load_weights",
     "mvit_from_ours",
@@ -35,8 +52,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Head = Literal["keep", "may_differ", "new"]
 
 
 def load_weights(
@@ -62,8 +77,8 @@ def load_weights(
     Raises CheckpointError, before anything is changed, that names the tensors or sizes which do not fit.
     """
     file = read_weight_file(path, trust=trust, ema=ema)
-    head: Head = "may_differ" if allow_new_head else "keep"
-    return _fill(model, file, head, file_grid, allow_resize, allow_new_layers, data)
+    options = FitOptions("may_differ" if allow_new_head else "keep", file_grid, allow_resize)
+    return _fill(model, file, options, allow_new_layers, data)
 
 
 def load_imagenet_vit(
@@ -90,14 +105,14 @@ def load_imagenet_vit(
         family = find_family(file.tensors)
         if family != "vit":
             raise CheckpointError(f"expected an image ViT, got a {family} video model; load_weights loads those")
-    return _fill(model, file, "new", file_grid, allow_resize=True)
+    return _fill(model, file, FitOptions("new", file_grid, allow_resize=True))
 
 
 def from_checkpoint(
     path: str | os.PathLike[str], *, num_heads: int | None = None, clip_size: tuple[int, int, int] | None = None,
     attention_type: str | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto", **overrides: Any,
 ) -> nn.Module:  # fmt: skip
-    """The model that a file describes, with its weights, in eval mode.
+    """Return the model that a file describes, with its weights, in eval mode.
 
     A training checkpoint of ours says everything; other files leave some of it open, and what is missing is asked for
     by name in a CheckpointError: num_heads unless the width is a standard one, clip_size where the crop is not square
@@ -107,24 +122,20 @@ def from_checkpoint(
     file = read_weight_file(path, trust=trust, ema=ema)
     given = {"num_heads": num_heads, "clip_size": clip_size, "attention_type": attention_type, **overrides}
     given = {name: value for name, value in given.items() if value is not None}
-    build: Any = TimeSformer
     notes: list[str] = []
     with naming_file(file.source):
-        family = find_family(file.tensors)
-        if family == "videoattn" and file.cfg is not None:
-            build, said = parse_description(file.cfg)
-            arguments = {**said, **given}
-        elif family in MVIT_FAMILIES:
-            if num_heads is not None:
-                raise CheckpointError("the file holds an MViT, whose numbers of heads it tells: expected no num_heads")
-            build, arguments = MViT, mvit_arguments(file, family, given, notes)
-        elif holds_mvit(file.tensors, family):
-            raise CheckpointError("the file does not say how its MViT pools: build the model and use load_weights")
+        found = find_kind(file.tensors)
+        if found is None and file.settings.get("model_name") not in MODELS:
+            raise unknown_names(file.tensors)
+        if found is None or (found[1] == OURS and file.cfg is not None):
+            described, said = parse_description(file.cfg or "")
+            build, arguments = described.build, {**said, **given}
         else:
-            arguments = timesformer_arguments(file, family, given, notes)
+            kind, family = found
+            build, arguments = kind.model, kind.adapter.arguments(file, family, given, notes)
         with torch_seed(0):  # initial values are overwritten; the caller's generator stays untouched
-            model: nn.Module = build(**arguments)
-    report = _fill(model, file, "keep", None, allow_resize="clip_size" in given)
+            model = build(**arguments)
+    report = _fill(model, file, FitOptions(allow_resize="clip_size" in given))
     report.notes += notes
     logger.info("%s", report)
     return model.eval()
@@ -141,16 +152,18 @@ def save_weights(
     `clip_size` and the YAML text `cfg` are noted in the file for `from_checkpoint`. Raises OSError naming a file that
     can't be written.
     """
-    if family != "videoattn" and holds_mvit(state, "videoattn") != (family in MVIT_FAMILIES):
-        held, wanted = ("an MViT", "TimeSformers or ViTs") if family not in MVIT_FAMILIES else ("no MViT", "MViTs")
-        raise CheckpointError(f"{family} names the tensors of {wanted}, and these are of {held}")
-    if family in MVIT_FAMILIES:
-        tensors = mvit_from_ours(state, family)
-    elif family != "videoattn" and num_heads is None:
-        raise ValueError(f"num_heads is needed to order the rows of qkv for {family}")
-    else:
-        tensors = from_ours(state, family, num_heads or 1)
-    if family == "timesformer" and str(path).endswith(".pyth"):
+    tensors = dict(state)
+    if family != OURS:
+        kind = next((kind for kind in list_kinds() if family in kind.adapter.families), None)
+        if kind is None:
+            raise ValueError(f"family expects one of {', '.join(list_families())}, got {family!r}")
+        held = find_kind(state)
+        if held is not None and held[0] is not kind:
+            raise CheckpointError(
+                f"{family} names the tensors of {kind.adapter.held}, and these are of {held[0].adapter.held}"
+            )
+        tensors = kind.adapter.from_ours(state, family, num_heads)
+    if family == "timesformer" and os.path.splitext(path)[1] == ".pyth":
         tensors = {f"model.{name}": value for name, value in tensors.items()}
     notes = {
         "num_heads": None if num_heads is None else str(num_heads),
@@ -161,50 +174,25 @@ def save_weights(
 
 
 def _fill(
-    model: nn.Module, file: WeightFile, head: Head, file_grid: tuple[int, int] | None, allow_resize: bool,
-    allow_new_layers: bool = True, data: Description | None = None,
+    model: nn.Module, file: WeightFile, options: FitOptions, allow_new_layers: bool = True,
+    data: Description | None = None,
 ) -> LoadReport:  # fmt: skip
-    if isinstance(model, Baseline):
-        return _fill_baseline(model, file, head, data)
-    if not isinstance(model, (TimeSformer, MViT)):
-        raise ValueError(f"weights are loaded into models of this package, got {type(model).__name__}")
+    adapter = adapter_of(model)
     with naming_file(file.source):
-        report = LoadReport(file.source, find_family(file.tensors), file.ema, class_names=file.class_names)
-        if holds_mvit(file.tensors, report.family) != isinstance(model, MViT):
-            held = "a TimeSformer or an image ViT" if isinstance(model, MViT) else "an MViT"
-            raise CheckpointError(f"the file holds {held}; the model is a {type(model).__name__}")
-        if isinstance(model, MViT):
-            state = fit_mvit(model, file, report, head, allow_resize)
-        else:
-            state = fit_timesformer(model, file, report, head, file_grid, allow_resize)
+        family = adapter.find_family(list(file.tensors)) if adapter.families else OURS
+        if family is None:
+            other = find_kind(file.tensors)
+            if other is None:
+                raise unknown_names(file.tensors)
+            raise CheckpointError(f"the file holds {other[0].adapter.held}; the model is a {type(model).__name__}")
+        report = LoadReport(file.source, family, file.ema, class_names=file.class_names)
+        state = adapter.fit(model, file, report, options)
         if not allow_new_layers:
             refuse_new_layers(report)
     model.load_state_dict(state)
     special = {*report.resized, *report.initialised}
     report.loaded = [name for name in state if name not in special]
-    _compare_settings(report, file, model, data)
-    return report
-
-
-def _compare_settings(report: LoadReport, file: WeightFile, model: nn.Module, data: Description | None) -> None:
-    """Note in the report, and warn, where the file's own settings differ from those in use."""
     report.departures = find_departures(file, model, data)
     if report.departures:
         logger.warning("%s: %s", file.source, format_departures(report.departures))
-
-
-def _fill_baseline(model: Baseline, file: WeightFile, head: Head, data: Description | None) -> LoadReport:
-    """Fill one of pytorchvideo's networks from a file of ours or of theirs, by the names that it has there."""
-    report = LoadReport(file.source, "pytorchvideo", file.ema, class_names=file.class_names)
-    target = model.network.state_dict()
-    state = {name.removeprefix("network."): value for name, value in file.tensors.items()}
-    if head == "may_differ":
-        others = [n for n, v in target.items() if n in state and state[n].shape != v.shape and ".proj." in n]
-        report.dropped += others
-        report.initialised += others
-        state |= {name: target[name] for name in others}
-    with naming_file(file.source):
-        model.network.load_state_dict(complete(state, target))
-    report.loaded = [name for name in target if name not in report.initialised]
-    _compare_settings(report, file, model, data)
     return report

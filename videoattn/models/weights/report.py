@@ -1,20 +1,29 @@
-"""What became of every tensor when weights were loaded, and the check that none is left over."""
+"""A report of every tensor when weights are loaded, and the check that none is left over."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
-from videoattn.models.timesformer.names import Family
-from videoattn.models.weights.departures import Departure
-from videoattn.models.weights.files import CheckpointError, some_names
+from videoattn.models.weights.files import CheckpointError, Family, some_names
+
+
+class Departure(NamedTuple):
+    """A setting whose value differs: `checkpoint` is the value that the weights were trained with, `here` is in use."""
+
+    key: str
+    checkpoint: str
+    here: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.here} here, {self.checkpoint} in the checkpoint"
 
 
 @dataclass
 class LoadReport:
-    """What became of each tensor, by our names, except `dropped`, which the model has no use for.
+    """The fate of each tensor, by our names, except `dropped`, which the model has no use for.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
     `class_names` are those of the videos that the weights were trained on, where the file says them. `departures` are
@@ -43,8 +52,15 @@ class LoadReport:
 
 def count_names(names: Sequence[str]) -> str:
     """Return names of tensors in short, those of different blocks as one with their number."""
-    counts = Counter(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names)
+    counts = Counter(_any_block(name) for name in names)
     return ", ".join(name + (f" ({n})" if n > 1 else "") for name, n in counts.items())
+
+
+def _any_block(name: str) -> str:
+    """Return a name with "*" for its first number, which is a block's."""
+    parts = name.split(".")
+    first = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join("*" if place == first else part for place, part in enumerate(parts))
 
 
 def refuse_new_layers(report: LoadReport) -> None:
@@ -60,7 +76,7 @@ def refuse_new_layers(report: LoadReport) -> None:
 def keep_head(
     state: dict[str, Tensor], target: Mapping[str, Tensor], report: LoadReport, *, new: bool, sizes: str
 ) -> dict[str, Tensor]:
-    """The state with its own head, or with the model's where `new`; `sizes` says of both what they have.
+    """Return the state with its own head, or with the model's where `new`; `sizes` says of both what they have.
 
     Raises CheckpointError where the file's head is for other classes and no new one is wanted.
     """
@@ -71,10 +87,11 @@ def keep_head(
                 f"the classes differ (allow_new_head=True, or TRAIN.FINETUNE True, starts a new head): {sizes}"
             )
         return state
-    report.dropped += [name for name in state if name.startswith("head.")]
-    report.initialised += [name for name in target if name.startswith("head.")]
-    rest = {name: value for name, value in state.items() if not name.startswith("head.")}
-    return rest | {name: value for name, value in target.items() if name.startswith("head.")}
+    theirs_left = [name for name in state if name.partition(".")[0] == "head"]
+    started = {name: value for name, value in target.items() if name.partition(".")[0] == "head"}
+    report.dropped += theirs_left
+    report.initialised += started
+    return {name: value for name, value in state.items() if name not in theirs_left} | started
 
 
 def note_resized(

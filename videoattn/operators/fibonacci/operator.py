@@ -10,8 +10,8 @@ from torch import Tensor
 
 from videoattn.grid import cells_under
 from videoattn.kernels.cpu.compiler import explain_absence
-from videoattn.kernels.gather import PairPlan
-from videoattn.kernels.offset_plan import JumpPlan
+from videoattn.kernels.gather import GatherPlan
+from videoattn.kernels.offset_plan import OffsetPlan
 from videoattn.kernels.offsets import has_kernel, multiply_adds
 from videoattn.kernels.transforms import is_transformed, without_autocast
 from videoattn.kernels.triton.launch import suits_blocks
@@ -94,9 +94,9 @@ class FibonacciAttention(AttentionOperator):
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
         if geometry != "axial":
             q_cells, k_cells = raster_positions(q_cells, kv, order), raster_positions(k_cells, kv, order)
-        self.jumps = JumpPlan(q_cells, k_cells, lengths, offsets, kv.prefix, block)
-        if not self.jumps.num_keys.all():
-            head, query = (int(i) for i in np.argwhere(self.jumps.num_keys == 0)[0])
+        self.plan = OffsetPlan(q_cells, k_cells, lengths, offsets, kv.prefix, block)
+        if not self.plan.num_keys.all():
+            head, query = (int(i) for i in np.argwhere(self.plan.num_keys == 0)[0])
             raise ValueError(
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
@@ -108,12 +108,12 @@ class FibonacciAttention(AttentionOperator):
             needed, why = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU", ""
             if site.has_bias:
                 needed = "takes no bias"
-            elif explain_absence("jump_attention"):
-                why = f" (on a CPU: {explain_absence('jump_attention')})"
+            elif explain_absence("offset_attention"):
+                why = f" (on a CPU: {explain_absence('offset_attention')})"
             raise ValueError(f"IMPLEMENTATION: compiled {needed}; set IMPLEMENTATION: auto{why}")
         pairs = implementation == "pairs" or (implementation == "auto" and "cpu" not in self.kernels)
         tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
-        self.pairs = PairPlan(*tables, kv.tokens) if tables else None
+        self.gather = GatherPlan(*tables, kv.tokens) if tables else None
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
         self.keeps_mask = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
         self.register_buffer("keep", None, persistent=False)
@@ -124,7 +124,7 @@ class FibonacciAttention(AttentionOperator):
         """[heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
         prefix = self.site.q_grid.prefix
         num_prefix_rows = max(min(stop, prefix) - start, 0)
-        patch_rows = self.jumps.mask(max(start - prefix, 0), max(stop - prefix, 0))
+        patch_rows = self.plan.mask(max(start - prefix, 0), max(stop - prefix, 0))
         return F.pad(patch_rows, (0, 0, num_prefix_rows, 0), value=True)
 
     def _whole_mask(self) -> Tensor | None:
@@ -147,11 +147,11 @@ class FibonacciAttention(AttentionOperator):
             tensors = [q] if k is None or v is None else [q, k, v]
             # kernels compute in float32; that of a CPU reads all but float16 as it is
             wide = [x.float() if x.dtype is torch.float16 and not x.is_cuda else x for x in tensors]
-            return self.jumps.attend(wide, self.semantics == "zero_logit").to(q.dtype)
+            return self.plan.attend(wide, self.semantics == "zero_logit").to(q.dtype)
         if k is None or v is None:
             q, k, v = q.unbind(3)
-        if takes == "pairs" and self.pairs is not None:
-            return self._attend_pairs(self.pairs, q, k, v, bias).to(q.dtype)
+        if takes == "pairs" and self.gather is not None:
+            return self._attend_pairs(self.gather, q, k, v, bias).to(q.dtype)
         keep = self._whole_mask()
         if keep is not None:
             return self._attend_masked(q, k, v, bias, keep).to(q.dtype)
@@ -169,11 +169,11 @@ class FibonacciAttention(AttentionOperator):
         num_keys = self.site.kv_grid.tokens
         suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
         kind = "cpu" if q.device.type == "meta" else q.device.type
-        if kind == "cuda" and self.jumps.block > 1:
-            suits_kernel = suits_kernel and suits_blocks(self.jumps.block, q.shape[-1], q.dtype)
+        if kind == "cuda" and self.plan.block > 1:
+            suits_kernel = suits_kernel and suits_blocks(self.plan.block, q.shape[-1], q.dtype)
         if kind in self.kernels and suits_kernel:
             return "compiled"
-        if kind == "cpu" and self.pairs is not None and num_keys >= PAIRS_FROM_KEYS:
+        if kind == "cpu" and self.gather is not None and num_keys >= PAIRS_FROM_KEYS:
             return "pairs"
         return "masked"
 
@@ -210,7 +210,7 @@ class FibonacciAttention(AttentionOperator):
 
     # ---- attending pairs alone
 
-    def _attend_pairs(self, plan: PairPlan, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend_pairs(self, plan: GatherPlan, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         heads, prefix = self.site.num_heads, self.site.q_grid.prefix
         wide, scale = torch.promote_types(q.dtype, torch.float32), 1 / math.sqrt(self.site.head_dim)
         with without_autocast(q.device):
@@ -232,7 +232,7 @@ class FibonacciAttention(AttentionOperator):
                 out = torch.cat([logits.softmax(dim=-1) @ values, out], dim=-2)
         return out.flatten(1, 2)
 
-    def _mix_pairs(self, plan: PairPlan, logits: Tensor, values: Tensor) -> Tensor:
+    def _mix_pairs(self, plan: GatherPlan, logits: Tensor, values: Tensor) -> Tensor:
         unused = plan.unused()
         logits = logits.masked_fill(unused, -math.inf)
         if self.semantics == "exclude":
@@ -245,7 +245,7 @@ class FibonacciAttention(AttentionOperator):
         excess = (weights[..., :-1] - share).masked_fill(unused, 0.0)
         return plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
 
-    def _bias_of_pairs(self, plan: PairPlan, bias: Tensor) -> Tensor:
+    def _bias_of_pairs(self, plan: GatherPlan, bias: Tensor) -> Tensor:
         """What a bias of patch queries, that broadcasts to [rows, groups, heads, Nq, Nk], has at the pairs."""
         keys = plan.keys.long()
         bias = bias.expand(*bias.shape[:2], *keys.shape[:2], self.site.kv_grid.tokens)
@@ -254,7 +254,7 @@ class FibonacciAttention(AttentionOperator):
     def macs(self) -> int:
         site = self.site
         q_shape = (1, site.num_heads, site.q_grid.tokens, site.head_dim)
-        return multiply_adds(q_shape, (site.num_heads,), self.jumps.num_pairs)
+        return multiply_adds(q_shape, (site.num_heads,), self.plan.num_pairs)
 
 
 def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:

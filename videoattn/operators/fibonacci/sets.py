@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from videoattn.grid import TokenGrid
-from videoattn.kernels.offset_plan import head_moves
+from videoattn.kernels.offset_plan import head_offsets
 
 Variant = Literal["modified", "wythoff"]
 HeadsPermutation = Literal["per_layer", "first_layer", "none"]
@@ -97,14 +97,14 @@ def key_table(
     strides = np.array([math.prod(lengths[axis + 1 :]) for axis in range(len(lengths))])
     here = (q_cells @ strides)[:, None]
     rows = []
-    for moves in head_moves(offsets, lengths):
-        axes, steps, jumps = moves.T
+    for own in head_offsets(offsets, lengths):
+        axes, steps, deltas = own.T
         if block > 1:
-            there = ((here // block + jumps)[..., None] * block + np.arange(block)).reshape(len(here), -1)
+            there = ((here // block + deltas)[..., None] * block + np.arange(block)).reshape(len(here), -1)
             inside = (there >= 0) & (there < num_keys)
         else:
             moved = q_cells[:, axes] + steps
-            there, inside = here + jumps, (moved >= 0) & (moved < np.array(lengths)[axes])
+            there, inside = here + deltas, (moved >= 0) & (moved < np.array(lengths)[axes])
         keys = token_at[np.where(inside, there, 0)]
         rows.append(np.sort(np.where(inside, keys, num_keys), axis=1))
     counts = np.stack([(keys < num_keys).sum(axis=1) for keys in rows])

@@ -81,9 +81,3 @@ def axes_macs(num_channels: int, num_patterns: int, grid: TokenGrid) -> int:
     t, h, w, m = grid.t, grid.h, grid.w, 2 * grid.w - 1
     transforms = 2 * h * h * w * t + h * 2 * m * 2 * w * t
     return num_channels * ((1 + num_patterns) * transforms + h * m * (2 * t * num_patterns) * (2 * t))
-
-
-def harmonics_macs(num_tables: int, grid: TokenGrid) -> int:
-    """Of `table_harmonics`."""
-    h, w = 2 * grid.h - 1, 2 * grid.w - 1
-    return num_tables * (2 * grid.t - 1) * (2 * grid.h * h * w + grid.h * 2 * w * 2 * w)

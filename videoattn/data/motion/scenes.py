@@ -1,4 +1,4 @@
-"""What Motion's clips show: states of shapes over time, and how they are painted.
+"""Scenes of Motion: the states of shapes over time, and the painting of them.
 
 Short clips: five shapes share one motion. Every attribute of a shape (place across and down, distance, angle) is a
 phase on a cycle, uniform at every time whatever the class, so that a single frame says nothing about the class; the
@@ -9,11 +9,12 @@ Long clips: three colours flash up, one in each third of the clip, and the class
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 X, Y, NEARNESS, ANGLE = range(4)
 # class: template as Something-Something-V2 writes it; the attribute that moves and the sign of its movement
@@ -41,7 +42,7 @@ TEXTURES = ("striped", "checkered", "dotted")
 
 
 def short_phases(label: int, num_frames: int, rng: np.random.Generator) -> Floats:
-    """Phases [4, T] in [0, 1) of a shape's x, y, nearness and angle."""
+    """Return phases [4, T] in [0, 1) of a shape's x, y, nearness and angle."""
     attribute, direction = MOTIONS[label]
     phases = np.repeat(rng.random((4, 1)), num_frames, axis=1)
     phases[attribute] += direction * rng.uniform(*SPEED) * np.arange(num_frames)
@@ -49,7 +50,7 @@ def short_phases(label: int, num_frames: int, rng: np.random.Generator) -> Float
 
 
 def render_short(label: int, num_frames: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A clip [T, H, W, 3] of the class's motion before a drifting background."""
+    """Return a clip [T, H, W, 3] of the class's motion before a drifting background."""
     frames = background(num_frames, height, width, rng)
     for _ in range(NUM_SHAPES):
         phases = short_phases(label, num_frames, rng)
@@ -61,7 +62,7 @@ def render_short(label: int, num_frames: int, height: int, width: int, rng: np.r
 
 
 def render_long(label: int, num_frames: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A clip [T, H, W, 3] in which three colours flash in the class's order, with long gaps between them."""
+    """Return a clip [T, H, W, 3] in which three colours flash in the class's order, with long gaps between them."""
     frames = background(num_frames, height, width, rng)
     third = num_frames // 3
     for _ in range(2):
@@ -79,7 +80,7 @@ def render_long(label: int, num_frames: int, height: int, width: int, rng: np.ra
 
 
 def background(num_frames: int, height: int, width: int, rng: np.random.Generator) -> Floats:
-    """A dim random texture [T, H, W, 3] of a few waves, which drifts in a random direction."""
+    """Return a dim random texture [T, H, W, 3] of a few waves, which drifts in a random direction."""
     waves, short = 12, min(height, width)
     frequency = rng.normal(0, 2 * np.pi * 2.0 / short, (2, waves))
     velocity = rng.uniform(0.002, 0.012) * short * np.array([np.cos(turn := rng.uniform(0, 2 * np.pi)), np.sin(turn)])
@@ -108,7 +109,7 @@ def paint(frames: Floats, phases: Floats, colour: Floats, opacity: Floats, rng: 
 
 
 def outline(name: str, u: Floats, v: Floats) -> Floats:
-    """Signed distance to a shape's edge, negative inside, in radii."""
+    """Return the signed distance to a shape's edge, negative inside, in radii."""
     if name == "square":
         return np.maximum(np.abs(u), np.abs(v)) - 0.82
     if name == "disc":
@@ -127,7 +128,7 @@ def surface(name: str, u: Floats, v: Floats) -> Floats:
 
 
 def finish(frames: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Flicker and grain, then bytes."""
+    """Return a clip as bytes, with flicker and grain."""
     frames *= 1 + 0.03 * rng.standard_normal((len(frames), 1, 1, 1), dtype=np.float32)
     frames += 0.01 * rng.standard_normal(frames.shape, dtype=np.float32)
     return (np.clip(frames, 0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The compiled attention over jumps: against a float64 reference over a random sweep, and by what it promises."""
+"""Compiled attention over constant offsets: a float64 reference over a random sweep, and promised properties."""
 
 import random
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from videoattn.grid import TokenGrid, cells_under
-from videoattn.kernels.offset_plan import JumpPlan
-from videoattn.kernels.offsets import is_compiled, jump_attention
+from videoattn.kernels.offset_plan import OffsetPlan
+from videoattn.kernels.offsets import is_compiled, offset_attention
 from videoattn.operators.fibonacci.sets import offset_sets, raster_positions
 
 needs_kernel = pytest.mark.skipif(not is_compiled(), reason="no C++ compiler on this machine")
@@ -22,10 +22,10 @@ def plan_of(grid: TokenGrid, kv: TokenGrid | None = None, heads: int = 3, order:
     if not axial:
         cells = [raster_positions(x, kv, order) for x in cells]
     offsets = [offset_sets(-(-n // block), heads, "modified", True) for n in lengths]
-    return JumpPlan(*cells, lengths, offsets, grid.prefix, block)
+    return OffsetPlan(*cells, lengths, offsets, grid.prefix, block)
 
 
-def reference(plan: JumpPlan, q: Tensor, k: Tensor, v: Tensor, zero_logit: bool) -> Tensor:
+def reference(plan: OffsetPlan, q: Tensor, k: Tensor, v: Tensor, zero_logit: bool) -> Tensor:
     """A masked dense product in float64."""
     q, k, v = (x.double() for x in (q, k, v))
     rows = plan.mask(0, plan.num_queries)
@@ -35,7 +35,7 @@ def reference(plan: JumpPlan, q: Tensor, k: Tensor, v: Tensor, zero_logit: bool)
 
 
 def packed(rows: int, tokens: int, heads: int, dim: int, dtype=torch.float32, seed: int = 0) -> Tensor:
-    """Laid out as a projection writes it."""
+    """Return random q, k and v, laid out as a projection writes them."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, tokens, heads, 3, dim, generator=generator, dtype=torch.float64).to(dtype)
     return x.transpose(1, 2).requires_grad_()
@@ -158,7 +158,7 @@ def test_large_logits_neither_overflow_nor_vanish(size, zero_logit):
 
 
 @needs_kernel
-def test_what_does_not_fit_the_plan_is_refused():
+def test_tensors_that_do_not_fit_the_plan_are_refused():
     plan, x = plan_of(TokenGrid(1, 4, 5, 1)), packed(1, 21, 3, 8).detach()
     q, k, v = x.unbind(3)
     two_heads = [y[:, :2] for y in (q, k, v)]
@@ -176,15 +176,15 @@ def test_what_does_not_fit_the_plan_is_refused():
 def test_the_operation_is_registered_in_full(tensors):
     plan, x = plan_of(TokenGrid(2, 2, 3, 1)), packed(2, 13, 3, 8, torch.float64)
     given = [x] if tensors == 1 else [y.detach().requires_grad_() for y in x.unbind(3)]
-    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    tables = (plan.offsets, plan.counts, plan.starts, plan.queries, plan.keys)
     torch.library.opcheck(
-        jump_attention, (given, *tables, list(plan.lengths), plan.prefix, plan.block, False, plan.num_pairs),
+        offset_attention, (given, *tables, list(plan.lengths), plan.prefix, plan.block, False, plan.num_pairs),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )  # fmt: skip
 
 
 @needs_kernel
-def test_torch_counts_the_pairs():
+def test_torch_counts_the_attending_pairs():
     plan, x = plan_of(TokenGrid(2, 3, 4, 1)), packed(2, 25, 6, 8)  # two groups of the plan's three heads
     pairs = int(plan.mask(0, plan.num_queries).sum()) + 3 * 25
     assert plan.num_pairs == pairs
@@ -192,8 +192,8 @@ def test_torch_counts_the_pairs():
         plan.attend([x]).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     forward = 2 * (2 * 2) * (2 * 8 * pairs)  # two products in each of two rows and two groups
-    assert counts[torch.ops.videoattn.jump_attention] == forward
-    assert counts[torch.ops.videoattn.jump_attention_backward] == 2.5 * forward
+    assert counts[torch.ops.videoattn.offset_attention] == forward
+    assert counts[torch.ops.videoattn.offset_attention_backward] == 2.5 * forward
 
 
 def test_blocks_of_several_axes_are_refused():

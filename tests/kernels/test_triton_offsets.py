@@ -1,4 +1,4 @@
-"""Attention over jumps by Triton: against a float64 reference over a random sweep, and by what it promises.
+"""Attention over constant offsets by Triton: a float64 reference over a random sweep, and promised properties.
 
 On a GPU where there is one, else in Triton's interpreter, which is exact but says nothing of speed.
 """
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from tests.kernels.processes import DEVICES, interpreted
-from tests.kernels.test_jumps import draw, outcomes, packed, plan_of, reference
+from tests.kernels.test_offsets import draw, outcomes, packed, plan_of, reference
 from videoattn.grid import TokenGrid
-from videoattn.kernels import offsets as jumps
-from videoattn.kernels.offsets import has_kernel, jump_attention
+from videoattn.kernels import offsets
+from videoattn.kernels.offsets import has_kernel, offset_attention
 from videoattn.kernels.triton import launch as triton_launch
 from videoattn.operators import AttentionSite, FibonacciAttention
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
 ALL_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # quick seeds of `draw` that together have every kind of plan: equal and unequal grids, raster and axial, both orders,
-# both semantics, no prefix to two tokens, and a call that is short
+# both semantics, no prefix to two tokens, and a short sequence
 QUICK = {
     22: torch.float32, 10: torch.float16, 16: torch.float32, 18: torch.float64, 24: torch.bfloat16, 32: torch.float32,
     36: torch.float64, 39: torch.float64,
@@ -131,14 +131,14 @@ def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
     import triton.language as tl
 
     from videoattn.kernels.triton import background as triton_background
-    from videoattn.kernels.triton import offsets as triton_jumps
-    from videoattn.kernels.triton import offsets_backward as triton_jumps_backward
+    from videoattn.kernels.triton import offsets as triton_offsets
+    from videoattn.kernels.triton import offsets_backward as triton_offsets_backward
     from videoattn.kernels.triton.arguments import index_type
 
     near = torch.empty(1, 1, 7, 8, device="meta")
     far = near.as_strided((1, 1, 7, 8), (0, 0, 2**31 // 7 + 1, 1))
     assert index_type(near, near) == tl.int32 and index_type(near, far) == tl.int64
-    modules = (triton_jumps, triton_jumps_backward, triton_background)
+    modules = (triton_offsets, triton_offsets_backward, triton_background)
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(patch.object(module, "index_type", lambda *views: tl.int64))
@@ -198,7 +198,7 @@ def test_large_logits_neither_overflow_nor_vanish(size, zero_logit, device):
 
 
 @interpreted
-def test_what_does_not_fit_the_plan_is_refused():
+def test_tensors_that_do_not_fit_the_plan_are_refused():
     plan, x = plan_of(TokenGrid(1, 4, 5, 1)), packed(1, 21, 3, 8).detach()
     q, k, v = x.unbind(3)
     for wrong in ([q, k[:, :, 1:], v], [q, k, v[..., :4]], [q[:, :1], k, v], [y[:, :2] for y in (q, k, v)]):
@@ -215,9 +215,9 @@ def test_what_does_not_fit_the_plan_is_refused():
 def test_the_operation_is_registered_in_full(device):
     plan = plan_of(TokenGrid(1, 2, 3, 1)).to(device)
     given = [packed(1, 7, 3, 8, torch.float64).detach().to(device).requires_grad_()]
-    tables = (plan.moves, plan.counts, plan.starts, plan.queries, plan.keys)
+    tables = (plan.offsets, plan.counts, plan.starts, plan.queries, plan.keys)
     torch.library.opcheck(
-        jump_attention, (given, *tables, list(plan.lengths), plan.prefix, plan.block, False, plan.num_pairs),
+        offset_attention, (given, *tables, list(plan.lengths), plan.prefix, plan.block, False, plan.num_pairs),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )  # fmt: skip
 
@@ -250,9 +250,9 @@ def test_auto_takes_the_kernel_on_a_gpu_and_keeps_no_mask(grid, dtype):
 def test_a_gpu_needs_triton_of_a_certain_age_and_a_cpu_a_compiler(monkeypatch, version, serves):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    monkeypatch.setattr(jumps, "is_compiled", lambda: False)
-    monkeypatch.setattr(jumps, "has_triton", jumps.has_triton.__wrapped__)
+    monkeypatch.setattr(offsets, "is_compiled", lambda: False)
+    monkeypatch.setattr(offsets, "has_triton", offsets.has_triton.__wrapped__)
     assert [has_kernel(kind) for kind in ("cpu", "cuda", "mps")] == [False, serves, False]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(jumps, "is_compiled", lambda: True)
+    monkeypatch.setattr(offsets, "is_compiled", lambda: True)
     assert [has_kernel(kind) for kind in ("cpu", "cuda", "mps")] == [True, False, False]

@@ -1,4 +1,4 @@
-"""Which lists of videos a tool works on: one csv by itself, or those that a configuration trains and evaluates with."""
+"""Lists of videos named on the command line: one csv by itself, or those of a configuration."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 def add_list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds --split and --cfg with its pairs, which come last, and the returned group with --list and what it needs."""
+    """Add --split and --cfg with its pairs, which come last, and the returned group with --list and its options."""
     parser.add_argument("--split", metavar="NAMES",
                         help="e.g. train,val; default: train,val and, if it is there, TEST.SPLIT")  # fmt: skip
     alone = parser.add_argument_group("without a configuration")
@@ -29,7 +29,7 @@ def add_list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 
 
 def check_list_arguments(args: argparse.Namespace) -> None:
-    """Raises ValueError on options about lists that do not fit each other."""
+    """Raise ValueError on options about lists that do not fit each other."""
     if args.list and (args.cfg or args.split or args.opts or args.overrides):
         raise ValueError("--list stands alone, without --cfg, --split and KEY VALUE pairs")
     if not args.list and (args.prefix or args.separator != " "):
@@ -37,7 +37,7 @@ def check_list_arguments(args: argparse.Namespace) -> None:
 
 
 def read_lists(args: argparse.Namespace) -> list[CheckedList]:
-    """The lists that the arguments name."""
+    """Return the lists that the arguments name."""
     if args.list:
         return [listed_alone(args)]
     cfg, report = load_config_with_report(args.cfg, parse_overrides(args))
@@ -47,7 +47,7 @@ def read_lists(args: argparse.Namespace) -> list[CheckedList]:
 
 
 def listed_alone(args: argparse.Namespace, *, with_lengths: bool = False) -> CheckedList:
-    """The csv of --list; `with_lengths` permits a number before the label, of videos as well."""
+    """Return the csv of --list; `with_lengths` permits a number before the label, also for videos."""
     separator = parse_separator(args.separator, "--separator")
     videos = read_kinetics_csv(
         args.list, separator=separator, prefix=args.prefix, with_lengths=with_lengths, setting="--separator"
@@ -56,7 +56,7 @@ def listed_alone(args: argparse.Namespace, *, with_lengths: bool = False) -> Che
 
 
 def chosen_splits(cfg: Config, args: argparse.Namespace) -> list[str]:
-    """Those of --split, or those that the configuration trains and evaluates with; each once.
+    """Return the splits of --split, or those that the configuration trains and evaluates with; each once.
 
     Without --split, TEST.SPLIT is left out where it has neither a list nor a folder, with a note on standard error.
     """
@@ -78,7 +78,7 @@ def chosen_splits(cfg: Config, args: argparse.Namespace) -> list[str]:
 
 
 def configured_list(cfg: Config, split: str, *, with_lengths: bool = False) -> CheckedList:
-    """One list as training reads it, but with labels that it would refuse."""
+    """Return one list as training reads it, including labels that training would refuse."""
     names = class_names(cfg) if cfg.data.class_names else None
     separator = parse_separator(cfg.data.path_label_separator, "DATA.PATH_LABEL_SEPARATOR")
     try:

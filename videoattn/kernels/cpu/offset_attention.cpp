@@ -1,8 +1,8 @@
-// Softmax attention over constant jumps on a raster of key positions, and its gradients, on a CPU.
+// Softmax attention over constant offsets on a raster of key positions, and its gradients, on a CPU.
 //
-// In long calls, or of another type, keys and values of one head are copied into a block of consecutive positions just
-// ahead of the queries, since rows of a packed projection lie kilobytes apart; each query reads its few rows. What it
-// attends to is found from its position and the head's jumps alone; no table of pairs exists. `jumps.py` describes the
+// In long sequences, or of another type, keys and values of one head are copied into a block of consecutive positions
+// just ahead of the queries, since rows of a packed projection lie kilobytes apart; each query reads its few rows. Its
+// keys follow from its position and the head's offsets alone; no table of pairs exists. `offsets.py` describes the
 // arguments and calls these functions; nothing here depends on Python or torch.
 
 #include <memory>
@@ -11,7 +11,8 @@
 
 namespace {
 
-// ---- one function per width that pays
+// ---- one function per width that pays: W vectors of 8 floats for heads of up to 8 W numbers, padded with zeros. Heads
+// of another width, and float64, take the form whose loops have no constant length.
 
 template <class T, int W>
 void forward(const Problem& p, const View* views, void* logsumexp) {
@@ -21,7 +22,8 @@ void forward(const Problem& p, const View* views, void* logsumexp) {
 template <class T, int W>
 void backward(const Problem& p, const View* views, void* logsumexp) {
   const int64_t items = p.rows * p.heads;
-  const int64_t slots = items * p.num_queries * (p.prefix + p.num_moves * p.block);
+  const int64_t slots = items * p.num_queries * (p.prefix + p.num_offsets * p.block);
+  // not initialised: the second pass reads the slots that the first one has written
   const std::unique_ptr<T[]> both(new T[2 * slots]);
   const std::unique_ptr<T[]> from_prefix(new T[2 * items * p.prefix * (p.prefix + p.num_positions)]);
   const Pairs<T> pairs{both.get(), both.get() + slots, from_prefix.get()};
@@ -62,11 +64,11 @@ int run(const Problem& p, const View* views, void* logsumexp, bool is_backward) 
 }  // namespace
 
 // views: q, k, v, out. Returns 0, or 1 where memory ran out.
-extern "C" int jump_attention_forward(const Problem* p, const View* views, void* logsumexp) {
+extern "C" int offset_attention_forward(const Problem* p, const View* views, void* logsumexp) {
   return run(*p, views, logsumexp, false);
 }
 
 // views: q, k, v, out, gradient of out, gradients of q, k and v.
-extern "C" int jump_attention_backward(const Problem* p, const View* views, void* logsumexp) {
+extern "C" int offset_attention_backward(const Problem* p, const View* views, void* logsumexp) {
   return run(*p, views, logsumexp, true);
 }

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from videoattn.data.lists import read_annotations, read_class_names
+from videoattn.data.motion import render as program
+from videoattn.data.motion import scenes
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "datasets"))
-
-import make_motion as program  # noqa: E402
-import motion_scenes as scenes  # noqa: E402
+ROOT = Path(__file__).parents[3]
 
 SMALL = program.Settings("short", num_train=16, num_val=8, width=40, height=32, num_frames=8, seed=3)
 SHORT = list(scenes.SHORT_CLASSES)

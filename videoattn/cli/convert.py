@@ -1,0 +1,69 @@
+"""Rewrite a checkpoint in another project's names and layout, or in ours; every tensor is used, or nothing is written.
+
+Examples:
+    videoattn convert runs/mine/checkpoints/checkpoint_best.pyth mine.pyth --to timesformer
+    videoattn convert MViTv2_S_16x4_k400_f302660347.pyth mvit_v2_s.safetensors --to torchvision
+    videoattn convert TimeSformer_divST_8x32_224_K400.pyth model.safetensors --to huggingface
+
+--to: timesformer (its release), huggingface (TimeSformer in transformers), vit (an image ViT, from a space-only model),
+slowfast, torchvision, pytorchvideo (MViT), videoattn (ours). The ending of OUT chooses the container: .safetensors, or
+.pyth, .pt, .pth with {"model_state": ...}. What the file does not say of its model is asked for by name.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from videoattn.cli.programs import make_parser
+from videoattn.engine.log import logger, set_up_logging
+from videoattn.models.weights.departures import describe_model
+from videoattn.models.weights.files import read_weight_file
+from videoattn.models.weights.load import count_heads, from_checkpoint, list_families, save_weights
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser("convert", __doc__)
+    parser.add_argument("source", metavar="IN", help="the checkpoint to read")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument("--to", choices=list_families(), required=True, help="whose names and layout")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="of a TimeSformer, where the file leaves it open")
+    parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="where the file leaves it open")
+    parser.add_argument("--no-ema", action="store_true", help="the last weights of a training, not their average")
+    parser.add_argument("--trust", action="store_true", help="run code that a pickle may hold; only for your own files")
+    parser.add_argument("--as-dense", action="store_true", help="drop attention other than dense, which OUT can't say")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    args = parser.parse_args(argv)
+    if args.target.exists() and not args.overwrite:
+        raise ValueError(f"{args.target} exists; add --overwrite to replace it")
+    if not args.target.resolve().parent.is_dir():
+        raise ValueError(f"OUT {args.target}: there is no folder {args.target.parent}")
+
+    set_up_logging(None)
+    ema: Any = False if args.no_ema else "auto"
+    clip_size = tuple(args.clip_size) if args.clip_size else None
+    model: Any = from_checkpoint(args.source, num_heads=args.num_heads, clip_size=clip_size, trust=args.trust, ema=ema)
+    if args.to != "videoattn" and not args.as_dense:
+        refuse_sparse_attention(model, args.to)
+    cfg = read_weight_file(args.source, trust=args.trust, ema=ema).cfg if args.to == "videoattn" else None
+    heads = count_heads(model)
+    save_weights(model.state_dict(), args.target, args.to, num_heads=heads, clip_size=model.clip_size, cfg=cfg)
+    logger.info("written: %s (%s, %.1f MB)", args.target, args.to, args.target.stat().st_size / 1e6)
+
+
+def refuse_sparse_attention(model: nn.Module, family: str) -> None:
+    """Raise ValueError where a model attends otherwise than all that read a family's files take for granted."""
+    described = describe_model(model)
+    others = [
+        f"{key} {text}"
+        for key, value in described.items()
+        if key.startswith("ATTENTION.")
+        for text in dict.fromkeys(value)
+        if text != "dense"
+    ]
+    if others:
+        raise ValueError(
+            f"files of {family} can't say that a model attends by {', '.join(others)}, so they would be read as dense; "
+            "convert --to videoattn, or add --as-dense if that is meant"
+        )

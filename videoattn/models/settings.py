@@ -1,0 +1,105 @@
+"""Settings that every model with attention shares, read from a config; and the settings that a checkpoint carries."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from videoattn.config import Config
+from videoattn.config.attention import OperatorSection
+from videoattn.config.load import parse_config
+from videoattn.config.types import Section
+from videoattn.grid import Axis
+from videoattn.layers.attention import BuildOperator
+from videoattn.layers.skip import SkipSettings
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention
+
+# Keys that say nothing of a model or its data; those of a finished run may hold what would be refused now.
+_OF_TRAINING = ("SOLVER.", "TRAIN.BATCH_SIZE", "TRAIN.CHECKPOINT_", "TRAIN.EVAL_PERIOD", "MIXUP.", "GLOBAL_BATCH_SIZE")
+# Tokens of one clip, and those that attend to each other; 96 frames of 224 x 224 pixels have 18,816.
+_MOST_TOKENS, _LONGEST_SEQUENCE = 2**20, 2**17
+
+
+def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) -> BuildOperator:
+    """Return the operators of one ATTENTION section, bound to their options, as one callable of a site.
+
+    Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
+    """
+    if len(sections) == 1 and not sections[0].layers:
+        return partial(_build_operator, sections[0], key)
+    chosen: dict[int, BuildOperator] = {}
+    for section in sections:
+        _check_layers(section.layers, depth, f"{key}: LAYERS of {section.name}")
+        chosen |= dict.fromkeys(section.layers, partial(_build_operator, section, key))
+
+    def build(site: AttentionSite) -> AttentionOperator:
+        return chosen.get(site.layer, DenseAttention)(site)
+
+    return build
+
+
+def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> AttentionOperator:
+    try:
+        return OPERATORS[section.name](site, **section.options)
+    except ValueError as error:
+        raise ValueError(f"{key} (NAME {section.name}, block {site.layer}): {error}") from None
+
+
+def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
+    if layers and layers[-1] >= depth:
+        raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(layers)}")
+
+
+def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, depth: int) -> dict[str, Any]:
+    """Return `operators` and `skip` of a model.
+
+    Raises ValueError where ATTENTION names an axis that the model does not attend along.
+    """
+    settings = cfg.attention
+    for axis in Axis:
+        sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
+        used = [section.name for section in sections if section.name != "dense"] + ["SKIP"] * bool(skipped)
+        if axis not in axes and used:
+            raise ValueError(
+                f"ATTENTION.{axis.name} or ATTENTION.SKIP.{axis.name} asks for {', '.join(used)}, but a model of "
+                f"ATTENTION_TYPE {attention_type} attends along {' and '.join(a.name for a in axes) or 'no axis'} alone"
+            )
+        _check_layers(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
+    operators = {axis: bind_operators(getattr(settings, axis.value), depth, f"ATTENTION.{axis.name}") for axis in axes}
+    skip = {
+        axis: SkipSettings(layers, settings.skip.phi, settings.skip.expansion)
+        for axis in axes
+        if (layers := getattr(settings.skip, axis.value))
+    }
+    return {"operators": operators, "skip": skip}
+
+
+def check_tokens(cfg: Config, stride: Sequence[int], joint: bool, key: str) -> None:
+    """Raise ValueError where clips have more tokens than any machine attends over; `key` names the `stride`."""
+    frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
+    num_tokens, most = frames * crop**2 // math.prod(stride), _LONGEST_SEQUENCE if joint else _MOST_TOKENS
+    if num_tokens > most:
+        raise ValueError(
+            f"DATA.NUM_FRAMES {frames}, DATA.TRAIN_CROP_SIZE {crop} and {key} {list(stride)} make {num_tokens} tokens "
+            f"of a clip; ATTENTION_TYPE {'joint' if joint else 'divided'} expects at most {most}"
+        )
+
+
+def given_settings(settings: Section, names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of these names that are given, by name."""
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def refuse_attention_settings(cfg: Config) -> None:
+    """Raise ValueError where ATTENTION or MODEL.ACT_CHECKPOINT asks for what a model without our blocks lacks."""
+    attention_arguments(cfg, (), "of its own", 0)
+    if cfg.model.act_checkpoint:
+        raise ValueError(f"MODEL.ACT_CHECKPOINT expects False for {cfg.model.model_name}, which has no such blocks")
+
+
+def read_description(text: str, source: str = "the embedded cfg") -> Config:
+    """Return the settings of a model and its data from a config's YAML text, as checkpoints embed it.
+
+    How the weights were trained is left out. Raises ConfigError with all problems of the text, which `source` names.
+    """
+    return parse_config(text, source, without=_OF_TRAINING)
