@@ -320,7 +320,7 @@ def test_real_files_are_errors_exactly_where_they_do_not_decode(decode: Any) -> 
     ],
 )
 def test_why_a_real_file_is_read_in_order_is_said(name: str, reason: str) -> None:
-    assert probe(CLIPS / name, "none").in_order_because == reason
+    assert probe(CLIPS / name, "none").sequential_reason == reason
 
 
 def test_something_something_lists_are_checked_and_written_as_they_are(maker: ClipMaker, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_the_page_is_well_formed_and_counts_what_the_summary_counts(
     assert (counts["listed"], counts["clean"], counts["problems"]) == (4, 3, {"missing": 1})
     assert [bin for bin in counts["frames"] if bin[2]] == [[NUM_FRAMES, 32, 3]]
     assert [bin for bin in counts["seconds"] if bin[2]] == [[1.5, 2.5, 3]]
-    assert (counts["resolution"], counts["fps"], counts["read_in_order"]) == ({"64x48": 3}, {"10.0": 3}, {})
+    assert (counts["resolution"], counts["fps"], counts["sequential"]) == ({"64x48": 3}, {"10.0": 3}, {})
     assert [(row["class"], row["listed"], row["clean"]) for row in counts["classes"]] == [(0, 2, 2), (1, 2, 1)]
     page = (tmp_path / "out" / "summary.html").read_text().removeprefix("<!DOCTYPE html>\n")
     tree = ElementTree.fromstring(page)

@@ -17,7 +17,7 @@ from videoattn.data.lists import AnnotationError, read_annotations, read_class_f
 from videoattn.data.prepare import pack as prepare_pack
 from videoattn.data.prepare.index import index_shards
 from videoattn.data.prepare.pack import PackSettings, pack_list, parse_bytes
-from videoattn.data.prepare.shard import Sample, write_shard
+from videoattn.data.prepare.shard import ShardSample, write_shard
 from videoattn.data.readers.packed import parse_packed, read_packed, tar_members
 
 SMALL = PackSettings(shard_bytes=20_000)
@@ -225,7 +225,7 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error_and_leaves_nothing(t
     video.write_bytes(bytes(1000))
     for size, message in ((999, "it has grown meanwhile"), (1001, "unexpected end of data")):
         with pytest.raises(OSError, match=rf"a.mp4 cannot be packed: {message}"):
-            write_shard(tmp_path / "a.tar", [Sample("1", str(video), size, 0)])
+            write_shard(tmp_path / "a.tar", [ShardSample("1", str(video), size, 0)])
 
 
 def test_what_is_no_local_video_file_is_refused(tmp_path: Path) -> None:

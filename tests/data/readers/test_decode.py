@@ -96,7 +96,7 @@ def assert_frames_are_those_decoded_in_order(path: Path, backends: tuple[str, ..
                 assert clip.dtype == torch.uint8 and clip.shape == (len(indices), *expected[indices[0]].shape)
                 for index, image in zip(indices, clip, strict=True):
                     difference = (image.int() - expected[index].int()).abs().max()
-                    assert difference <= 2, f"{backend}, in order {reader.in_order}: frame {index} of {indices}"
+                    assert difference <= 2, f"{backend}, in order {reader.sequential}: frame {index} of {indices}"
 
 
 @needs_clips
@@ -116,7 +116,7 @@ def test_clip_decodes_to_the_same_frames_or_gives_its_error(name: str) -> None:
     if backends:
         assert_frames_are_those_decoded_in_order(CLIPS / name, backends)
         with open_video(CLIPS / name) as reader:
-            assert reader.backend == "pyav" and reader.in_order == (name in IN_ORDER)
+            assert reader.backend == "pyav" and reader.sequential == (name in IN_ORDER)
 
 
 @needs_clips
@@ -170,7 +170,7 @@ def test_every_single_frame_is_right_whether_sought_or_read_in_order(make: Any, 
     assert_frames_are_those_decoded_in_order(path)
     frames = [upright(frame) for frame in decoded_frames(path)]
     with open_video(path) as fast, open_video(path, "decord") as other:
-        assert fast.in_order == other.in_order == (not seeks)
+        assert fast.sequential == other.sequential == (not seeks)
         for index in reversed(range(len(frames))):
             assert torch.equal(fast.read([index])[0], frames[index])
             if not index % 5:
@@ -280,11 +280,11 @@ def test_bytes_and_open_files_give_the_frames_of_the_file(make: Any, backend: An
     for name in ("b.mp4", "b.mkv"):
         path = make(name)
         with open_video(path, backend) as reader:
-            expected, facts = reader.read(wanted), (reader.num_frames, reader.fps, reader.in_order)
+            expected, facts = reader.read(wanted), (reader.num_frames, reader.fps, reader.sequential)
         with path.open("rb") as file:
             for video in (path.read_bytes(), io.BytesIO(path.read_bytes()), file):
                 with open_video(video, backend) as reader:
-                    assert (reader.num_frames, reader.fps, reader.in_order) == facts
+                    assert (reader.num_frames, reader.fps, reader.sequential) == facts
                     assert torch.equal(reader.read(wanted), expected) and torch.equal(
                         reader.read([7]), reader.read([7])
                     )

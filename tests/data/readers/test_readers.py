@@ -26,9 +26,9 @@ def test_avi_without_reordered_pictures_is_sought_by_pyav_alone(make: Callable[.
     with open_video(path) as reader:
         for index in reversed(range(40)):
             assert torch.equal(reader.read([index])[0], frames[index])
-        assert not reader.in_order
+        assert not reader.sequential
     with open_video(path, "decord") as reader:
-        assert reader.in_order_because == "decord does not seek well in avi"
+        assert reader.sequential_reason == "decord does not seek well in avi"
     if "torchcodec" in BACKENDS:
         assert open_video(path, "torchcodec").backend == "pyav"
 
@@ -64,10 +64,10 @@ def test_damage_in_a_picture_that_none_looks_back_at_spares_all_others(make: Cal
     others = [index for index in range(40) if index != number]
     with open_video(path) as reader:
         assert torch.equal(reader.read(others), expected[others])
-        assert not reader.in_order
+        assert not reader.sequential
         with pytest.raises(DecodeError, match=f"frame {number} of 40 (cannot be decoded|is damaged)"):
             reader.read([number])
-        assert reader.in_order_because == "a seek did not reach every frame"
+        assert reader.sequential_reason == "a seek did not reach every frame"
 
 
 def test_a_video_whose_size_changes_is_an_error_that_names_the_frame(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_decoding_all_frames_finds_what_reading_each_would(make: Callable[..., P
     with open_video(path) as reader:
         expected = reader.read([39, 3])
         reader.decode_all()
-        assert reader.in_order_because == "every frame is wanted"
+        assert reader.sequential_reason == "every frame is wanted"
         assert torch.equal(reader.read([39, 3]), expected)
     content = path.read_bytes()
     third = len(content) // 3  # of pictures; the index lies behind them
@@ -138,7 +138,7 @@ def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[...
 def test_a_reader_says_why_it_reads_in_order(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:
     with open_video(make(name, x264=B_FRAMES + ":open-gop=1" * name.startswith("open")), backend) as reader:
         reader.read([20])
-        assert (reader.in_order_because, reader.in_order) == (reason, bool(reason))
+        assert (reader.sequential_reason, reader.sequential) == (reason, bool(reason))
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.avi"])

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from videoattn.data.workers import worker_pool
-from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
+from videoattn.data.workers.worker_pool import Failed, WorkerPool, map_with_timeout
 
 
 def square(number: int) -> int:
@@ -25,9 +25,9 @@ def square(number: int) -> int:
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_every_item_has_one_answer(num_workers: int) -> None:
     before = multiprocessing.active_children()
-    answers = list(map_surviving(square, range(1, 20), num_workers=num_workers, limit_seconds=0.5))
+    answers = list(map_with_timeout(square, range(1, 20), num_workers=num_workers, limit_seconds=0.5))
     assert sorted(item for item, _ in answers) == list(range(1, 20))
-    lost = {item: answer for item, answer in answers if isinstance(answer, Lost)}
+    lost = {item: answer for item, answer in answers if isinstance(answer, Failed)}
     assert {item: answer.kind for item, answer in lost.items()} == {7: "crashes", 11: "hangs", 13: "raises"}
     assert lost[7].reason == "the process that read it ended: exit status 3"
     assert lost[13].reason.startswith("ValueError in test_worker_pool.py") and lost[13].reason.endswith(": unlucky")
@@ -45,16 +45,16 @@ def test_no_more_items_are_taken_than_there_are_workers_and_answers() -> None:
             taken += 1
             yield number
 
-    answers = map_surviving(square, items(), num_workers=2, limit_seconds=60)
+    answers = map_with_timeout(square, items(), num_workers=2, limit_seconds=60)
     for number_of_answers, _ in enumerate(answers, start=1):
         assert taken <= number_of_answers + 2
     assert taken == 50
 
 
 def test_an_answer_that_waited_for_its_reader_is_no_hang() -> None:
-    answers = map_surviving(square, range(2, 6), num_workers=2, limit_seconds=0.4)
+    answers = map_with_timeout(square, range(2, 6), num_workers=2, limit_seconds=0.4)
     for _, answer in answers:
-        assert not isinstance(answer, Lost)
+        assert not isinstance(answer, Failed)
         time.sleep(0.5)
 
 
@@ -92,12 +92,12 @@ def test_clock_can_be_started_anew() -> None:
             worker_pool.start_clock(0.5)
         return number
 
-    assert list(map_surviving(slowly, [1], num_workers=1, limit_seconds=0.5)) == [(1, 1)]
+    assert list(map_with_timeout(slowly, [1], num_workers=1, limit_seconds=0.5)) == [(1, 1)]
 
 
 def test_leaving_early_ends_the_processes() -> None:
     before = multiprocessing.active_children()
-    answers = map_surviving(square, [1, 11, 2], num_workers=3, limit_seconds=60)
+    answers = map_with_timeout(square, [1, 11, 2], num_workers=3, limit_seconds=60)
     next(answers)
     answers.close()
     assert set(multiprocessing.active_children()) <= set(before)

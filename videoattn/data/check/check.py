@@ -16,7 +16,7 @@ from videoattn.data.check.checked_list import CheckedList, Lengths, stated_lengt
 from videoattn.data.check.probe import Probe, ProbeOptions, Prober, read_probe
 from videoattn.data.check.report import Summary, summarize, write_results
 from videoattn.data.check.table import ERRORS, CheckTable
-from videoattn.data.workers.worker_pool import Lost, map_surviving
+from videoattn.data.workers.worker_pool import Failed, map_with_timeout
 
 LOG_NAME = "probes.jsonl"
 
@@ -78,7 +78,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: boo
     from tqdm import tqdm
 
     number, tasks = table.tasks()
-    answers = map_surviving(
+    answers = map_with_timeout(
         Prober(options.probe), tasks, num_workers=options.num_workers, limit_seconds=options.limit_seconds
     )
     num_bad = 0
@@ -88,7 +88,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: boo
         tqdm(total=number, desc="checking", unit="video", disable=not progress) as bar,
     ):
         for task, answer in answers:
-            if isinstance(answer, Lost):
+            if isinstance(answer, Failed):
                 # without a size: next time the disk may answer, or the memory suffice
                 problem = "hangs" if answer.kind == "hangs" else "crashes"
                 answer = Probe(task.path, str(options.probe), problem=problem, detail=answer.reason)

@@ -56,7 +56,7 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield _bars("Length in frames", _named_bins(counts["frames"]))
     for title, key in (("Width x height", "resolution"), ("Frames per second", "fps"), ("Codec", "codec")):
         yield _bars(title, counts[key])
-    yield _bars("Decoded from the start instead of seeking, because", counts["read_in_order"])
+    yield _bars("Decoded from the start instead of seeking, because", counts["sequential"])
 
 
 def _named_bins(histogram: Sequence[tuple[float, float | None, int]]) -> dict[str, int]:

@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
     `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
     same one; of a video inside a tar they are the tar's. `digest` is that of all bytes of a video, of extracted frames
-    their path. Width and height are those stored, before any rotation. `in_order_because` says why frames are not
+    their path. Width and height are those stored, before any rotation. `sequential_reason` says why frames are not
     sought but decoded from the start.
     """
 
@@ -49,7 +49,7 @@ class Probe(NamedTuple):
     width: int = 0
     height: int = 0
     codec: str = ""
-    in_order_because: str = ""
+    sequential_reason: str = ""
     problem: str = ""
     detail: str = ""
 
@@ -152,7 +152,7 @@ class Prober:
                 assert scan is not None  # the video is a file
                 make = partial(
                     make, num_frames=scan.num_frames, fps=scan.fps, width=scan.width, height=scan.height,
-                    codec=scan.codec, in_order_because=scan.in_order_because,
+                    codec=scan.codec, sequential_reason=scan.sequential_reason,
                 )  # fmt: skip
                 if scan.num_present < scan.num_frames:
                     detail = f"its index lists {scan.num_frames} frames, {scan.num_present} are there"

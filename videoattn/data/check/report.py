@@ -64,7 +64,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
         "resolution": _counts(table, split, "width || 'x' || height"),
         "fps": _counts(table, split, "round(fps, 2)"),
         "codec": _counts(table, split, "codec"),
-        "read_in_order": _counts(table, split, "in_order_because"),
+        "sequential": _counts(table, split, "sequential_reason"),
         "classes": [
             {"class": label, "name": names[label] if label < len(names) else "", "listed": n,
              "clean": clean.get(label, 0)}

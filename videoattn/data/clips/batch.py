@@ -17,11 +17,11 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
+class ClipSample:
     """The clips of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
 
     `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
-    `in_order_because` says why the video was decoded from its start, and is empty where frames were sought.
+    `sequential_reason` says why the video was decoded from its start, and is empty where frames were sought.
     """
 
     clips: Tensor
@@ -31,7 +31,7 @@ class Sample:
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
     labels: tuple[int, ...] = ()
-    in_order_because: str = ""
+    sequential_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Batch:
     """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
 
     `failures` lists every video that could not be decoded on the way. `num_short` counts clips whose window is longer
-    than the video, so that frames repeat. `in_order` has a reason for each video that was decoded from its start
+    than the video, so that frames repeat. `sequential` has a reason for each video that was decoded from its start
     instead of sought in. `draws` counts the videos asked for: in training each was delivered or
     replaced, in evaluation those in `failures` are missing.
     """
@@ -51,7 +51,7 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
     draws: int = 0
-    in_order: tuple[str, ...] = ()
+    sequential: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on `device`."""
@@ -68,12 +68,12 @@ class Batch:
 Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 
 
-def collate_views(samples: Sequence[Sample], pinned: bool = False) -> Batch:
+def collate_views(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
     """A batch of all views, video after video; `pinned` in page-locked memory, which a GPU copies without waiting."""
     return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))], pinned)
 
 
-def collate_copies(samples: Sequence[Sample], pinned: bool = False) -> Batch:
+def collate_copies(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
     """A batch of augmented copies: a first copy of each of two videos, then their second copies, then the next two.
 
     Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and
@@ -90,7 +90,7 @@ def collate_copies(samples: Sequence[Sample], pinned: bool = False) -> Batch:
     return _batch(samples, rows, pinned)
 
 
-def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned: bool) -> Batch:
+def _batch(samples: Sequence[ClipSample], rows: Sequence[tuple[ClipSample, int]], pinned: bool) -> Batch:
     clips = torch.empty((len(rows), *samples[0].clips.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
     if rows:
         torch.stack([sample.clips[row] for sample, row in rows], out=clips)
@@ -103,7 +103,7 @@ def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned
         views=torch.tensor([sample.views[row] for sample, row in rows], dtype=torch.int64),
         failures=tuple(failure for sample in samples for failure in sample.failures),
         num_short=sum(sample.num_short for sample in samples),
-        in_order=tuple(sample.in_order_because for sample in samples if sample.in_order_because),
+        sequential=tuple(sample.sequential_reason for sample in samples if sample.sequential_reason),
         draws=len(samples),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
-from videoattn.data.clips.batch import Failure, Sample
+from videoattn.data.clips.batch import ClipSample, Failure
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists import VideoList
 from videoattn.data.readers.open_video import DecodeError, DecodeOptions
@@ -33,17 +33,17 @@ class Watch:
     """Who is told of each video before it is opened, and which ones, not to be opened again, fail for what reason."""
 
     begin: Callable[[int], None] | None = None
-    lost: Mapping[int, str] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def announce(self, index: int, path: str) -> None:
         """Say that a video is about to be opened. Raises DecodeError for one that is lost."""
-        if index in self.lost:
-            raise DecodeError(f"{path}: {self.lost[index]}")
+        if index in self.failed:
+            raise DecodeError(f"{path}: {self.failed[index]}")
         if self.begin is not None:
             self.begin(index)
 
 
-class VideoDataset(Dataset[Sample]):
+class VideoDataset(Dataset[ClipSample]):
     """A random clip of a video for each `Draw`, in `num_copies` augmentations, the same in whatever process.
 
     The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
@@ -82,10 +82,10 @@ class VideoDataset(Dataset[Sample]):
         """The video of a draw."""
         return self.videos.path(draw.index)
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: Draw) -> ClipSample:
         return self.sample(draw)
 
-    def sample(self, draw: Draw, watch: Watch = Watch()) -> Sample:
+    def sample(self, draw: Draw, watch: Watch = Watch()) -> ClipSample:
         """The same, with an eye on which video is opened."""
         failures: list[Failure] = []
         for attempt, index in enumerate(self._candidates(draw)):
@@ -101,7 +101,7 @@ class VideoDataset(Dataset[Sample]):
             label = self.videos.label(index)
             clip = read.clip(0)
             copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
-            return Sample(
+            return ClipSample(
                 clips=rearrange([frames for frames, _ in copies], "b t c h w -> b c t h w"),
                 label=label,
                 labels=tuple(label for _, label in copies),
@@ -109,7 +109,7 @@ class VideoDataset(Dataset[Sample]):
                 views=(0,) * self.num_copies,
                 failures=tuple(failures),
                 num_short=self.num_copies * read.is_short,
-                in_order_because=read.in_order_because,
+                sequential_reason=read.sequential_reason,
             )
         return _no_clip(self.sampler, self.transform.crop_size, self.videos.label(draw.index), draw.index, failures)
 
@@ -126,7 +126,7 @@ class VideoDataset(Dataset[Sample]):
         return [draw.index, *[index for index in others if index != draw.index][:MAX_REPLACEMENTS]]
 
 
-class ViewDataset(Dataset[Sample]):
+class ViewDataset(Dataset[ClipSample]):
     """All views of a video, `num_clips` in time times the transform's crops in space, from opening it once.
 
     A view's number is clip * num_crops + crop. A video that cannot be decoded gives a sample without clips that says
@@ -165,10 +165,10 @@ class ViewDataset(Dataset[Sample]):
         """Return the path of a video."""
         return self.videos.path(index)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> ClipSample:
         return self.sample(index)
 
-    def sample(self, index: int, watch: Watch = Watch()) -> Sample:
+    def sample(self, index: int, watch: Watch = Watch()) -> ClipSample:
         """The same, with an eye on which video is opened."""
         path, label = self.videos.path(index), self.videos.label(index)
         try:
@@ -179,13 +179,13 @@ class ViewDataset(Dataset[Sample]):
             return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
         crops = self.transform(read.frames)  # [num_crops, frames, 3, S, S]: each frame is resized once
         views = torch.cat([crops[:, chosen] for chosen in read.rows]).transpose(1, 2)
-        return Sample(
+        return ClipSample(
             views,
             label,
             index,
             tuple(range(self.num_views)),
             num_short=self.num_views * read.is_short,
-            in_order_because=read.in_order_because,
+            sequential_reason=read.sequential_reason,
         )
 
     def _choose(self, num_frames: int, fps: float) -> list[Sequence[int]]:
@@ -198,7 +198,7 @@ class _Read(NamedTuple):
     frames: Tensor
     rows: list[Tensor]
     is_short: bool
-    in_order_because: str
+    sequential_reason: str
 
     def clip(self, number: int) -> Tensor:
         """A clip's frames; no copy of them where it needs each once and in order, as most do."""
@@ -221,9 +221,9 @@ def _read(
         short = sampler.is_short(reader.num_frames, reader.fps)
         needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
         frames: Tensor = reader.read(needed.tolist())
-        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.in_order_because)
+        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.sequential_reason)
 
 
-def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:
+def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> ClipSample:
     clips = torch.empty(0, 3, sampler.num_frames, crop_size, crop_size, dtype=torch.uint8)
-    return Sample(clips, label, index, views=(), failures=tuple(failures))
+    return ClipSample(clips, label, index, views=(), failures=tuple(failures))

@@ -29,7 +29,7 @@ from videoattn.data.prepare.lists import (
 )
 from videoattn.data.prepare.video import EncodeError, EncodeSettings, check_encoder, encode_video
 from videoattn.data.readers.decode_error import DecodeError
-from videoattn.data.workers.worker_pool import Lost, map_surviving
+from videoattn.data.workers.worker_pool import Failed, map_with_timeout
 from videoattn.files import atomic_write
 
 ENDING = ".mp4"
@@ -99,7 +99,7 @@ def encode_lists(
     bad = {path: earlier[path] for path in sources if path in earlier and earlier[path].problem}
     tasks = (EncodeTask(path, source, earlier.pop(path, None)) for path, source in sources.items())
     with unfinished_folder(folder / ".unfinished") as unfinished:
-        answers = map_surviving(
+        answers = map_with_timeout(
             Encoder(folder, unfinished, settings), tasks, num_workers=num_workers, limit_seconds=limit_seconds
         )
         with closing(answers):
@@ -151,7 +151,7 @@ def _read_log(log: Path) -> dict[str, Encoded]:
 
 
 def _collect(
-    answers: Iterable[tuple[EncodeTask, Encoded | None | Lost]],
+    answers: Iterable[tuple[EncodeTask, Encoded | None | Failed]],
     num_tasks: int,
     log: Path,
     bad: dict[str, Encoded],
@@ -162,7 +162,7 @@ def _collect(
 
     with open_log(log) as lines, tqdm(total=num_tasks, desc="encoding", unit="video", disable=not progress) as bar:
         for task, answer in answers:
-            if isinstance(answer, Lost):
+            if isinstance(answer, Failed):
                 # without a size: next time the disk may answer, or the memory suffice
                 answer = Encoded(
                     task.path, problem="hangs" if answer.kind == "hangs" else "crashes", detail=answer.reason

@@ -27,7 +27,7 @@ from videoattn.data.prepare.lists import (
     write_bad_list,
     write_json,
 )
-from videoattn.data.prepare.shard import LABEL_ENDING, Sample, tar_bytes, write_shard
+from videoattn.data.prepare.shard import LABEL_ENDING, ShardSample, tar_bytes, write_shard
 from videoattn.data.readers.packed import PackedVideo, shard_names, tar_members
 from videoattn.files import atomic_write, file_sha256
 from videoattn.seeding import derive_seed
@@ -177,7 +177,7 @@ class _Stamped(NamedTuple):
     """A sample and when its file was last changed."""
 
     mtime_ns: int
-    sample: Sample
+    sample: ShardSample
 
 
 class _Packing:
@@ -226,7 +226,7 @@ class _Packing:
         path = videos.path(index)
         stem = re.sub(r"[^A-Za-z0-9-]+", "_", os.path.splitext(os.path.basename(path))[0])[:_MOST_OF_NAME].strip("_")
         key = f"{index + 1:0{len(str(len(videos)))}d}" + (f"_{stem}" if stem else "")
-        return _Stamped(self._times[index], Sample(key, path, self._sizes[index], videos.label(index)))
+        return _Stamped(self._times[index], ShardSample(key, path, self._sizes[index], videos.label(index)))
 
 
 def _look_at(path: str) -> tuple[int, int, str, str]:

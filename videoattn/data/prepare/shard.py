@@ -20,7 +20,7 @@ LABEL_ENDING = ".cls"
 _new_digest = partial(hashlib.blake2b, digest_size=16)
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """A video to be packed: its key, its file of `size` bytes, and its label, or -1."""
 
     key: str
@@ -54,7 +54,7 @@ def tar_bytes(size: int, label: int) -> int:
     return block + -(-size // block) * block + (2 * block if label >= 0 else 0)
 
 
-def write_shard(file: Path, samples: Iterable[Sample]) -> None:
+def write_shard(file: Path, samples: Iterable[ShardSample]) -> None:
     """Write a tar file and compare it with what was read. Raises OSError where a video's file changes meanwhile."""
     written: list[_Member] = []
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -70,7 +70,7 @@ def write_shard(file: Path, samples: Iterable[Sample]) -> None:
         raise OSError(f"{file}: what was written is not what is read back; is the disk damaged?")
 
 
-def _add_video(tar: tarfile.TarFile, sample: Sample) -> _Member:
+def _add_video(tar: tarfile.TarFile, sample: ShardSample) -> _Member:
     member = tarfile.TarInfo(sample.key + os.path.splitext(sample.path)[1])
     member.size = sample.size
     with open(sample.path, "rb") as stream:

@@ -269,7 +269,7 @@ def _check(target: str, timing: _Timing, settings: EncodeSettings) -> None:
     if scan.num_frames != num_frames:
         raise EncodeError(f"{target}: has {scan.num_frames} frames, expected {num_frames}")
     if scan.times is None or not scan.is_seekable:
-        raise EncodeError(f"{target}: cannot be sought: {scan.in_order_because}")
+        raise EncodeError(f"{target}: cannot be sought: {scan.sequential_reason}")
     if scan.keyframes != list(range(0, num_frames, settings.keyint)):
         some = f"{scan.keyframes[:5]}..."
         raise EncodeError(f"{target}: keyframes are at {some}, expected one every {settings.keyint} frames")

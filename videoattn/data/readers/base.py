@@ -21,14 +21,14 @@ _FEW_FRAMES = 64
 class VideoReader(ABC):
     """An open video: `num_frames`, `fps` (the average), and frames by number.
 
-    `path` is its name in messages. `backend` is the library that decodes; `in_order_because` says why it decodes from
+    `path` is its name in messages. `backend` is the library that decodes; `sequential_reason` says why it decodes from
     the start, and is empty where it seeks; `scan` is what the packets of a video file tell. Only the first
     `num_present` frames, by default all, are there. Frames whose short side is longer than `short_side`, unless that is
     0, are scaled down to it.
     """
 
     backend: str
-    in_order_because = ""
+    sequential_reason = ""
     scan: PacketScan | None = None
 
     def __init__(
@@ -41,9 +41,9 @@ class VideoReader(ABC):
         self.short_side = short_side
 
     @property
-    def in_order(self) -> bool:
+    def sequential(self) -> bool:
         """Whether it decodes from the start instead of seeking."""
-        return bool(self.in_order_because)
+        return bool(self.sequential_reason)
 
     def on_screen(self, indices: Sequence[int]) -> list[int]:
         """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.

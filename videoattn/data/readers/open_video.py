@@ -101,10 +101,10 @@ class DecodeOptions:
         except DecodeError:
             stream.container.close()
             raise
-        others_seek = scan.is_seekable and scan.suits_decord and not scan.only_pyav_seeks
+        others_seek = scan.is_seekable and scan.decord_supported and not scan.only_pyav_seeks
         if self.backend in ("auto", "pyav") or (self.backend == "torchcodec" and not others_seek):
-            reason = "pyav always does" if self.backend == "pyav" else scan.in_order_because
-            return PyavReader(source, scan, stream, in_order_because=reason, short_side=self.short_side)
+            reason = "pyav always does" if self.backend == "pyav" else scan.sequential_reason
+            return PyavReader(source, scan, stream, sequential_reason=reason, short_side=self.short_side)
         stream.container.close()
         reader = DecordReader if self.backend == "decord" else TorchcodecReader
         return reader(source, scan, short_side=self.short_side)

@@ -32,7 +32,7 @@ _PROGRESSIVE = (0, 1)  # field orders: not stated, progressive
 class PacketScan:
     """What the packets of a file tell; times are in the stream's own unit.
 
-    `in_order_because` says why a seek might not land where it should; it is empty where seeking is safe. `fps` is the
+    `sequential_reason` says why a seek might not land where it should; it is empty where seeking is safe. `fps` is the
     average that the file states or, where the times contradict it or vary, that of the times. Width and height are
     those stored, before any rotation; `codec` is FFmpeg's name of the decoder.
     """
@@ -44,8 +44,8 @@ class PacketScan:
     times: list[int] | None  # of the frames, rising; None where they do not tell frames apart
     places: list[int]  # where the frames are stored, in bytes, in the order of their times; empty without times
     keyframes: list[int]
-    in_order_because: str
-    suits_decord: bool  # decord, too, is right about it when reading in order
+    sequential_reason: str
+    decord_supported: bool  # decord, too, is right about it when reading in order
     codec: str
     width: int
     height: int
@@ -55,7 +55,7 @@ class PacketScan:
     @property
     def is_seekable(self) -> bool:
         """Whether a seek to a keyframe lands on it, and what follows needs nothing before it."""
-        return not self.in_order_because
+        return not self.sequential_reason
 
     def on_screen(self, indices: Sequence[int]) -> list[int]:
         """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.
@@ -146,12 +146,12 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
     make = partial(
         PacketScan, num_frames=num_frames, num_present=num_present, start=start, codec=codec, width=stream.width,
         height=stream.height, only_pyav_seeks=container == "avi",
-        suits_decord=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
+        decord_supported=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
         and all(packet.shown >= start for packet in packets),
     )  # fmt: skip
     if not is_timed or not are_distinct:
         reason = "several frames have the same time" if is_timed else f"container {container} does not keep times well"
-        return make(fps=fps, times=None, places=[], keyframes=[], in_order_because=reason)
+        return make(fps=fps, times=None, places=[], keyframes=[], sequential_reason=reason)
     varies = num_frames == len(frames) and times[0] != NO_TIME and is_uneven(times, mean_interval(times))
     if varies and stream.time_base:
         fps = frame_rate(times, stream.time_base, 0, are_exact=True)
@@ -165,7 +165,7 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
         reason = _unsafe_keyframes(frames, number)
     return make(
         fps=fps, times=times, places=[packet.place for packet in in_time], keyframes=keyframes,
-        in_order_because=reason, has_variable_rate=varies,
+        sequential_reason=reason, has_variable_rate=varies,
     )  # fmt: skip
 
 

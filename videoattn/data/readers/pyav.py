@@ -22,7 +22,7 @@ _NEAR = 4  # frames: reading the packets of so many takes no longer than a seek
 
 
 class PyavReader(VideoReader):
-    """Seeks, unless `in_order_because` says why not, and reads in order as well what a seek did not reach.
+    """Seeks, unless `sequential_reason` says why not, and reads in order as well what a seek did not reach.
 
     `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once where it is of no
     use: reading in order begins with a file opened anew.
@@ -36,17 +36,17 @@ class PyavReader(VideoReader):
         scan: PacketScan,
         stream: "VideoStream",
         *,
-        in_order_because: str,
+        sequential_reason: str,
         short_side: int = 0,
     ) -> None:
         super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
         self._source = source
         self.scan: PacketScan = scan
-        self.in_order_because = in_order_because
+        self.sequential_reason = sequential_reason
         self._stream: VideoStream | None = stream
         self._awaited = 0  # the frame that is being decoded
         self._calls = LibraryCalls(self._failure)
-        if in_order_because or source.is_shared:
+        if sequential_reason or source.is_shared:
             self.close()
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class PyavReader(VideoReader):
     def decode_all(self) -> None:
         if self.scan.num_present < self.num_frames:
             raise self._cut_short(self.scan.num_present)
-        self._begin_in_order("every frame is wanted")
+        self._start_sequential("every frame is wanted")
         for _ in self._decode(list(range(self.num_frames))):
             pass
 
@@ -67,18 +67,18 @@ class PyavReader(VideoReader):
             yield from self._decode(wanted)
             return
         except DecodeError:
-            if self.in_order:
+            if self.sequential:
                 raise
-        self._begin_in_order("a seek did not reach every frame")  # the definition decides about those
+        self._start_sequential("a seek did not reach every frame")  # the definition decides about those
         yield from self._decode(wanted)
 
-    def _begin_in_order(self, reason: str) -> None:
+    def _start_sequential(self, reason: str) -> None:
         self.close()
-        self.in_order_because = self.in_order_because or reason
+        self.sequential_reason = self.sequential_reason or reason
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         """The wanted frames with their numbers, in order."""
-        read = self._read_in_order if self.in_order else self._seek
+        read = self._read_sequentially if self.sequential else self._seek
         stream = self._stream or open_stream(self._source)
         with nullcontext() if self._stream else closing(stream.container), closing(read(stream, wanted)) as frames:
             for awaited in wanted:
@@ -91,7 +91,7 @@ class PyavReader(VideoReader):
     def _failure(self) -> str:
         return f"{self.path}: frame {self._awaited} of {self.num_frames} cannot be decoded"
 
-    def _read_in_order(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
+    def _read_sequentially(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
         chosen = set(wanted)
         for number, frame in self._numbered(stream):
             if number in chosen:

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from videoattn.data.clips.batch import Sample
+from videoattn.data.clips.batch import ClipSample
 from videoattn.data.clips.dataset import Watch
 from videoattn.data.readers.open_video import DecodeError
-from videoattn.data.workers.worker_pool import Lost, WorkerPool, start_clock
+from videoattn.data.workers.worker_pool import Failed, WorkerPool, start_clock
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class SampleMaker(Protocol):
     @property
     def clips_shape(self) -> tuple[int, ...]: ...
 
-    def sample(self, key: Any, watch: Watch) -> Sample:
+    def sample(self, key: Any, watch: Watch) -> ClipSample:
         """The sample of a draw or video."""
 
     def path(self, key: Any) -> str:
@@ -44,7 +44,7 @@ class SampleMaker(Protocol):
 class _Task:
     key: Any
     slot: int
-    lost: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 class ClipWorkers:
@@ -68,10 +68,12 @@ class ClipWorkers:
         self._current = _shared_zeros((num_slots,), torch.int64)  # the video that a slot's worker is at
         self._free = list(range(num_slots))
         self._pool: WorkerPool[_Task, dict[str, Any]] | None = None
-        self._times_lost: Counter[int] = Counter()
-        self.lost: dict[int, str] = {}
+        self._num_failures: Counter[int] = Counter()
+        self.failed: dict[int, str] = {}
 
-    def batches(self, batches: Iterable[Sequence[Any]], collate: Callable[[Sequence[Sample]], Any]) -> Iterator[Any]:
+    def batches(
+        self, batches: Iterable[Sequence[Any]], collate: Callable[[Sequence[ClipSample]], Any]
+    ) -> Iterator[Any]:
         """`collate(samples)` of each of `batches` of keys, in order; another call ends this one's work.
 
         The samples' clips are shared memory that is used again as soon as `collate` returns.
@@ -79,7 +81,7 @@ class ClipWorkers:
         if len(self._free) < len(self._slots):  # of an epoch that was left, and their workers may be writing still
             self.close()
         waiting: deque[tuple[Sequence[Any], list[_Task]]] = deque()
-        done: dict[int, Sample] = {}  # by slot
+        done: dict[int, ClipSample] = {}  # by slot
         source = iter(batches)
         self._send(source, waiting)
         while waiting:
@@ -112,14 +114,14 @@ class ClipWorkers:
                     return
                 waiting.append((keys, []))
             keys, tasks = waiting[-1]
-            task = _Task(keys[len(tasks)], self._free[-1], dict(self.lost))
+            task = _Task(keys[len(tasks)], self._free[-1], dict(self.failed))
             self._current[task.slot] = _NO_VIDEO
             if not self._pool.submit(task):
                 return
             self._free.pop()
             tasks.append(task)
 
-    def _receive(self, done: dict[int, Sample], needed: Sequence[_Task]) -> None:
+    def _receive(self, done: dict[int, ClipSample], needed: Sequence[_Task]) -> None:
         """Wait for an answer; a task whose worker was lost is begun anew, at last without the video that it was at."""
         assert self._pool is not None
         answer = self._pool.next_answer(self._stall)
@@ -130,21 +132,21 @@ class ClipWorkers:
                 "the disk answer? " + ", ".join(paths)
             )
         task, result = answer
-        if not isinstance(result, Lost):
+        if not isinstance(result, Failed):
             rows = result.pop("num_clips")
-            done[task.slot] = sample = Sample(clips=self._slots[task.slot, :rows], **result)
+            done[task.slot] = sample = ClipSample(clips=self._slots[task.slot, :rows], **result)
             for video in (sample.video, _NO_VIDEO):
-                self._times_lost.pop(video, None)
+                self._num_failures.pop(video, None)
             return
         if result.kind == "raises":
             raise RuntimeError(f"{self._dataset.path(task.key)}: {result.reason}\n\nIn a worker:\n{result.trace}")
         video = int(self._current[task.slot])
-        self._times_lost[video] += 1
+        self._num_failures[video] += 1
         if video == _NO_VIDEO:
-            if self._times_lost[video] > len(self._slots):
+            if self._num_failures[video] > len(self._slots):
                 raise RuntimeError(f"workers end before they open a video: {result.reason}")
-        elif self._times_lost[video] > _NUM_RETRIES:
-            self.lost[video] = task.lost[video] = result.reason
+        elif self._num_failures[video] > _NUM_RETRIES:
+            self.failed[video] = task.failed[video] = result.reason
         else:
             path = self._dataset.path(task.key)
             logger.warning("a worker is replaced and its clip retried: %s (%s)", path, result.reason)
@@ -163,7 +165,7 @@ class _Maker:
             self._current[task.slot] = video
             start_clock(self._limit)
 
-        sample = self._dataset.sample(task.key, Watch(begin, task.lost))
+        sample = self._dataset.sample(task.key, Watch(begin, task.failed))
         rows = len(sample.clips)
         self._slots[task.slot, :rows] = sample.clips
         return {x.name: getattr(sample, x.name) for x in fields(sample) if x.name != "clips"} | {"num_clips": rows}

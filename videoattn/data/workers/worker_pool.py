@@ -33,7 +33,7 @@ _START_SECONDS = 60.0
 _STARTING, _WAITING = -1.0, 0.0  # in the place of a deadline
 
 
-class Lost(NamedTuple):
+class Failed(NamedTuple):
     """Why a task has no result: its process hung and was ended, or it ended by itself, or the function raised an error.
 
     `trace` is that error's traceback.
@@ -72,7 +72,7 @@ class WorkerPool(Generic[Task, Result]):
         worker.send(task)
         return True
 
-    def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Lost] | None:
+    def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Failed] | None:
         """The next answer that arrives, or None if none does within `patience` seconds.
 
         Raises RuntimeError where processes end one after the other before they have begun anything.
@@ -88,7 +88,7 @@ class WorkerPool(Generic[Task, Result]):
                 continue
             worker = next(worker for worker in self._workers if worker.connection is ready[0])
             try:
-                answer: Result | Lost = worker.connection.recv()
+                answer: Result | Failed = worker.connection.recv()
             except (EOFError, OSError):
                 lost = worker.ending(self._limit)
                 tasks = self._replace(worker)
@@ -118,19 +118,19 @@ class WorkerPool(Generic[Task, Result]):
             new.send(task)
         return worker.tasks
 
-    def _count_idle_end(self, lost: Lost) -> None:
+    def _count_idle_end(self, lost: Failed) -> None:
         self._num_idle_ends += 1
         if self._num_idle_ends > _MAX_IDLE_ENDS:
             raise RuntimeError(f"worker processes end before they have begun anything: {lost.reason}")
 
 
-def map_surviving(
+def map_with_timeout(
     function: Callable[[Task], Result], items: Iterable[Task], *, num_workers: int, limit_seconds: float
-) -> Generator[tuple[Task, Result | Lost]]:
+) -> Generator[tuple[Task, Result | Failed]]:
     """Each item with `function(item)`, in the order in which they are done; items are taken one by one as needed.
 
     An item that hangs (takes more than `limit_seconds`) or crashes its process is tried once more, since the system may
-    have ended the process for reasons of its own. If it does so again, or raises an error, it gives `Lost`. Leaving the
+    have ended the process for reasons of its own. If it does so again, or raises an error, it gives `Failed`. Leaving the
     iterator ends the processes.
     """
     queue = iter(items)
@@ -145,7 +145,7 @@ def map_surviving(
             assert answer is not None
             task, result = answer
             was_retried = any(task is other for other in retried)
-            if isinstance(result, Lost) and result.kind != "raises" and not was_retried:
+            if isinstance(result, Failed) and result.kind != "raises" and not was_retried:
                 retried.append(task)
                 pool.submit(task)
                 continue
@@ -220,14 +220,14 @@ class _Worker(Generic[Task]):
         self._process.kill()
         return math.inf
 
-    def ending(self, limit_seconds: float) -> Lost:
+    def ending(self, limit_seconds: float) -> Failed:
         """Why the process has ended."""
         self._process.join(_WAIT_FOR_END_SECONDS)
         code = self._process.exitcode
         if code == -signal.SIGALRM or self._is_overdue:
-            return Lost("hangs", f"no answer within {limit_seconds:g} s")
+            return Failed("hangs", f"no answer within {limit_seconds:g} s")
         end = f"exit status {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
-        return Lost("crashes", f"the process that read it ended: {end}")
+        return Failed("crashes", f"the process that read it ended: {end}")
 
     def end(self) -> None:
         self._process.kill()
@@ -260,7 +260,7 @@ def _serve(
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(last.filename)}:{last.lineno}"
-            answer = Lost("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
+            answer = Failed("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
         start_clock(0)
         _note_deadline(_WAITING)
         connection.send(answer)
