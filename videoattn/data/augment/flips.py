@@ -1,4 +1,4 @@
-"""Which class a clip has once it is flipped: "left" becomes "right", and a turn changes its direction."""
+"""Labels of horizontally flipped clips: "left" becomes "right", and a turn changes its direction."""
 
 import logging
 import re
@@ -16,12 +16,13 @@ _OTHER_SPELLINGS = re.compile(r"(anti-?|counter-)(?=clockwise)")
 
 
 def flipped_labels(names: Sequence[str] | None, source: str, pairs: Sequence[Sequence[str]] = ()) -> tuple[int, ...]:
-    """The class that a flipped clip of each class has, or NEVER_FLIPPED; `names` are those of the list `source`.
+    """Return, for each class, the class of its flipped clips, or NEVER_FLIPPED; `names` are those of the list `source`.
 
-    A name with the words left, right, clockwise or counterclockwise becomes the one with their opposites; where no
-    class is called so, clips of the class are never flipped. Other classes are their own. `pairs` goes before the
-    words: `[name, name]` become each other, and `[name]` is never flipped. The log says what was found. Raises
-    AnnotationError without names, on two classes of one name, and on pairs of unknown classes.
+    If a name contains the words left, right, clockwise or counterclockwise, the class is swapped with the one whose
+    name has the opposite words; if there is no such class, its clips are never flipped. Other classes keep their label.
+    `pairs` takes precedence over the words: the two classes of `[name, name]` are swapped, and `[name]` is never
+    flipped. The result is logged. Raises AnnotationError if there are no names, if two classes share a name, and if a
+    pair names an unknown class.
     """
     if names is None:
         raise AnnotationError(

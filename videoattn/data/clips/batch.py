@@ -1,4 +1,4 @@
-"""Batches, which travel from the loader to the loop: clips as bytes, and an account of what could not be decoded."""
+"""Batches as they go from the loader to the loop: clips as bytes, and a record of what could not be decoded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Failure(NamedTuple):
-    """A video that could not be decoded: its index in the annotation list, its path, and why."""
+    """A video that could not be decoded: its index in the annotation list, its path and the reason."""
 
     index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
     path: str
@@ -18,10 +18,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipSample:
-    """The clips of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
+    """The `n` clips [n, 3, T, H, W], uint8, of one draw or one video.
 
-    `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
-    `sequential_reason` says why the video was decoded from its start, and is empty where frames were sought.
+    `labels`, if set, has the label of each clip, which a flip may have changed from `label`, the video's.
+    `sequential_reason` is the reason for sequential decoding, "" if the reader could seek.
     """
 
     clips: Tensor
@@ -36,12 +36,13 @@ class ClipSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
+    """Clips [B, 3, T, H, W] as uint8 with, for each clip, its label, index in the annotation list and number of the
+    view.
 
-    `failures` lists every video that could not be decoded on the way. `num_short` counts clips whose window is longer
-    than the video, so that frames repeat. `sequential` has a reason for each video that was decoded from its start
-    instead of sought in. `draws` counts the videos asked for: in training each was delivered or
-    replaced, in evaluation those in `failures` are missing.
+    `failures` lists every video that could not be decoded. `num_short` counts clips whose window is longer than the
+    video, so that frames repeat. `sequential` has the reason for each video that was decoded sequentially, from its
+    start. `draws` counts the videos asked for: in training each was delivered or replaced, in evaluation those in
+    `failures` are missing.
     """
 
     clips: Tensor
@@ -54,7 +55,7 @@ class Batch:
     sequential: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return replace(
             self,
             clips=self.clips.to(device, non_blocking=non_blocking),
@@ -69,15 +70,16 @@ Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 
 
 def collate_views(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
-    """A batch of all views, video after video; `pinned` in page-locked memory, which a GPU copies without waiting."""
+    """Collate all views, video after video; `pinned` uses page-locked memory, which a GPU copies asynchronously."""
     return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))], pinned)
 
 
 def collate_copies(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
-    """A batch of augmented copies: a first copy of each of two videos, then their second copies, then the next two.
+    """Collate augmented copies: the first copy of each of two videos, then their second copies, then the next two
+    videos.
 
-    Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and
-    the order does not depend on how an even number of videos is shared among processes.
+    Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and the
+    order does not depend on how an even number of videos is shared among processes.
     """
     pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
     rows = [
@@ -109,9 +111,9 @@ def _batch(samples: Sequence[ClipSample], rows: Sequence[tuple[ClipSample, int]]
 
 
 def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float], reverse_channels: bool = False) -> Tensor:
-    """Clips [B, 3, T, H, W] from uint8 to float32 (x / 255 - mean) / std, on the device they are on.
+    """Normalise clips [B, 3, T, H, W] from uint8 to float32, (x / 255 - mean) / std, on their device.
 
-    `mean` and `std` belong to red, green and blue as decoded; `reverse_channels` then gives blue, green and red.
+    `mean` and `std` are in the order red, green, blue, as decoded; `reverse_channels` then gives blue, green, red.
     Raises ValueError on clips that are not uint8 [B, 3, T, H, W].
     """
     if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[1] != 3:

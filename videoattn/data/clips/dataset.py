@@ -1,4 +1,4 @@
-"""Videos as items: one random clip per draw for training, all views of a video for evaluation."""
+"""Datasets of videos: one random clip per draw for training, all views of a video for evaluation."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ MAX_REPLACEMENTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One random clip of training: everything that its randomness depends on besides the run's seed."""
+    """One random clip of training: all that its randomness depends on besides the run's seed."""
 
     epoch: int
     index: int
@@ -30,13 +30,16 @@ class Draw:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of each video before it is opened, and which ones, not to be opened again, fail for what reason."""
+    """A hook that is called before a video is opened, and the videos that are not opened again.
+
+    `begin` gets the index of each video; `failed` has the reason by index.
+    """
 
     begin: Callable[[int], None] | None = None
     failed: Mapping[int, str] = field(default_factory=dict)
 
     def announce(self, index: int, path: str) -> None:
-        """Say that a video is about to be opened. Raises DecodeError for one that is lost."""
+        """Announce that a video is about to be opened. Raises DecodeError if it is one of `failed`."""
         if index in self.failed:
             raise DecodeError(f"{path}: {self.failed[index]}")
         if self.begin is not None:
@@ -44,11 +47,12 @@ class Watch:
 
 
 class VideoDataset(Dataset[ClipSample]):
-    """A random clip of a video for each `Draw`, in `num_copies` augmentations, the same in whatever process.
+    """Training dataset: a random clip of a video for each `Draw`, in `num_copies` augmentations, the same in any
+    process.
 
-    The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
-    the sample's failures, and another one is drawn in its place, at most ten times; if all fail, the sample has no
-    clip. `decoding` opens the videos.
+    The clip is decoded once; its copies differ in augmentation alone. A video that cannot be decoded is listed in the
+    sample's failures and replaced by another one, at most ten times; if all fail, the sample has no clip. `decoding`
+    opens the videos.
 
     Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
     """
@@ -79,14 +83,14 @@ class VideoDataset(Dataset[ClipSample]):
         return (self.num_copies, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
 
     def path(self, draw: Draw) -> str:
-        """The video of a draw."""
+        """Return the path of the video of a draw."""
         return self.videos.path(draw.index)
 
     def __getitem__(self, draw: Draw) -> ClipSample:
         return self.sample(draw)
 
     def sample(self, draw: Draw, watch: Watch = Watch()) -> ClipSample:
-        """The same, with an eye on which video is opened."""
+        """Return the sample of a draw, reporting each video that is opened to `watch`."""
         failures: list[Failure] = []
         for attempt, index in enumerate(self._candidates(draw)):
             rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
@@ -120,17 +124,17 @@ class VideoDataset(Dataset[ClipSample]):
         return _read(self.decoding, path, self.sampler, choose)
 
     def _candidates(self, draw: Draw) -> list[int]:
-        """The drawn index, then others to replace it, all different."""
+        """Return the drawn index, then different ones to replace it."""
         rng = random.Random(derive_seed(self.seed, "replacement", draw.epoch, draw.index))
         others = rng.sample(range(len(self.videos)), min(len(self.videos), MAX_REPLACEMENTS + 1))
         return [draw.index, *[index for index in others if index != draw.index][:MAX_REPLACEMENTS]]
 
 
 class ViewDataset(Dataset[ClipSample]):
-    """All views of a video, `num_clips` in time times the transform's crops in space, from opening it once.
+    """Evaluation dataset: all views of a video, `num_clips` in time times the transform's crops in space.
 
-    A view's number is clip * num_crops + crop. A video that cannot be decoded gives a sample without clips that says
-    why, and is never replaced.
+    A video is opened once. A view's number is clip * num_crops + crop. A video that cannot be decoded is never
+    replaced: its sample has no clips, and the reason.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class ViewDataset(Dataset[ClipSample]):
 
     @property
     def num_views(self) -> int:
-        """Views of each video."""
+        """Number of views of each video."""
         return self.num_clips * self.transform.num_crops
 
     def __len__(self) -> int:
@@ -169,7 +173,7 @@ class ViewDataset(Dataset[ClipSample]):
         return self.sample(index)
 
     def sample(self, index: int, watch: Watch = Watch()) -> ClipSample:
-        """The same, with an eye on which video is opened."""
+        """Return the sample of a video, reporting to `watch` that it is opened."""
         path, label = self.videos.path(index), self.videos.label(index)
         try:
             watch.announce(index, path)
@@ -193,7 +197,7 @@ class ViewDataset(Dataset[ClipSample]):
 
 
 class _Read(NamedTuple):
-    """The frames that some clips need, each once, as [n, 3, H, W], and for each clip its rows there."""
+    """The frames that some clips need, each once, as [n, 3, H, W], and the rows of each clip there."""
 
     frames: Tensor
     rows: list[Tensor]
@@ -201,7 +205,7 @@ class _Read(NamedTuple):
     sequential_reason: str
 
     def clip(self, number: int) -> Tensor:
-        """A clip's frames; no copy of them where it needs each once and in order, as most do."""
+        """Return a clip's frames; they are not copied if it needs each frame once and in order, as most clips do."""
         rows = self.rows[number]
         return self.frames if torch.equal(rows, torch.arange(len(self.frames))) else self.frames[rows]
 

@@ -1,8 +1,8 @@
-"""Worker processes of a loader: samples made side by side, handed over in order through memory that all share.
+"""Worker processes of a loader: samples are made in parallel and returned in order through shared memory.
 
-torch's DataLoader gives a worker a whole batch and ends the run when one of them hangs or dies. Here tasks are single
-samples, so that all workers make the next batch, and a video that takes its worker with it is one that cannot be
-decoded, no more. Clips are written into anonymous shared memory (not /dev/shm, which containers keep small), and
+torch's DataLoader gives a whole batch to one worker, and ends the run when a worker hangs or dies. Here tasks are
+single samples, so that all workers make the next batch, and a video that crashes its worker only counts as one that
+cannot be decoded. Clips are written into anonymous shared memory (not /dev/shm, which containers keep small), and
 collating them is the only copy that is made.
 """
 
@@ -28,16 +28,18 @@ _NO_VIDEO = -1
 
 
 class SampleMaker(Protocol):
-    """What workers need of a dataset; `clips_shape` is that of a sample's clips, of which there may be fewer."""
+    """The interface of a dataset for workers; `clips_shape` is the shape of a sample's clips, of which there may be
+    fewer.
+    """
 
     @property
     def clips_shape(self) -> tuple[int, ...]: ...
 
     def sample(self, key: Any, watch: Watch) -> ClipSample:
-        """The sample of a draw or video."""
+        """Return the sample of a draw or video."""
 
     def path(self, key: Any) -> str:
-        """The file of a draw or video."""
+        """Return the file of a draw or video."""
 
 
 @dataclass
@@ -48,13 +50,13 @@ class _Task:
 
 
 class ClipWorkers:
-    """Samples of a dataset, made by `num_workers` processes with at most `num_slots` of them begun or waiting.
+    """Samples of a dataset, made by `num_workers` processes, at most `num_slots` of them in progress or waiting.
 
-    A video on which a worker spends more than `limit_seconds` (0: any time), or which ends it, is tried again, so that
-    the samples are those of an undisturbed run. After the second time in a row it is one that cannot be decoded: `lost`
-    has it with the reason. A DecodeError naming videos is
-    raised where nothing arrives for `stall_seconds` all the same, as from a disk that is gone, and RuntimeError with a
-    worker's traceback for any error in the dataset but DecodeError.
+    A video on which a worker spends more than `limit_seconds` (0: no limit), or which crashes it, is retried, so that
+    the samples are those of an undisturbed run. After the second failure in a row it counts as one that cannot be
+    decoded, and `failed` has the reason. DecodeError, naming the videos, is raised if nothing arrives for
+    `stall_seconds` all the same, as from a disk that is gone, and RuntimeError, with a worker's traceback, on any error
+    in the dataset but DecodeError.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class ClipWorkers:
     def batches(
         self, batches: Iterable[Sequence[Any]], collate: Callable[[Sequence[ClipSample]], Any]
     ) -> Iterator[Any]:
-        """`collate(samples)` of each of `batches` of keys, in order; another call ends this one's work.
+        """Yield `collate(samples)` of each of `batches` of keys, in order; another call ends this one's work.
 
-        The samples' clips are shared memory that is used again as soon as `collate` returns.
+        The samples' clips are shared memory that is reused as soon as `collate` returns.
         """
         if len(self._free) < len(self._slots):  # of an epoch that was left, and their workers may be writing still
             self.close()
@@ -96,7 +98,7 @@ class ClipWorkers:
             yield batch
 
     def close(self) -> None:
-        """End the processes; more batches start new ones."""
+        """End the processes; a later call of `batches` starts new ones."""
         if self._pool is not None:
             self._pool.close()
         self._pool = None
@@ -122,7 +124,7 @@ class ClipWorkers:
             tasks.append(task)
 
     def _receive(self, done: dict[int, ClipSample], needed: Sequence[_Task]) -> None:
-        """Wait for an answer; a task whose worker was lost is begun anew, at last without the video that it was at."""
+        """Wait for an answer; a task whose worker failed is retried, in the end without the video that failed."""
         assert self._pool is not None
         answer = self._pool.next_answer(self._stall)
         if answer is None:
@@ -155,7 +157,7 @@ class ClipWorkers:
 
 
 class _Maker:
-    """What a worker does with a task: the sample's clips go to its slot, the rest is the answer."""
+    """The work on one task: writes the sample's clips to its slot and returns the rest."""
 
     def __init__(self, dataset: SampleMaker, slots: Tensor, current: Tensor, limit_seconds: float) -> None:
         self._dataset, self._slots, self._current, self._limit = dataset, slots, current, limit_seconds
@@ -172,9 +174,9 @@ class _Maker:
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that worker processes share; pages take memory when they are written.
+    """Return zeros that worker processes share; pages take memory once they are written.
 
-    Where processes are spawned instead of forked, torch moves them to shared files as it hands them over.
+    Where processes are spawned instead of forked, torch moves them to shared files when it sends them.
     """
     numel = torch.Size(shape).numel()
     return torch.frombuffer(mmap.mmap(-1, max(1, numel * dtype.itemsize)), dtype=dtype, count=numel).view(shape)

@@ -1,10 +1,10 @@
-"""A function applied to tasks in processes that may crash or hang, at the cost of one task each time.
+"""A pool of processes that apply a function to tasks; a crash or a hang costs one task.
 
-Each process gets tasks by a pipe of its own and works through them in order, so that one that ends takes no lock with
-it and it is known which task ended it. What hangs is ended by an alarm that its process has set itself: the system
-delivers it whatever the process does, also in a decoder that never gives the interpreter back, and when the main
-process is gone. Only a process that the system has stopped (SIGSTOP) does not hear it: it is killed by the main
-process, a little later.
+Each process gets tasks through a pipe of its own and works through them in order, so that a process that ends holds no
+lock, and it is known which task ended it. A process that hangs is ended by an alarm that it has set itself: the system
+delivers it whatever the process does, also in a decoder that never releases the interpreter, and when the main process
+is gone. Only a process that the system has stopped (SIGSTOP) does not receive it: the main process kills it a little
+later.
 """
 
 import math
@@ -34,7 +34,8 @@ _STARTING, _WAITING = -1.0, 0.0  # in the place of a deadline
 
 
 class Failed(NamedTuple):
-    """Why a task has no result: its process hung and was ended, or it ended by itself, or the function raised an error.
+    """The reason for which a task has no result: its process hung and was ended, or crashed, or the function raised an
+    error.
 
     `trace` is that error's traceback.
     """
@@ -45,11 +46,11 @@ class Failed(NamedTuple):
 
 
 class WorkerPool(Generic[Task, Result]):
-    """Processes that each work through tasks; one that hangs or ends is replaced.
+    """A pool of processes that each work through tasks; one that hangs or ends is replaced.
 
-    Work on one task takes at most `limit_seconds`, or any time if that is 0; the function may start the clock anew by
-    `start_clock`. Processes are forked where the system forks safely (Linux), use one thread of torch's, and leave
-    Ctrl-C to the caller's process.
+    A task may take at most `limit_seconds` (0: no limit); the function may restart the clock with `start_clock`.
+    Processes are forked where the system forks safely (Linux), use one torch thread each, and leave Ctrl-C to the
+    caller's process.
     """
 
     def __init__(self, function: Callable[[Task], Result], num_workers: int, limit_seconds: float) -> None:
@@ -61,11 +62,11 @@ class WorkerPool(Generic[Task, Result]):
 
     @property
     def num_open(self) -> int:
-        """Tasks without an answer."""
+        """Number of tasks without an answer."""
         return sum(len(worker.tasks) for worker in self._workers)
 
     def submit(self, task: Task, most: int = _MAX_QUEUE) -> bool:
-        """Give a task to the process that has the fewest, or return False where each of them has `most`."""
+        """Give a task to the process that has the fewest, or return False if each of them has `most`."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         if len(worker.tasks) >= most:
             return False
@@ -73,9 +74,9 @@ class WorkerPool(Generic[Task, Result]):
         return True
 
     def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Failed] | None:
-        """The next answer that arrives, or None if none does within `patience` seconds.
+        """Return the next answer that arrives, or None if there is none within `patience` seconds.
 
-        Raises RuntimeError where processes end one after the other before they have begun anything.
+        Raises RuntimeError if processes end one after the other before they have begun anything.
         """
         deadline = None if patience is None else time.monotonic() + patience
         while True:
@@ -110,7 +111,7 @@ class WorkerPool(Generic[Task, Result]):
         return _Worker(self._function, self._limit)
 
     def _replace(self, worker: "_Worker[Task]") -> deque[Task]:
-        """Put a new process in the place of one that has ended; returns that one's tasks, all but the first sent on."""
+        """Replace a process that has ended, and return its tasks; all but the first are sent to the new process."""
         worker.end()
         new = self._start()
         self._workers[self._workers.index(worker)] = new
@@ -127,11 +128,11 @@ class WorkerPool(Generic[Task, Result]):
 def map_with_timeout(
     function: Callable[[Task], Result], items: Iterable[Task], *, num_workers: int, limit_seconds: float
 ) -> Generator[tuple[Task, Result | Failed]]:
-    """Each item with `function(item)`, in the order in which they are done; items are taken one by one as needed.
+    """Yield each item with `function(item)`, in the order in which they finish; items are taken one by one as needed.
 
-    An item that hangs (takes more than `limit_seconds`) or crashes its process is tried once more, since the system may
-    have ended the process for reasons of its own. If it does so again, or raises an error, it gives `Failed`. Leaving the
-    iterator ends the processes.
+    An item that hangs (takes more than `limit_seconds`) or crashes its process is retried once, since the system may
+    have ended the process for other reasons. If it does so again, or the function raises an error, the result is
+    `Failed`. Leaving the iterator ends the processes.
     """
     queue = iter(items)
     retried: list[Task] = []
@@ -155,7 +156,7 @@ def map_with_timeout(
 
 
 def start_clock(limit_seconds: float) -> None:
-    """In a worker: from now on, its work may take so many seconds until the next call; 0 is for ever."""
+    """Restart the time limit of a worker's task at so many seconds, to be called in the worker; 0 is no limit."""
     signal.setitimer(signal.ITIMER_REAL, limit_seconds)
     _note_deadline(time.monotonic() + limit_seconds if limit_seconds else math.inf)
 
@@ -169,7 +170,7 @@ def _note_deadline(deadline: float) -> None:
 
 
 class _Worker(Generic[Task]):
-    """A process with the tasks that it has and has not answered, oldest first."""
+    """A process with the tasks that it has not answered yet, oldest first."""
 
     def __init__(self, function: Callable[[Task], Any], limit_seconds: float) -> None:
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
@@ -186,7 +187,7 @@ class _Worker(Generic[Task]):
 
     @property
     def has_started(self) -> bool:
-        """Whether it was ready for tasks."""
+        """Return True if the process has been ready for tasks."""
         return bool(self._deadline.value != _STARTING)
 
     def send(self, task: Task) -> None:
@@ -199,14 +200,14 @@ class _Worker(Generic[Task]):
             pass  # it has ended, which is seen when its answer is asked for
 
     def answered(self) -> Task:
-        """The oldest task, to which the answer has come."""
+        """Remove and return the oldest task, whose answer has arrived."""
         self._since = time.monotonic()
         return self.tasks.popleft()
 
     def end_if_overdue(self, limit_seconds: float) -> float:
-        """End a process that stands still, and return when to look again, which may be never.
+        """Kill a process that exceeds its time limit, and return the time of the next look, which may be infinite.
 
-        Its end is then seen by its connection, unless it can't be ended.
+        Its end is then seen by its connection, unless it can't be killed.
         """
         if not self.tasks or self._is_overdue:
             return math.inf
@@ -221,7 +222,7 @@ class _Worker(Generic[Task]):
         return math.inf
 
     def ending(self, limit_seconds: float) -> Failed:
-        """Why the process has ended."""
+        """Return the reason for which the process has ended."""
         self._process.join(_WAIT_FOR_END_SECONDS)
         code = self._process.exitcode
         if code == -signal.SIGALRM or self._is_overdue:
