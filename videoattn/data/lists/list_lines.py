@@ -1,4 +1,6 @@
-"""Plain lists as text: one line of fields a video, quoted as in csv files where a field holds something special."""
+"""Text of plain lists: one video a line, with fields that are quoted as in csv files if they contain special
+characters.
+"""
 
 import csv
 import os
@@ -22,10 +24,10 @@ def parse_separator(text: str, setting: str = "DATA.PATH_LABEL_SEPARATOR") -> st
 
 
 def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
-    """Yield the lines of a list, with a byte order mark and empty lines at the end left out.
+    """Yield the lines of a list, without a byte order mark and empty lines at the end.
 
     Raises AnnotationError, naming the line, on an empty line before others, and on a line that is not UTF-8 text or
-    whose quotes are not closed; also where the file cannot be read. Source of the quoting: RFC 4180.
+    whose quotes are not closed; also if the file cannot be read. Source of the quoting: RFC 4180.
     """
     source, delimiter, number, empty = os.fspath(file), separator.encode(), 0, 0
     try:
@@ -58,12 +60,12 @@ def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
 
 
 def _is_plain(text: bytes) -> bool:
-    """Return whether fields can be split without looking at the characters."""
+    """Return True if fields can be split without looking at the characters."""
     return text.isascii() and b'"' not in text and b"\r" not in text and b"\0" not in text
 
 
 def format_line(fields: Sequence[str], separator: str, end: str = "\n") -> str:
-    """The line of a list that `read_lines` reads as `fields`."""
+    """Return the line of a list that `read_lines` reads as `fields`."""
     return separator.join(_quoted(field, separator) for field in fields) + end
 
 
@@ -80,9 +82,9 @@ def _without_mark(line: bytes, source: str) -> bytes:
 
 
 def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: str, source: str) -> tuple[Line, int]:
-    """A line with other characters than ASCII, quotes, or characters that no line should have.
+    """Read a line with non-ASCII characters, quotes, or characters that no line should have.
 
-    Quotes may ask for some of the lines after it. Return also how many lines of the file it takes.
+    A quoted line break continues it on the lines after it. Returns also the number of lines of the file that it spans.
     """
     place = f"{source}:{number}"
     if b"\0" in line:
@@ -109,7 +111,7 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
 
 
 def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> Iterator[str]:
-    """A line, and those after it that a quoted line break asks for, which are added to `taken`."""
+    """Yield a line, and those after it that a quoted line break requires, which are appended to `taken`."""
     yield text
     for line in more:
         taken.append(line)
@@ -121,7 +123,7 @@ def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> 
 
 
 def decoded(line: bytes, place: str) -> str:
-    """The text of a line. Raises AnnotationError where it is not UTF-8."""
+    """Return the text of a line. Raises AnnotationError unless it is UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -129,7 +131,7 @@ def decoded(line: bytes, place: str) -> str:
 
 
 def undecodable_place(file: str) -> str:
-    """The line and byte (from 1) at which a file is not UTF-8 text."""
+    """Return the line and byte (from 1) at which a file is not UTF-8 text."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

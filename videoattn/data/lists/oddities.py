@@ -1,4 +1,4 @@
-"""What is odd about a list but no error: classes without a video, videos that are listed twice."""
+"""Oddities of a list that are no errors: classes without a video, videos that are listed twice."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ _MOST_NAMED = 5
 
 
 def find_oddities(videos: VideoList, num_classes: int | None = None) -> list[str]:
-    """Sentences about videos that are listed twice and, with `num_classes`, about classes that have no video."""
+    """Return sentences about videos that are listed twice and, with `num_classes`, about classes without a video."""
     sentences = [_absent_classes(videos, num_classes) if num_classes else "", _repeated_videos(videos)]
     return [sentence for sentence in sentences if sentence]
 
@@ -49,7 +49,7 @@ def _repeated_videos(videos: VideoList) -> str:
 
 
 def _candidates(videos: VideoList) -> list[int]:
-    """Rising numbers of the videos whose path has the same hash as another one's; a million take half a second."""
+    """Return rising numbers of the videos whose path has the same hash as another's; a million take half a second."""
     hashes = np.fromiter((hash(videos.paths[a:b]) for a, b in pairwise(videos.offsets.tolist())), np.int64, len(videos))
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     found: list[int] = np.flatnonzero(counts[inverse] > 1).tolist()

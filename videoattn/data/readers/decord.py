@@ -1,4 +1,4 @@
-"""Frames of a video file through decord, held to the numbers that a scan of the file gives."""
+"""Frames of a video file through decord, checked against the numbers of a packet scan."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it 
 
 
 class DecordReader(VideoReader):
-    """Seeks where the scan says that it is safe, and reads in order elsewhere."""
+    """A reader that seeks if the scan says that it is safe, and decodes sequentially otherwise."""
 
     backend = "decord"
 
@@ -81,5 +81,5 @@ class DecordReader(VideoReader):
 
 
 def _as_array(frames: Any) -> Image:
-    """Frames of decord's own type, or of torch's where somebody in this process has set that (`decord.bridge`)."""
+    """Convert frames of decord's own type, or of torch's if `decord.bridge` has been set in this process."""
     return np.asarray(frames.asnumpy() if hasattr(frames, "asnumpy") else frames)

@@ -1,4 +1,4 @@
-"""Frames of a video file through PyAV: in order from the start, or from the keyframe before each of them."""
+"""Frames of a video file through PyAV: sequentially from the start, or from the keyframe before each of them."""
 
 import bisect
 from collections.abc import Generator, Iterator
@@ -22,10 +22,11 @@ _NEAR = 4  # frames: reading the packets of so many takes no longer than a seek
 
 
 class PyavReader(VideoReader):
-    """Seeks, unless `sequential_reason` says why not, and reads in order as well what a seek did not reach.
+    """A reader that seeks, unless `sequential_reason` is set, and decodes frames that a seek did not reach
+    sequentially.
 
-    `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once where it is of no
-    use: reading in order begins with a file opened anew.
+    `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once for sequential
+    decoding, which begins with a newly opened file.
     """
 
     backend = "pyav"
@@ -77,7 +78,7 @@ class PyavReader(VideoReader):
         self.sequential_reason = self.sequential_reason or reason
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
-        """The wanted frames with their numbers, in order."""
+        """Yield the wanted frames with their numbers, in order."""
         read = self._read_sequentially if self.sequential else self._seek
         stream = self._stream or open_stream(self._source)
         with nullcontext() if self._stream else closing(stream.container), closing(read(stream, wanted)) as frames:
@@ -100,7 +101,7 @@ class PyavReader(VideoReader):
                 return
 
     def _numbered(self, stream: "VideoStream") -> Iterator[tuple[int, "VideoFrame"]]:
-        """All frames from the start, with their numbers."""
+        """Yield all frames from the start, with their numbers."""
         count = 0
         with closing(read_packets(stream, self._calls)) as packets:
             for packet in packets:
@@ -125,11 +126,11 @@ class PyavReader(VideoReader):
             yield from self._read_run(stream, keyframe, numbers)
 
     def _read_run(self, stream: "VideoStream", keyframe: int, wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
-        """Wanted frames from `keyframe` on.
+        """Yield wanted frames from `keyframe` on.
 
-        Of H.264, pictures that are neither wanted nor looked back at (a third to a half of the usual ones) are left
-        out. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
-        asked for what it still holds, so that none of the following has to be decoded.
+        Of H.264, pictures that are neither wanted nor referenced by others (a third to a half of the usual ones) are
+        skipped. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
+        flushed, so that none of the following packets has to be decoded.
         """
         times = self.scan.times
         assert times is not None
@@ -167,7 +168,7 @@ class PyavReader(VideoReader):
         return bisect.bisect_right(self.scan.keyframes, number) - 1
 
     def _number(self, timed: "VideoFrame | Packet[VideoStream]") -> int:
-        """The number of a decoded frame, or of a packet's, by its time."""
+        """Return the number of a decoded frame, or of a packet's, by its time."""
         times, time = self.scan.times, known_time(timed.pts)
         assert times is not None
         number = bisect.bisect_left(times, time)
