@@ -13,10 +13,10 @@ _ASPECT = (0.3, 1 / 0.3)
 
 
 class RandomErasing:
-    """Random erasing of one to `count` boxes, which share out the area, of a clip [T, 3, H, W], with probability
-    `prob`.
+    """Random erasing of one to `count` boxes, which share out the area, of a clip, with probability `prob`.
 
-    Boxes are filled with noise ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units.
+    A clip is [T, 3, H, W]. Boxes are filled with noise ("pixel") or the mean colour ("const"); `mean` and `std` are in
+    0..1 units.
 
     Source: random erasing (Zhong et al., 2017); PySlowFast, datasets/random_erasing.py.
     Differs: noise is rounded and clamped to 0..255; with several boxes, every frame is erased.

@@ -54,8 +54,7 @@ class Mixing:
         self.num_classes = num_classes
 
     def __call__(self, clips: Tensor, labels: Tensor, seed: int, first_pair: int = 0) -> tuple[Tensor, Tensor]:
-        """Return mixed clips (a new tensor of the shape and floating type of `clips`) and soft targets [B,
-        num_classes].
+        """Return mixed clips, a new tensor like the floating `clips`, and soft targets [B, num_classes].
 
         `first_pair` is the number of this batch's first pair in the batch of all processes. Raises ValueError on an odd
         number of clips and on clips that are not floating.

@@ -1,6 +1,4 @@
-"""RandAugment of clips: timm draws the operations, Pillow computes them, restricted to the pixels that later steps
-read.
-"""
+"""RandAugment of clips: timm draws the operations; Pillow computes only the pixels that later steps read."""
 
 import math
 import random
@@ -75,9 +73,7 @@ class RandAugment:
         return operations
 
     def __call__(self, frames: Tensor, seed: int, box: Box | None = None) -> Tensor:
-        """Draw operations and apply them to frames [T, 3, H, W], uint8; outside of `box`, if given, pixels are
-        undefined.
-        """
+        """Draw operations and apply them to frames [T, 3, H, W], uint8; outside of a `box` pixels are undefined."""
         operations = self.draw(seed)
         if any(map(_moves_by_round_number, operations)):
             box = None
@@ -87,11 +83,10 @@ class RandAugment:
 def apply_operations(
     frames: Tensor, operations: Sequence[Operation], interpolation: Interpolation, box: Box | None = None
 ) -> Tensor:
-    """Apply the operations to each of the frames [T, 3, H, W], uint8, with Pillow; outside of `box` pixels are
-    undefined.
+    """Apply operations to each of the frames [T, 3, H, W], uint8; outside of `box` pixels are undefined.
 
-    Pixels on which no pixel of the box depends are not computed. Pixels in the box are those of the whole frame, except
-    that they can be one level off where a geometric operation moves by a round number.
+    Pillow computes them. Pixels on which no pixel of the box depends are not computed. Pixels in the box are those of
+    the whole frame, except that they can be one level off where a geometric operation moves by a round number.
     """
     if not operations:
         return frames
@@ -144,9 +139,7 @@ def _moves_by_round_number(operation: Operation) -> bool:
 
 
 def _record(name: str, done: tuple[Operation, ...], *values: float, **options: Any) -> tuple[Operation, ...]:
-    """Append an operation to those drawn so far; timm calls this in place of the operation, with those in place of an
-    image.
-    """
+    """Append an operation to those drawn so far; timm calls this instead of applying it to an image."""
     if name == "Posterize":
         values = (max(values[0], 1),)
     return (*done, Operation(name, values))

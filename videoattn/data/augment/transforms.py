@@ -18,8 +18,7 @@ from videoattn.seeding import derive_seed, torch_seed
 
 
 class TrainTransform:
-    """Training transform: RandAugment or colour jitter, then a jittered or random-resized crop, flip and random
-    erasing.
+    """Training transform: RandAugment or colour jitter, a jittered or random-resized crop, flip, random erasing.
 
     `jitter_scales` is the range of the short side before a random crop, drawn uniformly, or uniformly in 1/size with
     `inverse_jitter`. `relative_scales` and `relative_aspect` (area and aspect ratio; both or neither) replace it by a
@@ -82,8 +81,7 @@ class TrainTransform:
         self._jitter = not relative_scales
 
     def __call__(self, frames: Tensor, seed: int, label: int = 0) -> tuple[Tensor, int]:
-        """Transform [T, 3, H, W] to [T, 3, crop, crop], both uint8, and return it with the label, which a flip may
-        change.
+        """Transform [T, 3, H, W] to [T, 3, crop, crop], both uint8; a flip may change the returned label.
 
         Both are functions of the frames, the seed and the label.
         """

@@ -36,8 +36,7 @@ class ClipSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips [B, 3, T, H, W] as uint8 with, for each clip, its label, index in the annotation list and number of the
-    view.
+    """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
 
     `failures` lists every video that could not be decoded. `num_short` counts clips whose window is longer than the
     video, so that frames repeat. `sequential` has the reason for each video that was decoded sequentially, from its
@@ -75,8 +74,7 @@ def collate_views(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
 
 
 def collate_copies(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
-    """Collate augmented copies: the first copy of each of two videos, then their second copies, then the next two
-    videos.
+    """Collate augmented copies: the first copies of two videos, their second copies, then the next two videos.
 
     Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and the
     order does not depend on how an even number of videos is shared among processes.

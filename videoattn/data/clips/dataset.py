@@ -47,12 +47,11 @@ class Watch:
 
 
 class VideoDataset(Dataset[ClipSample]):
-    """Training dataset: a random clip of a video for each `Draw`, in `num_copies` augmentations, the same in any
-    process.
+    """Training dataset: a random clip of a video for each `Draw`, in `num_copies` augmentations.
 
-    The clip is decoded once; its copies differ in augmentation alone. A video that cannot be decoded is listed in the
-    sample's failures and replaced by another one, at most ten times; if all fail, the sample has no clip. `decoding`
-    opens the videos.
+    A clip is a function of seed and draw, the same in any process. It is decoded once; its copies differ in
+    augmentation alone. A video that cannot be decoded is listed in the sample's failures and replaced by another one,
+    at most ten times; if all fail, the sample has no clip. `decoding` opens the videos.
 
     Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
     """

@@ -14,13 +14,13 @@ _OPEN_BLOCKS = 8
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Training plan: a new permutation of all videos each epoch, in whole optimizer steps of `accumulate`
-    micro-batches.
+    """Training plan: a new permutation of the videos each epoch, in steps of `accumulate` micro-batches.
 
-    From every micro-batch of `micro_batch` videos, a process gets the contiguous share from `first` to `last`. Videos
-    left over after the last whole step wait for the next epoch's permutation. With `block`, the list is cut into blocks
-    of that many neighbours, which come in random order, and the videos of eight blocks at a time are mixed: if
-    neighbours share a large file, a disk or an object store then reads few of these files at a time.
+    Only whole optimizer steps are taken. From every micro-batch of `micro_batch` videos, a process gets the contiguous
+    share from `first` to `last`. Videos left over after the last whole step wait for the next epoch's permutation. With
+    `block`, the list is cut into blocks of that many neighbours, which come in random order, and the videos of eight
+    blocks at a time are mixed: if neighbours share a large file, a disk or an object store then reads few of these
+    files at a time.
     """
 
     num_videos: int

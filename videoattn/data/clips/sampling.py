@@ -21,8 +21,7 @@ def window_length(fps: float, *, num_frames: int, sampling_rate: int, target_fps
 def dense_indices(
     num_video_frames: int, fps: float, *, num_frames: int, sampling_rate: int, target_fps: float, start: float
 ) -> list[int]:
-    """Return `num_frames` indices spread evenly from `start` to the end of the window, clamped to the video and
-    truncated.
+    """Return `num_frames` indices, evenly from `start` to the window's end, clamped to the video, truncated.
 
     A video shorter than the window repeats its last frame; a window shorter than a frame repeats that frame. Raises
     ValueError on an empty video.

@@ -31,8 +31,7 @@ def find_split_folder(folder: str, split: str) -> str | None:
 def read_class_folders(
     folder: str, split: str, *, num_classes: int | None = None, class_names: tuple[str, ...] | None = None
 ) -> VideoList:
-    """Return videos and folders of frames, at any depth, sorted by class and path; the class is the folder below the
-    split's.
+    """Return videos and folders of frames at any depth, sorted by class, the folder below the split's, and path.
 
     Classes are numbered as in `class_names`, else in sorted order. A class without videos has an empty folder. Files
     whose ending is not a video's are counted in a warning and in `left_out`. Raises AnnotationError if the classes are
@@ -78,8 +77,7 @@ def _class_folders(folder: str) -> list[str]:
 
 
 def _videos_of_class(folder: str, left_out: Counter[str]) -> list[str]:
-    """Return sorted paths, below a class folder, of its videos and folders of frames; count other files in `left_out`.
-    """
+    """Return sorted paths of a class folder's videos and folders of frames; `left_out` counts other files."""
     others, inside = Counter[str](), _Inside(folder)
     videos = sorted(_walk(folder, inside, (os.path.realpath(folder),), others))
     if others and not videos:
@@ -134,8 +132,7 @@ class _Inside:
 
     @property
     def is_frames(self) -> bool:
-        """True if the folder stands for a video: it contains frames, or nothing at all, on which its reader will fail.
-        """
+        """True if the folder stands for a video: it contains frames, or nothing, on which its reader will fail."""
         if self.videos:
             return False
         if self.folders:

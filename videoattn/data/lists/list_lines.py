@@ -1,6 +1,4 @@
-"""Text of plain lists: one video a line, with fields that are quoted as in csv files if they contain special
-characters.
-"""
+"""Text of plain lists: one video a line, with fields quoted as in csv files where necessary."""
 
 import csv
 import os

@@ -32,8 +32,7 @@ def read_kinetics_csv(
     with_lengths: bool = False,
     setting: str = "DATA.PATH_LABEL_SEPARATOR",
 ) -> VideoList:
-    r"""Read a file without header, one video a line: `path`, `path label`, or `path number label` for a folder of
-    frames.
+    r"""Read a file of lines `path`, `path label`, or, for a folder of frames, `path number label`, without header.
 
     Either all lines have a label or none. The number of frames is not used; it is compared with some of the folders.
     With `with_lengths`, a number before the label states the length of videos, too. Fields may be quoted as in csv

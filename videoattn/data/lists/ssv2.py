@@ -83,9 +83,7 @@ def _find_ending(root: str, names: Sequence[str]) -> str | None:
 
 
 def _frame_paths(frame_list: str, source: str, names: Sequence[str]) -> dict[str, str]:
-    """Return the frames of each listed video, which `names` from `source` must contain; warn about names without
-    frames.
-    """
+    """Return the frames of each video; `names` from `source` must contain all, and those without are warned of."""
     frames = read_frame_list(frame_list)
     known = set(names)
     for name, (line, _) in frames.items():

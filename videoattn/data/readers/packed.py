@@ -82,8 +82,7 @@ def read_packed(video: PackedVideo) -> bytes:
 
 
 def shard_state(video: PackedVideo) -> tuple[int, int]:
-    """Return size and time of change (in nanoseconds) of the shard; each is -1 if a remote file system keeps no such
-    time.
+    """Return size and time of change (in nanoseconds) of the shard, each -1 if a file system keeps no such time.
 
     Raises DecodeError and ValueError as `read_packed` does.
     """
@@ -123,9 +122,7 @@ def _file_system(video: PackedVideo) -> tuple[Any, str]:
 
 
 def shard_names(folder: Path, split: str, endings: tuple[str, ...] = (".tar",)) -> list[str]:
-    """Return the sorted names of the files `{split}-*.tar`, or with other endings, of a folder; none if it does not
-    exist.
-    """
+    """Return the sorted names of the files `{split}-*.tar`, or with other endings, of a folder, if it exists."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name.startswith(f"{split}-") and name.endswith(endings))
 

@@ -202,8 +202,7 @@ def _packet_facts(packet: "Packet[VideoStream]", stream: _StreamFacts) -> _Packe
 
 
 def _is_plain_avi(packets: Sequence[_PacketFacts]) -> bool:
-    """Return True if avi's times, which just count packets, are those of frames: pictures are stored as they are shown.
-    """
+    """Return True if avi's times, which count packets, are those of frames: no pictures are reordered."""
     in_order = all(packet.is_lone and packet.shown == packet.stored for packet in packets)
     return in_order and bool(packets) and packets[0].is_key
 

@@ -31,8 +31,7 @@ _MOVING = ("PNG", "GIF", "WEBP", "TIFF", "AVIF")  # elsewhere further pictures a
 def read_picture(
     name: str, stream: BinaryIO, scaled_size: Callable[[int, int], tuple[int, int]]
 ) -> tuple[Image, tuple[int, int]]:
-    """Return a picture [H, W, 3], upright and scaled to `scaled_size(height, width)`, and its width and height before
-    that.
+    """Return a picture [H, W, 3], upright and scaled to `scaled_size(height, width)`, and its (width, height) before.
 
     Of 16-bit pixels, the upper eight bits are used, as in FFmpeg and OpenCV. Transparency is dropped, as there: the
     colours below it are shown. Raises DecodeError on pictures that cannot be decoded, on other pixels of more than

@@ -22,8 +22,7 @@ _NEAR = 4  # frames: reading the packets of so many takes no longer than a seek
 
 
 class PyavReader(VideoReader):
-    """A reader that seeks, unless `sequential_reason` is set, and decodes frames that a seek did not reach
-    sequentially.
+    """A reader that seeks, unless `sequential_reason` is set; frames that a seek misses are decoded sequentially.
 
     `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once for sequential
     decoding, which begins with a newly opened file.

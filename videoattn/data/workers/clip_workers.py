@@ -28,9 +28,7 @@ _NO_VIDEO = -1
 
 
 class SampleMaker(Protocol):
-    """The interface of a dataset for workers; `clips_shape` is the shape of a sample's clips, of which there may be
-    fewer.
-    """
+    """The interface of a dataset for workers; `clips_shape` is the shape of the most clips of a sample."""
 
     @property
     def clips_shape(self) -> tuple[int, ...]: ...

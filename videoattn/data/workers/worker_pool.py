@@ -34,8 +34,7 @@ _STARTING, _WAITING = -1.0, 0.0  # in the place of a deadline
 
 
 class Failed(NamedTuple):
-    """The reason for which a task has no result: its process hung and was ended, or crashed, or the function raised an
-    error.
+    """The reason why a task has no result: its process hung and was ended, or crashed, or the function raised.
 
     `trace` is that error's traceback.
     """
