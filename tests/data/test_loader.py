@@ -334,7 +334,7 @@ def test_a_missing_test_list_names_the_settings_and_the_split_that_is_there(tmp_
         if layout == "csv":
             (tmp_path / f"{split}.csv").write_text(f"{split}/a/1.mp4 0\n")
     cfg = settings(tmp_path, MODEL={"NUM_CLASSES": 1})
-    message = "test.csv does not exist.*DATA.PATH_TO_DATA_DIR is '.*', TEST.SPLIT test; TEST.SPLIT val takes the one"
+    message = "test.csv does not exist.*DATA.PATH_TO_DATA_DIR is '.*', TEST.SPLIT test; TEST.SPLIT val selects"
     with pytest.raises(AnnotationError, match=message):
         build_loader(cfg, "test")
     assert len(read_videos(settings(tmp_path, MODEL={"NUM_CLASSES": 1}, TEST={"SPLIT": "val"}), "test")) == 1

@@ -116,7 +116,7 @@ def _where_lists_are(cfg: Config, split: Split) -> str:
         other for other in ("val", "train")
         if find_list(cfg.test.dataset, cfg.data.path_to_data_dir, other, prefix=cfg.data.path_prefix)
     ]  # fmt: skip
-    there = f"; TEST.SPLIT {others[0]} takes the one that is there" if others else ""
+    there = f"; TEST.SPLIT {others[0]} selects the one that exists" if others else ""
     return f"{where}, TEST.SPLIT {cfg.test.split}{there}"
 
 

@@ -90,7 +90,7 @@ class Loader:
                 )
             yield batch
             if number != self._num_begun:
-                raise RuntimeError(f"epoch {epoch} cannot go on: another one has begun on the same workers")
+                raise RuntimeError(f"epoch {epoch} has ended: another epoch has begun on the same workers")
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         keys: Iterator[Sequence[Any]] = self._plan.batches(epoch, start)

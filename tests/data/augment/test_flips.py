@@ -67,7 +67,7 @@ def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixtu
         flipped_labels((*MOTION, "right"), "list.csv")
     (line,) = caplog.messages
     assert line == (
-        "list.csv: flips exchange 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
+        "list.csv: flips swap 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
         "'translate_right'; never flipped: 'right'; the other 4 classes keep their label"
     )
 
@@ -75,8 +75,8 @@ def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("names", "pairs", "message"),
     [
-        (None, [], "list.csv: DATA.FLIP_LABELS exchange expects names of classes.*set DATA.CLASS_NAMES"),
-        (("Left", "left"), [], "list.csv: the class 'left' is there twice"),
+        (None, [], "list.csv: DATA.FLIP_LABELS exchange expects class names.*set DATA.CLASS_NAMES"),
+        (("Left", "left"), [], "list.csv: class 'left' occurs twice"),
         (("left", "right"), [["lft", "right"]], "FLIP_PAIRS: unknown class 'lft'.*nearest is 'left'"),
         (("left", "right", "up"), [["left", "up"]], "would make 'left' of 'right', but not the other way round"),
         (("left", "right"), [["left"]], "would make 'left' of 'right'"),
@@ -149,5 +149,5 @@ def test_label_of_each_copy_says_how_it_moves_if_asked(drifting: Path, flip_labe
 
 
 def test_a_list_without_names_is_refused_by_the_setting(drifting: Path) -> None:
-    with pytest.raises(AnnotationError, match="train.csv: DATA.FLIP_LABELS exchange expects names of classes"):
+    with pytest.raises(AnnotationError, match="train.csv: DATA.FLIP_LABELS exchange expects class names"):
         build_loader(settings(drifting, FLIP_LABELS="exchange"), "train")

@@ -314,7 +314,7 @@ def test_real_files_are_errors_exactly_where_they_do_not_decode(decode: Any) -> 
     "name, reason",
     [
         ("mmaction2_test.mp4", ""),
-        ("datumaro_video.avi", "container avi does not keep times well"),
+        ("datumaro_video.avi", "container avi does not keep times reliably"),
         ("torchcodec_h265_video.mp4", "codec hevc is not known to seek safely"),
         ("made/cutcopy_editlist.mp4", "packets are missing, damaged or hidden"),
     ],
@@ -496,7 +496,7 @@ def test_train_and_val_alone_are_checked_where_there_is_no_test_split(
     assert status == 0, noted
     assert "train: 2 videos listed, 2 clean" in printed and "val: 2 videos listed, 2 clean" in printed
     assert "--split" in noted and "TEST.SPLIT" in noted
-    left_out = "left out by their names or places, so not looked at: 1 .txt"
+    left_out = "left out because of their names or places, so not checked: 1 .txt"
     assert printed.count(left_out) == (2 if layout == "folders" else 0)
     page = (out / "summary.html").read_text()
     assert page.count("so not looked at: 1 .txt") == (2 if layout == "folders" else 0)

@@ -181,7 +181,7 @@ def test_what_is_no_video_by_its_name_is_counted_by_its_ending(
         videos = read_annotations("kinetics", folder, split)
     assert [videos.listed(i) for i in range(len(videos))] == ["a/1.mp4", "a/2.GIF", "b/3.mp4"]
     assert dict(videos.left_out) == {".txt": 3, ".ogg": 1, ".png": 1, "without an ending": 1}
-    assert f"{folder}/{split}: 3 videos; left out, by their names or places: 3 .txt, 1 " in caplog.text
+    assert f"{folder}/{split}: 3 videos; left out because of their names or places: 3 .txt, 1 " in caplog.text
 
 
 def test_videos_at_any_depth_have_the_class_of_the_folder_below_the_split(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_tab_may_be_written_as_a_shell_passes_it_on(csv: Any) -> None:
         (b"a.mp4 0\rb.mp4 1\r", ":1: .*carriage return"),
         (b"a.mp4\rb.mp4\r", ":1: .*carriage return"),
         (b'a.mp4 0\n"b.mp4 1\nc.mp4 2\n', ":2: .*expected quoted fields to end on their line"),
-        (b'a.mp4 0\n"b.mp4 1\nc.mp4" 2\n', ":2: .*goes on in the next line, .*no such file"),
+        (b'a.mp4 0\n"b.mp4 1\nc.mp4" 2\n', ":2: .*continues on the next line, .*no such file"),
         (b'"b.mp4 1\n' + 400 * b"clips/number_0001.mp4 0\n" + b'c.mp4" 2\n', ":1: .*more than 8192 bytes"),
         (b"a.mp4 0\nb.mp4 \xef\xbc\x91\n", ":2: label '\uff11'"),
         (b"a.mp4 +1\n", r":1: label '\+1'"),

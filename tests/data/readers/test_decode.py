@@ -33,8 +33,8 @@ REFUSED = {
     "made/trunc100.mp4": dict.fromkeys(BACKENDS, NOT_A_VIDEO),
     "made/trunc_head.mp4": dict.fromkeys(BACKENDS, NOT_A_VIDEO),
     "made/zero.mp4": dict.fromkeys(BACKENDS, NOT_A_VIDEO),
-    "made/odd227x171.avi": {"decord": "decord does not read this kind of video right"},
-    "torchcodec_h264_10bits.mp4": {"decord": "decord does not read this kind of video right"},
+    "made/odd227x171.avi": {"decord": "decord does not support this type of video"},
+    "torchcodec_h264_10bits.mp4": {"decord": "decord does not support this type of video"},
     "moviepy_no_duration.webm": {"decord": "decord cannot open it"},
     "torchcodec_av1_video.mkv": {"decord": "decord cannot open it"},
 }
@@ -190,7 +190,7 @@ def test_every_single_frame_is_right_whether_sought_or_read_in_order(make: Any, 
 )
 def test_what_decord_gets_wrong_even_in_order_it_refuses_and_pyav_reads(make: Any, options: Any) -> None:
     path = make(**options)
-    with pytest.raises(DecodeError, match="decord does not read this kind of video right; use auto or pyav"):
+    with pytest.raises(DecodeError, match="decord does not support this type of video; use auto or pyav"):
         open_video(path, "decord")
     assert_frames_are_those_decoded_in_order(path, ("auto", "pyav"))
 
@@ -270,7 +270,7 @@ def test_what_is_no_video_is_an_error_that_names_the_file(tmp_path: Path, backen
     with pytest.raises(DecodeError, match="nowhere.mp4: does not exist"):
         open_video(tmp_path / "nowhere.mp4", backend)
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(DecodeError, match="folder.mp4: holds no frames"):
+    with pytest.raises(DecodeError, match="folder.mp4: contains no frames"):
         open_video(tmp_path / "folder.mp4", backend)
 
 

@@ -70,7 +70,7 @@ def test_frames_come_in_natural_order_by_whatever_names(tmp_path: Path, names: l
         (["1.png", "01.png"], "have the same number"),
         (["a_1.png", "b_1.png"], "several names, a_1.png and b_1.png"),
         (["1.png", "cover.png"], "cover.png, expected names of frames that end in a number"),
-        (["flow_x_1.png"], "holds no frames"),
+        (["flow_x_1.png"], "contains no frames"),
     ],
 )
 def test_what_is_no_sequence_is_refused_by_name(tmp_path: Path, names: list[str], message: str) -> None:

@@ -152,7 +152,7 @@ def test_a_url_that_cannot_be_read_is_an_error_that_says_why(
 ) -> None:
     with pytest.raises(ValueError, match=r"nope://b/a.tar: expected a URL that fsspec can read: Protocol not known"):
         open_video("nope://b/a.tar/x.mp4@0+1")
-    with pytest.raises(DecodeError, match=r"memory://bucket/x.mp4: is no member of a tar"):
+    with pytest.raises(DecodeError, match=r"memory://bucket/x.mp4: is a URL, expected a member of a tar"):
         open_video("memory://bucket/x.mp4")
 
     def fail(*args: Any, **options: Any) -> None:

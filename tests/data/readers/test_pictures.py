@@ -71,7 +71,7 @@ def test_frames_of_16_bits_are_those_of_a_video_of_16_bits(tmp_path: Path) -> No
     for backend in ("auto", "pyav"):
         with open_video(tmp_path / "a.mkv", backend) as reader:  # type: ignore[arg-type]
             assert (reader.read([0])[0].int() - picture.int()).abs().max() <= 1
-    with pytest.raises(DecodeError, match="decord does not read this kind of video right"):
+    with pytest.raises(DecodeError, match="decord does not support this type of video"):
         open_video(tmp_path / "a.mkv", "decord")
 
 
@@ -92,7 +92,7 @@ def test_videos_of_more_than_8_bits_are_scaled_or_refused_by_name(tmp_path: Path
         for short_side in (0, 24):
             with open_video(tmp_path / "a.mkv", backend, short_side=short_side) as reader:  # type: ignore[arg-type]
                 assert (reader.read([0]).int() - 117).abs().max() <= 2
-    with pytest.raises(DecodeError, match="a.mkv: decord does not read this kind of video right; use auto or pyav"):
+    with pytest.raises(DecodeError, match="a.mkv: decord does not support this type of video; use auto or pyav"):
         open_video(tmp_path / "a.mkv", "decord")
 
 
@@ -145,7 +145,7 @@ def test_pixels_whose_white_nobody_knows_are_refused(
 def test_files_of_several_pictures_are_refused(tmp_path: Path, kind: str) -> None:
     pictures = [Image.new("RGB", (24, 16), (level,) * 3) for level in (0, 100, 200)]
     content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
-    with pytest.raises(DecodeError, match="1.png: holds 3 pictures, expected one, a frame of a video"):
+    with pytest.raises(DecodeError, match="1.png: contains 3 pictures, expected one frame of a video"):
         frame(tmp_path, content)
 
 

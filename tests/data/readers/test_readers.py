@@ -28,7 +28,7 @@ def test_avi_without_reordered_pictures_is_sought_by_pyav_alone(make: Callable[.
             assert torch.equal(reader.read([index])[0], frames[index])
         assert not reader.sequential
     with open_video(path, "decord") as reader:
-        assert reader.sequential_reason == "decord does not seek well in avi"
+        assert reader.sequential_reason == "decord does not seek reliably in avi"
     if "torchcodec" in BACKENDS:
         assert open_video(path, "torchcodec").backend == "pyav"
 
@@ -85,7 +85,7 @@ def test_decoding_all_frames_finds_what_reading_each_would(make: Callable[..., P
     with open_video(path) as reader:
         expected = reader.read([39, 3])
         reader.decode_all()
-        assert reader.sequential_reason == "every frame is wanted"
+        assert reader.sequential_reason == "all frames are decoded"
         assert torch.equal(reader.read([39, 3]), expected)
     content = path.read_bytes()
     third = len(content) // 3  # of pictures; the index lies behind them
@@ -129,10 +129,10 @@ def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[...
     [
         ("b.mp4", "auto", ""),
         ("b.mp4", "decord", ""),
-        ("b.mp4", "pyav", "pyav always does"),
-        ("b.avi", "auto", "container avi does not keep times well"),
-        ("b.avi", "decord", "container avi does not keep times well"),
-        ("open.mp4", "auto", "not every keyframe is a restart"),
+        ("b.mp4", "pyav", "pyav is always sequential"),
+        ("b.avi", "auto", "container avi does not keep times reliably"),
+        ("b.avi", "decord", "container avi does not keep times reliably"),
+        ("open.mp4", "auto", "some keyframe does not restart decoding"),
     ],
 )
 def test_a_reader_says_why_it_reads_in_order(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:

@@ -27,12 +27,12 @@ def test_every_item_has_one_answer(num_workers: int) -> None:
     before = multiprocessing.active_children()
     answers = list(map_with_timeout(square, range(1, 20), num_workers=num_workers, limit_seconds=0.5))
     assert sorted(item for item, _ in answers) == list(range(1, 20))
-    lost = {item: answer for item, answer in answers if isinstance(answer, Failed)}
-    assert {item: answer.kind for item, answer in lost.items()} == {7: "crashes", 11: "hangs", 13: "raises"}
-    assert lost[7].reason == "the process that read it ended: exit status 3"
-    assert lost[13].reason.startswith("ValueError in test_worker_pool.py") and lost[13].reason.endswith(": unlucky")
-    assert "in square" in lost[13].trace
-    assert all(answer == item * item for item, answer in answers if item not in lost)
+    failed = {item: answer for item, answer in answers if isinstance(answer, Failed)}
+    assert {item: answer.kind for item, answer in failed.items()} == {7: "crashes", 11: "hangs", 13: "raises"}
+    assert failed[7].reason == "the process that read it ended: exit status 3"
+    assert failed[13].reason.startswith("ValueError in test_worker_pool.py") and failed[13].reason.endswith(": unlucky")
+    assert "in square" in failed[13].trace
+    assert all(answer == item * item for item, answer in answers if item not in failed)
     assert set(multiprocessing.active_children()) <= set(before)
 
 
@@ -59,7 +59,7 @@ def test_an_answer_that_waited_for_its_reader_is_no_hang() -> None:
 
 
 @pytest.mark.parametrize("number", [7, 11])
-def test_tasks_behind_one_that_is_lost_are_done_by_another_process(number: int) -> None:
+def test_tasks_behind_one_that_failed_are_done_by_another_process(number: int) -> None:
     with closing(WorkerPool(square, num_workers=1, limit_seconds=0.5)) as pool:
         for task in (1, 2, number, 3, 4):
             assert pool.submit(task)
@@ -81,7 +81,7 @@ def unable_to_start(number: int) -> int:
 def test_processes_that_end_before_they_begin_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "ignore_signals", lambda: os._exit(5))
     with closing(WorkerPool(unable_to_start, num_workers=1, limit_seconds=0)) as pool:
-        with pytest.raises(RuntimeError, match="end before they have begun anything: .*exit status 5"):
+        with pytest.raises(RuntimeError, match="end before they begin a task: .*exit status 5"):
             pool.next_answer()
 
 

@@ -26,7 +26,7 @@ def flipped_labels(names: Sequence[str] | None, source: str, pairs: Sequence[Seq
     """
     if names is None:
         raise AnnotationError(
-            f"{source}: DATA.FLIP_LABELS exchange expects names of classes, which this list does not have; set "
+            f"{source}: DATA.FLIP_LABELS exchange expects class names, which this list does not have; set "
             "DATA.CLASS_NAMES to a file with one name a line, in the order of the labels"
         )
     keys = [_OTHER_SPELLINGS.sub("counter", name.lower()) for name in names]
@@ -48,7 +48,7 @@ def _check_mutual(labels: Sequence[int], names: Sequence[str]) -> None:
     for number, label in enumerate(labels):
         if label != NEVER_FLIPPED and labels[label] != number:
             raise AnnotationError(
-                f"DATA.FLIP_PAIRS: a flip would make {names[label]!r} of {names[number]!r}, but not the other way "
+                f"DATA.FLIP_PAIRS: a flip would turn {names[number]!r} into {names[label]!r}, but not the other way "
                 f"round; expected a pair or [name] for {names[number]!r}, too"
             )
 
@@ -57,6 +57,6 @@ def _report(labels: Sequence[int], names: Sequence[str], source: str) -> None:
     pairs = [f"{names[number]!r} and {names[label]!r}" for number, label in enumerate(labels) if label > number]
     never = [repr(names[number]) for number, label in enumerate(labels) if label == NEVER_FLIPPED]
     logger.info(
-        "%s: flips exchange %s; never flipped: %s; the other %d classes keep their label",
+        "%s: flips swap %s; never flipped: %s; the other %d classes keep their label",
         source, ", ".join(pairs) or "no classes", ", ".join(never) or "none", len(names) - 2 * len(pairs) - len(never),
     )  # fmt: skip

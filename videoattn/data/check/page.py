@@ -46,7 +46,7 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield f"<p>{_escape(counts['source'])}, sha256 {counts['sha256'][:16]}</p>"
     if counts["left_out"]:
         left_out = format_counts(list(counts["left_out"].items()))
-        yield f"<p>Left out by their names or places, so not looked at: {_escape(left_out)}.</p>"
+        yield f"<p>Left out because of their names or places, so not checked: {_escape(left_out)}.</p>"
     problems = [
         {"kind": kind, "videos": n, "severity": "error" if kind in errors else "warning", "meaning": KINDS[kind]}
         for kind, n in counts["problems"].items()
@@ -56,7 +56,7 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield _bars("Length in frames", _named_bins(counts["frames"]))
     for title, key in (("Width x height", "resolution"), ("Frames per second", "fps"), ("Codec", "codec")):
         yield _bars(title, counts[key])
-    yield _bars("Decoded from the start instead of seeking, because", counts["sequential"])
+    yield _bars("Sequential decoding, by reason", counts["sequential"])
 
 
 def _named_bins(histogram: Sequence[tuple[float, float | None, int]]) -> dict[str, int]:

@@ -128,7 +128,7 @@ def format_summary(summary: Summary) -> str:
         lines.append(f"{split}: {counts['listed']} videos listed, {counts['clean']} clean ({counts['source']})")
         if counts["left_out"]:
             left_out = format_counts(list(counts["left_out"].items()))
-            lines.append(f"  left out by their names or places, so not looked at: {left_out}")
+            lines.append(f"  left out because of their names or places, so not checked: {left_out}")
         for kind, number in counts["problems"].items():
             severity = "error" if kind in summary["error_kinds"] else "warning"
             lines.append(f"  {number:>7} {kind:<26} {severity:<8} {KINDS[kind]}")

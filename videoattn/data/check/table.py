@@ -22,10 +22,10 @@ ERRORS = {
     "damaged": "a frame cannot be decoded",
     "cut_short": "its index lists more frames than there are, or its list more bytes of a tar",
     "zero_size": "frames without pixels",
-    "odd_rotation": "to be turned by an angle that is no multiple of 90 degrees",
-    "wrong_backend": "DATA.DECODING_BACKEND does not read this kind of video, another one may",
+    "odd_rotation": "rotated by an angle that is no multiple of 90 degrees",
+    "wrong_backend": "DATA.DECODING_BACKEND does not support this type of video; another one may",
     "hangs": "the decoder did not end in time",
-    "crashes": "the decoder took its process with it, or failed in a way that would end a run",
+    "crashes": "the decoder ended its process, or raised an error that would end a run",
     "label_out_of_range": "its label is no class of the model",
     "no_labels": "a list for training or validation has none",
 }

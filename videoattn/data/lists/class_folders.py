@@ -58,8 +58,10 @@ def read_class_folders(
     if not paths:
         raise AnnotationError(f"{place}: its class folders are all empty")
     if left_out:
-        logger.warning("%s: %d videos; left out, by their names or places: %s (a list, %s.csv, may name any file)",
-                       place, len(paths), format_counts(left_out.most_common()), split)  # fmt: skip
+        logger.warning(
+            "%s: %d videos; left out because of their names or places: %s (a list, %s.csv, may name any file)",
+            place, len(paths), format_counts(left_out.most_common()), split,
+        )  # fmt: skip
     return pack(paths, labels, os.path.abspath(place), place, names, tuple(left_out.most_common()))
 
 

@@ -38,7 +38,7 @@ def number_classes(names: Sequence[str], source: str) -> dict[str, int]:
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) < len(names):
         twice = next(name for number, name in enumerate(names) if numbers[name] != number)
-        raise AnnotationError(f"{source}: the class {twice!r} is there twice, expected different names")
+        raise AnnotationError(f"{source}: class {twice!r} occurs twice, expected different names")
     return numbers
 
 

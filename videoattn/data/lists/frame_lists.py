@@ -64,7 +64,7 @@ def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
                 if video in begun:
                     raise AnnotationError(
                         f"{file}:{place}: video {video.decode()} again, which began at line {begun[video]}; expected "
-                        "the lines of a video to stand together"
+                        "the lines of a video to follow each other"
                     )
                 begun[video] = place
                 match = _NUMBERED.fullmatch(path)

@@ -86,14 +86,14 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
     """
     place = f"{source}:{number}"
     if b"\0" in line:
-        raise AnnotationError(f"{place}: {line[:60]!r} holds a zero byte, expected text")
+        raise AnnotationError(f"{place}: {line[:60]!r} contains a zero byte, expected text")
     text = decoded(line, place)
     if text.startswith("\ufeff"):
         raise AnnotationError(f"{place}: begins with a byte order mark, expected one at most, at the start of the file")
     if '"' not in text:
         if "\r" in text.rstrip("\r\n"):
             raise AnnotationError(
-                f"{place}: {text[:60]!r} holds a carriage return, expected lines that end in a newline, and quotes "
+                f"{place}: {text[:60]!r} contains a carriage return, expected lines that end in a newline, and quotes "
                 "around a path with such a character"
             )
         return (number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)]), 1
@@ -114,9 +114,9 @@ def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> 
     for line in more:
         taken.append(line)
         if sum(map(len, taken)) > _LONGEST:
-            raise csv.Error(f"a quoted field goes on for more than {_LONGEST} bytes")
+            raise csv.Error(f"a quoted field is longer than {_LONGEST} bytes")
         if b"\0" in line:
-            raise csv.Error("a quoted field holds a zero byte")
+            raise csv.Error("a quoted field contains a zero byte")
         yield decoded(line, place)
 
 

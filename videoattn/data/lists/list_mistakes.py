@@ -62,7 +62,7 @@ def path_mistake(path: str, root: str) -> str:
     if len(os.fsencode(path)) > _MOST_BYTES:
         return f"has a path of {len(os.fsencode(path))} bytes, expected at most {_MOST_BYTES}"
     if "\n" in path and not os.path.lexists(os.path.join(root, path)):
-        return "goes on in the next line, as quotes ask for, but there is no such file; expected quotes to be closed"
+        return "continues on the next line because of a quote, but there is no such file; expected quotes to be closed"
     return ""
 
 

@@ -24,7 +24,7 @@ def check_videos(videos: VideoList, limit: float | None = None) -> None:
         return
     text = f"{len(missing)} of {len(chosen)} videos of {videos.source} do not exist, e.g. {missing[0]}"
     if limit is not None and len(missing) == len(chosen):
-        raise ValueError(f"{text}; expected paths that are right from the list's folder, or below DATA.PATH_PREFIX")
+        raise ValueError(f"{text}; expected paths relative to the list's folder or to DATA.PATH_PREFIX")
     num_tried = len(chosen) + len(missing)  # a missing one is replaced by another
     if limit is not None and len(chosen) == len(videos) and len(missing) > limit * num_tried:
         raise ValueError(f"{text}, more than DATA.MAX_BAD_FRACTION {limit}; list those that exist, or raise the key")

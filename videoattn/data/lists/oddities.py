@@ -37,15 +37,15 @@ def _repeated_videos(videos: VideoList) -> str:
                 other_label.append((earlier, index))
     if not repeated:
         return ""
-    text = f"{videos.source}: {repeated} of {len(videos)} entries name a video that an earlier one names"
+    text = f"{videos.source}: {repeated} of {len(videos)} entries repeat a video of an earlier entry"
     if other_label:
         earlier, index = other_label[0]
         text += (
-            f", {len(other_label)} of them with another label, so that it counts as an example of both; first "
+            f", {len(other_label)} of them with another label, so that it counts as an example of both labels; first "
             f"{videos.listed(index)} with {videos.label(earlier)} (entry {earlier + 1}) and {videos.label(index)} "
             f"(entry {index + 1})"
         )
-    return f"{text}; `videoattn check` lists them all"
+    return f"{text}; `videoattn check` lists all of them"
 
 
 def _candidates(videos: VideoList) -> list[int]:

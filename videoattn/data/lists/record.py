@@ -42,10 +42,11 @@ def describe_change(videos: VideoList, record: dict[str, Any], file: Path) -> st
     now = list_record(videos)
     if now == record:
         return ""
-    counts = f"{now['videos']} videos, and had {record.get('videos')}" if now["videos"] != record.get("videos") else ""
+    before = record.get("videos")
+    counts = f"{now['videos']} videos instead of {before}" if now["videos"] != before else ""
     old = _read_list(file)
     if old is None or _record(*old) != record:
-        return f"it lists {counts}" if counts else "its paths, labels or order are others"
+        return f"it lists {counts}" if counts else "its paths, labels or order differ"
     first = _first_difference(*old, _paths(videos), videos.labels.tolist())
     return first + (f"; it lists {counts}" if counts else "")
 
@@ -93,13 +94,13 @@ def _first_difference(
     old_names, names = _without_root(old_paths), _without_root(paths)
     number = max(differing(old_paths, paths), differing(old_names, names))
     if number == len(paths):
-        return f"video {number + 1}, {_show(old_paths[number])}, is not there any more"
+        return f"video {number + 1}, {_show(old_paths[number])}, has been removed"
     if number == len(old_paths):
         return f"video {number + 1}, {_show(paths[number])}, is new"
     if old_paths[number] == paths[number] or old_names[number] == names[number]:
-        return f"video {number + 1}, {_show(paths[number])}, has label {labels[number]}, and had {old_labels[number]}"
+        return f"video {number + 1}, {_show(paths[number])}, has label {labels[number]} instead of {old_labels[number]}"
     was = f"{_show(old_paths[number])} with label {old_labels[number]}"
-    return f"video {number + 1} is {_show(paths[number])} with label {labels[number]}, and was {was}"
+    return f"video {number + 1} is {_show(paths[number])} with label {labels[number]} instead of {was}"
 
 
 def _show(path: bytes) -> str:

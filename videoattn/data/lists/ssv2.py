@@ -108,7 +108,7 @@ def _read_videos(
     names, labels = [], []
     for index, item in enumerate(items):
         if isinstance(item, _Repeating):
-            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} is there twice, expected once")
+            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} occurs twice, expected once")
         name = item.get("id") if isinstance(item, dict) else None
         if not isinstance(name, str | int) or isinstance(name, bool) or not str(name):
             raise AnnotationError(f"{source}: item {index}: expected an object with an id, got {_kind(item)}")
@@ -132,7 +132,7 @@ def _read_classes(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
     if not isinstance(content, dict) or not content:
         raise AnnotationError(f"{file}: expected an object of template: class number, got {_kind(content)}")
     if isinstance(content, _Repeating):
-        raise AnnotationError(f"{file}: template {content.repeated!r} is there twice, expected once")
+        raise AnnotationError(f"{file}: template {content.repeated!r} occurs twice, expected once")
     names: dict[int, str] = {}
     for template, value in content.items():
         text = str(value)

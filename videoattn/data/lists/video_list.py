@@ -114,8 +114,8 @@ def check_names(names: Iterable[str], what: str) -> None:
     if wrong:
         others = f"; so have {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise AnnotationError(
-            f"{what} that is not UTF-8 text, or holds a zero byte: {wrong[0]!r}{others}; expected another name (for "
-            "files that is what convmv and mv are for)"
+            f"{what} that is not UTF-8 text, or contains a zero byte: {wrong[0]!r}{others}; expected another name "
+            "(convmv or mv rename files)"
         )
 
 

@@ -47,7 +47,7 @@ def index_shards(
         raise ValueError(f"{file} exists; expected another --out, or --overwrite")
     compressed = shard_names(folder, split, _COMPRESSED)
     if compressed:
-        raise ValueError(f"{folder / compressed[0]}: is compressed, so its videos have no place; expected .tar files")
+        raise ValueError(f"{folder / compressed[0]}: is compressed, so videos have no offset; expected .tar files")
     shards = shard_names(folder, split)
     if not shards:
         raise ValueError(f"{folder}: has no {split}-*.tar")
@@ -78,7 +78,7 @@ def _videos_of(folder: Path, name: str, labelled: bool) -> Iterator[tuple[str, i
         parts, sample = list(group), f"{folder / name}: sample {key!r}"
         found = [part.video for part in parts if part.ending in _VIDEOS]
         if key in seen:
-            raise ValueError(f"{sample} is there twice, or its members do not follow each other")
+            raise ValueError(f"{sample} occurs twice, or its members do not follow each other")
         seen.add(key)
         if len(found) != 1:
             endings = ", ".join(part.ending for part in parts)

@@ -212,7 +212,7 @@ def _small_frames(source: str, frames: Iterator["VideoFrame"], short_side: int) 
 def _scaler(source: str, frame: "VideoFrame", rotation: int, short_side: int) -> "Graph":
     """Return FFmpeg's filters for all frames of a video, as its first frame requires."""
     if rotation % 90:
-        raise DecodeError(f"{source}: is to be rotated by {rotation} degrees", "odd_rotation")
+        raise DecodeError(f"{source}: has a rotation of {rotation} degrees", "odd_rotation")
     turns = rotation // 90 % 4
     width, height = small_size(frame.width, frame.height, short_side)
     if turns % 2:
@@ -272,7 +272,7 @@ def _check(target: str, timing: _Timing, settings: EncodeSettings) -> None:
     if scan.num_frames != num_frames:
         raise EncodeError(f"{target}: has {scan.num_frames} frames, expected {num_frames}")
     if scan.times is None or not scan.is_seekable:
-        raise EncodeError(f"{target}: cannot be sought: {scan.sequential_reason}")
+        raise EncodeError(f"{target}: does not support seeking: {scan.sequential_reason}")
     if scan.keyframes != list(range(0, num_frames, settings.keyint)):
         some = f"{scan.keyframes[:5]}..."
         raise EncodeError(f"{target}: keyframes are at {some}, expected one every {settings.keyint} frames")

@@ -26,11 +26,11 @@ class DecordReader(VideoReader):
         self.scan: PacketScan = scan
         if not scan.decord_supported:
             raise DecodeError(
-                f"{self.path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
+                f"{self.path}: decord does not support this type of video; use auto or pyav", "wrong_backend"
             )
         self._reader = self._open()
         self._position = 0
-        self.sequential_reason = scan.sequential_reason or "decord does not seek well in avi" * scan.only_pyav_seeks
+        self.sequential_reason = scan.sequential_reason or "decord does not seek reliably in avi" * scan.only_pyav_seeks
         if len(self._reader) != scan.num_frames:
             self.sequential_reason = f"decord sees {len(self._reader)} frames, expected {scan.num_frames}"
 

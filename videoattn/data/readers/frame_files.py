@@ -108,10 +108,10 @@ def _list_frames(folder: str) -> _Frames:
         sequence[number] = name
     chosen = [before for before in sequences if not before.startswith(_FLOW)]
     if not chosen:
-        raise DecodeError(f"{folder}: holds no frames, expected numbered files ending in {', '.join(_ENDINGS)}")
+        raise DecodeError(f"{folder}: contains no frames, expected numbered files ending in {', '.join(_ENDINGS)}")
     if len(chosen) > 1:
         some = " and ".join(next(iter(sequences[before].values())) for before in sorted(chosen)[:2])
-        raise DecodeError(f"{folder}: holds frames of several names, {some}, expected one sequence")
+        raise DecodeError(f"{folder}: contains frames with several names, {some}, expected one sequence")
     return _check_sequence(folder, chosen[0], sequences[chosen[0]])
 
 

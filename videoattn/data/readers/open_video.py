@@ -83,7 +83,7 @@ class DecodeOptions:
         elif (packed := parse_packed(os.fspath(video))) is not None:
             source = VideoSource(os.fspath(video), read_packed(packed))
         elif is_url(os.fspath(video)):
-            message = f"{video}: is no member of a tar (URL.tar/MEMBER@OFFSET+SIZE), as URLs have to be"
+            message = f"{video}: is a URL, expected a member of a tar (URL.tar/MEMBER@OFFSET+SIZE)"
             raise DecodeError(message, "missing")
         else:
             file = os.path.abspath(video)
@@ -104,7 +104,7 @@ class DecodeOptions:
             raise
         others_seek = scan.is_seekable and scan.decord_supported and not scan.only_pyav_seeks
         if self.backend in ("auto", "pyav") or (self.backend == "torchcodec" and not others_seek):
-            reason = "pyav always does" if self.backend == "pyav" else scan.sequential_reason
+            reason = "pyav is always sequential" if self.backend == "pyav" else scan.sequential_reason
             return PyavReader(source, scan, stream, sequential_reason=reason, short_side=self.short_side)
         stream.container.close()
         reader = DecordReader if self.backend == "decord" else TorchcodecReader

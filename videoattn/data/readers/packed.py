@@ -71,11 +71,14 @@ def read_packed(video: PackedVideo) -> bytes:
             stream.seek(min(video.offset, size))
             content = stream.read(min(video.size, max(0, size - video.offset)))
     if len(content) > video.size:
-        raise DecodeError(f"{video}: {len(content)} bytes were sent, a part of the shard cannot be had", "unreadable")
+        raise DecodeError(
+            f"{video}: the file system returned {len(content)} bytes, expected a range of {video.size}",
+            "unreadable",
+        )
     if len(content) < video.size:
         raise DecodeError(
             f"{video}: the shard has {len(content)} of these {video.size} bytes: it is cut short, or is not the one "
-            "that the list was made of",
+            "from which the list was made",
             "cut_short",
         )
     return content

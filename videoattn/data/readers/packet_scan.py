@@ -150,7 +150,8 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
         and all(packet.shown >= start for packet in packets),
     )  # fmt: skip
     if not is_timed or not are_distinct:
-        reason = "several frames have the same time" if is_timed else f"container {container} does not keep times well"
+        untimed = f"container {container} does not keep times reliably"
+        reason = "several frames have the same time" if is_timed else untimed
         return make(fps=fps, times=None, places=[], keyframes=[], sequential_reason=reason)
     varies = num_frames == len(frames) and times[0] != NO_TIME and is_uneven(times, mean_interval(times))
     if varies and stream.time_base:
@@ -178,7 +179,7 @@ def _unsafe_keyframes(frames: Sequence[_PacketFacts], number: Mapping[int, int])
     if not keys:
         return "there is no keyframe"
     if not all(packet.is_restart for packet in keys):
-        return "not every keyframe is a restart"
+        return "some keyframe does not restart decoding"
     if not all(number[packet.shown] == place for place, packet in enumerate(frames) if packet.is_key):
         return "groups of pictures are open"
     if not all(later.stored > earlier.shown for earlier, later in zip(keys, keys[1:], strict=False)):

@@ -44,7 +44,7 @@ def read_picture(
         picture: Picture = Pictures.open(stream)
         num_pictures = getattr(picture, "n_frames", 1) if picture.format in _MOVING else 1
     if num_pictures > 1:
-        raise DecodeError(f"{name}: holds {num_pictures} pictures, expected one, a frame of a video")
+        raise DecodeError(f"{name}: contains {num_pictures} pictures, expected one frame of a video")
     is_deep = picture.mode.startswith(("I", "F"))
     if is_deep and (picture.format, picture.mode) not in _SIXTEEN_BITS:
         raise DecodeError(

@@ -58,7 +58,7 @@ class PyavReader(VideoReader):
     def decode_all(self) -> None:
         if self.scan.num_present < self.num_frames:
             raise self._cut_short(self.scan.num_present)
-        self._start_sequential("every frame is wanted")
+        self._start_sequential("all frames are decoded")
         for _ in self._decode(list(range(self.num_frames))):
             pass
 
@@ -145,7 +145,7 @@ class PyavReader(VideoReader):
                 if packet.size:
                     number = self._number(packet)
                     if (packet.pos or 0) != self.scan.places[number]:
-                        raise DecodeError(f"{self.path}: a seek leads to packets with the times of others")
+                        raise DecodeError(f"{self.path}: a seek leads to packets with the times of other packets")
                     left = unsent.get(self._group(number), set())
                     if not left:
                         continue  # the next keyframe looks at nothing before it
@@ -172,7 +172,7 @@ class PyavReader(VideoReader):
         assert times is not None
         number = bisect.bisect_left(times, time)
         if number == len(times) or times[number] != time:
-            raise DecodeError(f"{self.path}: there is a frame at time {time}, at which the packets have none")
+            raise DecodeError(f"{self.path}: decoding yields a frame at time {time}, which no packet has")
         return number
 
     def _image(self, number: int, frame: "VideoFrame") -> Image:
@@ -184,7 +184,7 @@ class PyavReader(VideoReader):
             rotation = frame.rotation
         if rotation % 90:
             raise DecodeError(
-                f"{self.path}: is to be rotated by {rotation} degrees, expected a multiple of 90", "odd_rotation"
+                f"{self.path}: has a rotation of {rotation} degrees, expected a multiple of 90", "odd_rotation"
             )
         turn = -1 if rotation % 180 else 1  # a quarter turn swaps height and width
         stored = (frame.height, frame.width)

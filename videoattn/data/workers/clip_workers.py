@@ -128,8 +128,8 @@ class ClipWorkers:
         if answer is None:
             paths = [self._dataset.path(task.key) for task in needed if task.slot not in done]
             raise DecodeError(
-                f"no clip arrived for {self._stall:.0f} s, and a worker that reads one of these can't be ended; does "
-                "the disk answer? " + ", ".join(paths)
+                f"no clip arrived for {self._stall:.0f} s, and a worker that reads one of these can't be ended; is "
+                "the disk responding? " + ", ".join(paths)
             )
         task, result = answer
         if not isinstance(result, Failed):
@@ -149,7 +149,7 @@ class ClipWorkers:
             self.failed[video] = task.failed[video] = result.reason
         else:
             path = self._dataset.path(task.key)
-            logger.warning("a worker is replaced and its clip retried: %s (%s)", path, result.reason)
+            logger.warning("replaced a worker and retried its clip: %s (%s)", path, result.reason)
         self._current[task.slot] = _NO_VIDEO
         self._pool.submit(task, most=len(self._slots))
 

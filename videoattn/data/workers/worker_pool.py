@@ -90,12 +90,12 @@ class WorkerPool(Generic[Task, Result]):
             try:
                 answer: Result | Failed = worker.connection.recv()
             except (EOFError, OSError):
-                lost = worker.ending(self._limit)
+                failed = worker.ending(self._limit)
                 tasks = self._replace(worker)
                 if tasks:
-                    return tasks.popleft(), lost
+                    return tasks.popleft(), failed
                 if not worker.has_started:
-                    self._count_idle_end(lost)
+                    self._count_idle_end(failed)
                 continue
             self._num_idle_ends = 0
             return worker.answered(), answer
@@ -118,10 +118,10 @@ class WorkerPool(Generic[Task, Result]):
             new.send(task)
         return worker.tasks
 
-    def _count_idle_end(self, lost: Failed) -> None:
+    def _count_idle_end(self, failed: Failed) -> None:
         self._num_idle_ends += 1
         if self._num_idle_ends > _MAX_IDLE_ENDS:
-            raise RuntimeError(f"worker processes end before they have begun anything: {lost.reason}")
+            raise RuntimeError(f"worker processes end before they begin a task: {failed.reason}")
 
 
 def map_with_timeout(

@@ -50,7 +50,7 @@ def _sorted_labels(rows: KineticsRows, num_classes: int | None) -> tuple[str, ..
     names = tuple(sorted(rows.labels))
     if not names:
         return None
-    check_number(names, f"{rows.source}, whose labels are the classes for want of DATA.CLASS_NAMES", num_classes)
+    check_number(names, f"{rows.source}, whose labels are the classes, since DATA.CLASS_NAMES is not set", num_classes)
     logger.info(
         "classes: the %d labels of %s in alphabetical order, 0 %s to %d %s",
         len(names), rows.source, names[0], len(names) - 1, names[-1],

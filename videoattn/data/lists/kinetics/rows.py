@@ -45,7 +45,7 @@ class KineticsRows:
             if not label:
                 raise AnnotationError(f"{self.source}:{line}: has no label, expected one in column label")
             if _ZERO in label:
-                raise AnnotationError(f"{self.source}:{line}: label {label!r} holds a zero byte, expected text")
+                raise AnnotationError(f"{self.source}:{line}: label {label!r} contains a zero byte, expected text")
             self._numbers[label] = len(self.labels)
             self.labels[label] = line
         self.label_of.append(0 if label is None else self._numbers[label])
@@ -56,8 +56,8 @@ class KineticsRows:
         """Set the value of the split column, which must be the same in all rows."""
         if len(self):
             raise AnnotationError(
-                f"{self.source}:{line}: is of split {split!r}, unlike the lines before it, of {self.split!r}; expected "
-                "one split a file"
+                f"{self.source}:{line}: has split {split!r}, unlike the lines before it with {self.split!r}; expected "
+                "one split per file"
             )
         self.split = split
 
@@ -89,7 +89,7 @@ def _fill(rows: KineticsRows, lines: Any) -> None:
     header = [name.strip().lower() for name in next(lines)]
     twice = [name for name in _COLUMNS if header.count(name) > 1]
     if twice:
-        raise AnnotationError(f"{rows.source}:1: column {twice[0]} is there twice, expected once")
+        raise AnnotationError(f"{rows.source}:1: column {twice[0]} occurs twice, expected once")
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise AnnotationError(f"{rows.source}:1: columns {', '.join(header)}, expected also {', '.join(missing)}")
@@ -102,7 +102,7 @@ def _fill(rows: KineticsRows, lines: Any) -> None:
             continue
         if lines.line_num > number:
             raise AnnotationError(
-                f"{rows.source}:{number}: {','.join(fields)[:200]!r} goes on in the next line, as quotes ask for; "
+                f"{rows.source}:{number}: {','.join(fields)[:200]!r} continues on the next line because of a quote; "
                 "expected quotes to be closed"
             )
         if len(fields) != len(header):
