@@ -40,7 +40,7 @@ MOTION = (
         (("turning counter-clockwise", "turning clockwise"), (1, 0)),
     ],
 )
-def test_words_of_direction_are_exchanged_as_whole_words(names: Sequence[str], expected: tuple[int, ...]) -> None:
+def test_direction_words_are_swapped_as_whole_words(names: Sequence[str], expected: tuple[int, ...]) -> None:
     assert flipped_labels(names, "list.csv") == expected
 
 
@@ -49,7 +49,7 @@ def test_class_without_a_partner_is_never_flipped(name: str) -> None:
     assert flipped_labels((name, "up", "left"), "list.csv") == (NEVER_FLIPPED, 1, NEVER_FLIPPED)
 
 
-def test_listed_pairs_go_before_the_words() -> None:
+def test_listed_pairs_take_precedence_over_words() -> None:
     names = ("writing b", "writing d", "left", "right", "reading", "upper left")
     pairs = [["writing b", "writing d"], ["reading"], ["upper left", "upper left"]]
     assert flipped_labels(names, "list.csv", pairs) == (1, 0, 3, 2, NEVER_FLIPPED, 5)
@@ -62,7 +62,7 @@ def test_flipping_twice_gives_the_class_back() -> None:
         assert [labels[labels[number]] for number in range(len(names))] == list(range(len(names)))
 
 
-def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixture) -> None:
+def test_swapped_classes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="videoattn"):
         flipped_labels((*MOTION, "right"), "list.csv")
     (line,) = caplog.messages
@@ -82,7 +82,9 @@ def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixtu
         (("left", "right"), [["left"]], "would make 'left' of 'right'"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(names: Sequence[str] | None, pairs: list[list[str]], message: str) -> None:
+def test_class_names_without_a_consistent_flip_are_refused(
+    names: Sequence[str] | None, pairs: list[list[str]], message: str
+) -> None:
     with pytest.raises(AnnotationError, match=message):
         flipped_labels(names, "list.csv", pairs)
 
@@ -125,7 +127,7 @@ def drifting(tmp_path: Path) -> Path:
 
 
 def drifts_right(clip: torch.Tensor) -> bool:
-    """Whether frames [3, T, H, W] are like the ones before them a pixel further left, rather than right."""
+    """Return True if frames [3, T, H, W] are like the ones before them a pixel further left, rather than right."""
     now, later = clip[:, :-1].float(), clip[:, 1:].float()
     right, left = later[..., 1:] - now[..., :-1], later[..., :-1] - now[..., 1:]
     return bool(right.abs().mean() < left.abs().mean())

@@ -15,7 +15,7 @@ from videoattn.data.readers.open_video import Backend, open_video
 
 
 class CountingOpener:
-    """Opens real videos and keeps an account of openings and reads."""
+    """An opener of real videos that counts openings and reads."""
 
     def __init__(self) -> None:
         self.opened: list[str] = []

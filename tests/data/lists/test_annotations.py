@@ -165,7 +165,7 @@ def test_ssv2_takes_mp4_where_the_first_video_is_one(ssv2: Any, tmp_path: Path) 
         ({"labels": []}, "labels.json: expected an object"),
     ],
 )
-def test_ssv2_names_what_is_wrong(ssv2: Any, changed: dict[str, Any], message: str) -> None:
+def test_mistakes_in_ssv2_files_are_named(ssv2: Any, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         read_ssv2(ssv2(**changed), "train")
 
@@ -241,7 +241,7 @@ def test_ssv2_names_the_line_that_is_not_utf_8_and_skips_a_byte_order_mark(ssv2:
         read_ssv2(folder, "train")
 
 
-def test_classes_without_videos_and_videos_with_two_labels_are_told(csv: Any) -> None:
+def test_classes_without_videos_and_videos_with_two_labels_are_reported(csv: Any) -> None:
     videos = read_kinetics_csv(csv("a.mp4 0\nb.mp4 1\na.mp4 3\nb.mp4 1\n"))
     absent, repeated = find_oddities(videos, num_classes=6)
     assert absent.endswith("train.csv: 3 of MODEL.NUM_CLASSES 6 have no video: 2, 4, 5")

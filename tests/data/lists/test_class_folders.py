@@ -159,7 +159,7 @@ def test_every_ending_that_the_decoder_opens_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_is_no_video_by_its_name_is_counted_by_its_ending(
+def test_files_without_a_video_ending_are_counted_by_their_ending(
     make: Any, caplog: pytest.LogCaptureFixture, split: str
 ) -> None:
     names = [

@@ -1,4 +1,4 @@
-"""Plain lists: what a line says, what is refused by its line, and that what is written is read back."""
+"""Plain lists: the meaning of a line, refusals that name it, and lines that are read back as written."""
 
 import os
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_a_tab_may_be_written_as_a_shell_passes_it_on(csv: Any) -> None:
         (b"a.tar/b.mp4@99999999999999999999+5 1\n", ":1: .*beyond the end of any file"),
     ],
 )
-def test_a_line_that_says_nothing_certain_is_refused(csv: Any, content: bytes, message: str) -> None:
+def test_ambiguous_lines_are_refused(csv: Any, content: bytes, message: str) -> None:
     with pytest.raises(AnnotationError, match=f"train.csv.*{message}"):
         read_kinetics_csv(csv(content))
 
@@ -144,7 +144,7 @@ def test_a_label_that_is_the_number_of_classes_is_explained(csv: Any) -> None:
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ";"])
-def test_what_is_written_is_read_back(csv: Any, tmp_path: Path, separator: str) -> None:
+def test_written_lines_are_read_back(csv: Any, tmp_path: Path, separator: str) -> None:
     names = list(STRANGE_NAMES)
     for name in names:
         (tmp_path / name).touch()

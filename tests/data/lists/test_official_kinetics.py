@@ -1,4 +1,4 @@
-"""Kinetics' official csv, and the layouts in which its videos are found."""
+"""Kinetics' official csv, and the usual layouts of its videos."""
 
 import logging
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_test_list_without_labels_is_unlabelled(tmp_path: Path) -> None:
         (HEADER + "a\0,b,1,2,train\n", {}, "train.csv:2: label 'a.x00' contains a zero byte"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, content: Any, options: dict[str, Any], message: str) -> None:
+def test_official_list_mistakes_are_named(tmp_path: Path, content: Any, options: dict[str, Any], message: str) -> None:
     (tmp_path / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AnnotationError, match=message):
         read_annotations("kinetics", str(tmp_path), "train", **options)

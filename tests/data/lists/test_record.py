@@ -1,4 +1,4 @@
-"""A list is known again wherever its videos lie, and by nothing but its paths, labels and order."""
+"""The record of a list depends on its paths, labels and order alone, not on the place of its videos."""
 
 import gzip
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_moved_list_with_one_other_label_names_that_video(tmp_path: Path) -> N
     assert text == "video 4, '/new/b/\u00fc,\"quoted\".mp4', has label 0 instead of 3"
 
 
-def test_paths_that_run_into_each_other_are_told_apart() -> None:
+def test_paths_with_equal_concatenations_are_told_apart() -> None:
     assert list_record(listed(["ab", "c"])) != list_record(listed(["a", "bc"]))
 
 
@@ -70,7 +70,7 @@ def test_missing_videos_are_counted_before_any_is_opened(tmp_path: Path) -> None
     check_videos(listed(["b.mp4"], str(tmp_path)), None)
 
 
-def test_a_part_of_a_long_list_is_looked_at(tmp_path: Path) -> None:
+def test_only_part_of_a_long_list_is_looked_up(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     names = ["a.mp4", "b.mp4"] * 5000
     check_videos(listed(names, str(tmp_path)), 0.1)  # ten steps apart, all that is looked at is there

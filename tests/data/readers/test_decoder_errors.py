@@ -1,4 +1,4 @@
-"""Whatever a decoding library raises costs one video: DecodeError names it. Mistakes of our own stay visible."""
+"""Any error of a decoding library costs one video, named in DecodeError; errors of this project's code stay visible."""
 
 import io
 import os

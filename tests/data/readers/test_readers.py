@@ -1,4 +1,4 @@
-"""What readers do besides giving frames: which pictures they leave out, what they hold open, what they say."""
+"""Readers besides their frames: skipped pictures, open files, and reasons for sequential decoding."""
 
 import os
 import random
@@ -12,16 +12,16 @@ import torch
 from tests.data.readers.test_decode import (
     B_FRAMES,
     BACKENDS,
-    assert_frames_are_those_decoded_in_order,
+    assert_frames_equal_sequential_decoding,
     decoded_frames,
     upright,
 )
 from videoattn.data.readers.open_video import DecodeError, open_video
 
 
-def test_avi_without_reordered_pictures_is_sought_by_pyav_alone(make: Callable[..., Path]) -> None:
+def test_only_pyav_seeks_in_avi_without_reordered_pictures(make: Callable[..., Path]) -> None:
     path = make("plain.avi", codec="mpeg4")
-    assert_frames_are_those_decoded_in_order(path)
+    assert_frames_equal_sequential_decoding(path)
     frames = [upright(frame) for frame in decoded_frames(path)]
     with open_video(path) as reader:
         for index in reversed(range(40)):
@@ -48,7 +48,7 @@ def test_an_avi_whose_index_lacks_a_frame_still_gives_the_right_ones(make: Calla
             assert torch.equal(image, expected[index])
 
 
-def test_damage_in_a_picture_that_none_looks_back_at_spares_all_others(make: Callable[..., Path]) -> None:
+def test_damage_in_an_unreferenced_picture_spares_all_others(make: Callable[..., Path]) -> None:
     import av
 
     path = make("b.mp4", x264=B_FRAMES + ":b-pyramid=none:slices=1")
@@ -135,7 +135,7 @@ def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[...
         ("open.mp4", "auto", "some keyframe does not restart decoding"),
     ],
 )
-def test_a_reader_says_why_it_reads_in_order(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:
+def test_a_reader_states_why_it_is_sequential(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:
     with open_video(make(name, x264=B_FRAMES + ":open-gop=1" * name.startswith("open")), backend) as reader:
         reader.read([20])
         assert (reader.sequential_reason, reader.sequential) == (reason, bool(reason))

@@ -1,4 +1,4 @@
-"""A worker that the system kills or stops changes nothing: its clip is tried again, the run is the same bit for bit."""
+"""Workers that the system kills or stops change nothing: their clips are retried, and the run is the same bitwise."""
 
 import json
 import multiprocessing
@@ -93,7 +93,7 @@ def test_a_clip_that_ends_its_worker_twice_is_bad(
         json.dumps(failure._asdict())
 
 
-def test_a_clip_that_was_read_in_between_starts_with_a_clean_slate(
+def test_a_success_resets_the_count_of_failures(
     video_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = video_folder(4)

@@ -1,4 +1,4 @@
-"""Every item gets one answer, whatever happens to the process that works on it; items are taken as they are needed."""
+"""Every item gets one answer, whatever happens to its process; items are taken only as needed."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ def test_every_item_has_one_answer(num_workers: int) -> None:
     assert set(multiprocessing.active_children()) <= set(before)
 
 
-def test_no_more_items_are_taken_than_there_are_workers_and_answers() -> None:
+def test_items_are_taken_only_as_workers_become_free() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -68,7 +68,7 @@ def test_tasks_behind_one_that_failed_are_done_by_another_process(number: int) -
     assert [answer[1] for answer in answers if answer and answer[0] != number] == [1, 4, 9, 16]
 
 
-def test_pool_takes_so_many_tasks_and_tells_when_nothing_is_done() -> None:
+def test_pool_limits_its_tasks_and_returns_none_if_nothing_finishes() -> None:
     with closing(WorkerPool(square, num_workers=2, limit_seconds=0)) as pool:
         assert [pool.submit(11, most=2) for _ in range(5)] == [True] * 4 + [False]
         assert pool.num_open == 4 and pool.next_answer(patience=0.1) is None

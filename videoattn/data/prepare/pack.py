@@ -189,7 +189,7 @@ class _Packing:
         self._checked, self._settings = checked, settings
         self._sizes, self._times = array("q"), array("q")
         self.bad: dict[int, tuple[str, str]] = {}
-        for index in tqdm(range(len(checked.videos)), desc="looking", unit="video", disable=not progress):
+        for index in tqdm(range(len(checked.videos)), desc="reading sizes", unit="video", disable=not progress):
             path = checked.videos.path(index)
             size, mtime_ns, kind, detail = _look_at(path)
             self._sizes.append(size)
