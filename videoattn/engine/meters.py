@@ -28,7 +28,7 @@ class Meters:
     draws: int = 0
     bad: int = 0
     short: int = 0
-    sequential: int = 0
+    in_order: int = 0  # decoded sequentially; checkpoints store the field under this name
 
     def add(self, other: "Meters") -> None:
         for name, value in asdict(other).items():
@@ -59,12 +59,12 @@ class PendingMeters:
             self.meters.draws += batch.draws
             self.meters.bad += len(batch.failures)
             self.meters.short += batch.num_short
-            self.meters.sequential += len(batch.sequential)
+            self.meters.in_order += len(batch.sequential)
 
     def reduce(self, world_size: int) -> Meters:
         """Totals over all processes (loss and steps, the same number everywhere, as means); starts anew."""
         own, total = self.meters, float(sum(float(loss) for loss in self.losses))
-        counts = [own.draws, own.bad, own.short, own.sequential]
+        counts = [own.draws, own.bad, own.short, own.in_order]
         loss, steps, *sums = all_reduce_sum(torch.tensor([total, own.steps, *counts], dtype=torch.float64)).tolist()
         self.losses, self.meters = [], Meters()
         return Meters(loss / world_size, round(steps / world_size), *(round(number) for number in sums))

@@ -94,12 +94,7 @@ class ValidationReports:
 
 def report_epoch(meters: Meters, epoch: int, max_epoch: int, figures: dict[str, Any], log: RunLog) -> None:
     """Log the end of an epoch (from 0); `figures` are its loss, minutes and those of `ValidationReports`, if any."""
-    counts = {
-        "clips": meters.draws,
-        "bad_clips": meters.bad,
-        "short_clips": meters.short,
-        "sequential": meters.sequential,
-    }
+    counts = {"clips": meters.draws, "bad_clips": meters.bad, "short_clips": meters.short, "sequential": meters.in_order}
     log.write("epoch", step=epoch + 1, **counts, **figures)
     if not is_main():
         return
@@ -111,5 +106,5 @@ def report_epoch(meters: Meters, epoch: int, max_epoch: int, figures: dict[str, 
         text += "" if evaluated else ", so there is no validation figure"
     text += f", {meters.bad} of {meters.tried} clips bad" if meters.bad else ""
     text += f", {meters.short} clips longer than their video" if meters.short else ""
-    text += f", {meters.sequential} videos decoded from their start" if meters.sequential else ""
+    text += f", {meters.in_order} videos decoded from their start" if meters.in_order else ""
     logger.info("epoch %d/%d: %s", epoch + 1, max_epoch, text)

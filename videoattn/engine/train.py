@@ -212,7 +212,7 @@ def train_epoch(run: TrainingRun, stop: StopRequest) -> None:
                 continue
             recent = pending.reduce(process.world_size)
             state.meters.add(recent)
-            if recent.bad or recent.sequential:
+            if recent.bad or recent.in_order:
                 reports.flush()
             with divergence_named(where):
                 check_loss(recent.mean_loss)

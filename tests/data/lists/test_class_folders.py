@@ -225,5 +225,5 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     videos = read_annotations("kinetics", str(tmp_path), "train")
     assert [videos.listed(i) for i in range(len(videos))] == ["a/gone.mp4", "a/linked/1.mp4", "a/real/2.mp4"]
     (tmp_path / "train/a/real/round").symlink_to(tmp_path / "train/a")
-    with pytest.raises(AnnotationError, match="a/real/round: is a link to a folder that it lies in"):
+    with pytest.raises(AnnotationError, match="a/real/round: is a link to a folder that contains it"):
         read_annotations("kinetics", str(tmp_path), "train")

@@ -1,4 +1,4 @@
-"""Motion: its clips are a function of the seed, no single frame tells the class, and both kinds of lists agree."""
+"""Motion: its clips are a function of the seed, no single frame reveals the class, and both list formats agree."""
 
 import dataclasses
 import json

@@ -96,7 +96,7 @@ def assert_frames_equal_sequential_decoding(path: Path, backends: tuple[str, ...
                 assert clip.dtype == torch.uint8 and clip.shape == (len(indices), *expected[indices[0]].shape)
                 for index, image in zip(indices, clip, strict=True):
                     difference = (image.int() - expected[index].int()).abs().max()
-                    assert difference <= 2, f"{backend}, in order {reader.sequential}: frame {index} of {indices}"
+                    assert difference <= 2, f"{backend}, sequential {reader.sequential}: frame {index} of {indices}"
 
 
 @needs_clips

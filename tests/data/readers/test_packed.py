@@ -1,4 +1,4 @@
-"""A video inside a tar is read as the file that it was made from, wherever the tar lies."""
+"""A video inside a tar is read like the file that it was made from, wherever the tar is stored."""
 
 import csv
 import os

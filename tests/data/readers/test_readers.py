@@ -106,12 +106,12 @@ def test_readers_of_one_open_file_do_not_disturb_each_other(make: Callable[..., 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in Linux only")
 def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[..., Path], tmp_path: Path) -> None:
-    good, in_order, bad = make("b.mp4"), make("b.avi"), tmp_path / "bad.mp4"
+    good, sequential, bad = make("b.mp4"), make("b.avi"), tmp_path / "bad.mp4"
     bad.write_bytes(good.read_bytes()[:1000])
 
     def read_all() -> None:
         for backend in BACKENDS:
-            for path in (good, in_order):
+            for path in (good, sequential):
                 with open_video(path, backend) as reader:
                     reader.read([30, 1])
                     reader.read([2])

@@ -26,7 +26,7 @@ from videoattn.data.workers import clip_workers, worker_pool
 
 
 def deadly(path: str, backend: str) -> Any:
-    """Opens a video unless its name says that it hangs, kills its process or has a flaw that nobody expected."""
+    """Opens a video unless its name says that it hangs, kills its process or raises an unexpected error."""
     number = int(Path(path).stem.removeprefix("clip"))
     if number == 1:
         time.sleep(600)

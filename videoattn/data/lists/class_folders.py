@@ -100,7 +100,7 @@ def _walk(folder: str, inside: "_Inside", above: tuple[str, ...], others: Counte
         place = os.path.join(folder, name)
         real = os.path.realpath(place) if os.path.islink(place) else os.path.join(above[-1], name)
         if real in above:
-            raise AnnotationError(f"{place}: is a link to a folder that it lies in, expected none")
+            raise AnnotationError(f"{place}: is a link to a folder that contains it, expected none")
         deeper = _Inside(place)
         if not deeper.is_frames:
             yield from _walk(place, deeper, (*above, real), others)

@@ -140,7 +140,7 @@ class _LineCheck:
         place = os.path.join(self.root, path)
         if (is_video_name(path) or parse_packed(path)) and not os.path.isdir(place):
             reason = f"has 3 fields for a video file, {expected}{_ONE_LABEL}"
-            self.refuse(number, fields, f"{reason}, and a number of frames stands only after a folder of frames")
+            self.refuse(number, fields, f"{reason}, and a number of frames may follow only a folder of frames")
         self.num_with_frames += 1
         is_looked_for = self.num_with_frames & (self.num_with_frames - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
         reason = contradiction(place, int(middle), look=is_looked_for)

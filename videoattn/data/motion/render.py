@@ -81,7 +81,7 @@ def check_folder(folder: Path, settings: Settings, overwrite: bool) -> None:
                 f"{key} {made.get(key)} there, {asked[key]} asked" for key in asked if made.get(key) != asked[key]
             ]
             raise ValueError(
-                f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder, or add "
+                f"{folder} contains clips made with other settings ({', '.join(changed)}); name another folder, or add "
                 "--overwrite"
             )
         for clip in [*(folder / "videos").glob("train_*.mp4"), *(folder / "videos").glob("val_*.mp4")]:

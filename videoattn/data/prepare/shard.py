@@ -67,7 +67,7 @@ def write_shard(file: Path, samples: Iterable[ShardSample]) -> None:
                 tar.addfile(member, io.BytesIO(content))
                 written.append(_Member(member.name, member.size, _new_digest(content).hexdigest()))
     if read_back(file) != written:
-        raise OSError(f"{file}: what was written is not what is read back; is the disk damaged?")
+        raise OSError(f"{file}: the file differs from what was written; is the disk damaged?")
 
 
 def _add_video(tar: tarfile.TarFile, sample: ShardSample) -> _Member:

@@ -85,7 +85,7 @@ class _Timing(NamedTuple):
 
 
 def check_encoder() -> None:
-    """Raise ValueError where the installed PyAV has no H.264 encoder."""
+    """Raise ValueError if the installed PyAV has no H.264 encoder."""
     import av
 
     try:
@@ -115,7 +115,7 @@ def encode_video(source: str, target: str | os.PathLike[str], settings: EncodeSe
     try:
         _check(os.fspath(target), times, settings)
     except DecodeError as error:
-        raise EncodeError(f"{source}: what was encoded cannot be read: {error}") from error
+        raise EncodeError(f"{source}: the encoded video cannot be read: {error}") from error
     return scan.num_frames
 
 

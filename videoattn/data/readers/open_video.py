@@ -19,7 +19,7 @@ All other files are decoded sequentially. The backends:
   (`benchmarks/data_readers.py`).
 - "pyav": PyAV, always sequential; this is the definition.
 - "decord": decord, seeking in the files above except avi, sequential in others. It does not notice damaged data: it
-  returns what the decoder makes up for missing parts, or frames of other times, and not the same in every run. It
+  returns what the decoder makes up for missing parts, or frames of other times, and results differ from run to run. It
   refuses files that it would convert to other colours (more than 8 bits, interlaced, 4:2:0 of odd height) or does not
   decode right even sequentially (no keyframe at the start; containers besides mp4, mov, mkv, webm, avi).
 - "torchcodec": torchcodec, not installed with the project, in the files above, except avi, that decord would not

@@ -45,7 +45,7 @@ class PacketScan:
     places: list[int]  # where the frames are stored, in bytes, in the order of their times; empty without times
     keyframes: list[int]
     sequential_reason: str
-    decord_supported: bool  # decord, too, is right about it when reading in order
+    decord_supported: bool  # decord decodes it right sequentially, too
     codec: str
     width: int
     height: int

@@ -75,7 +75,7 @@ class WorkerPool(Generic[Task, Result]):
     def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Failed] | None:
         """Return the next answer that arrives, or None if there is none within `patience` seconds.
 
-        Raises RuntimeError if processes end one after the other before they have begun anything.
+        Raises RuntimeError if processes end one after the other before they begin a task.
         """
         deadline = None if patience is None else time.monotonic() + patience
         while True:
