@@ -200,7 +200,7 @@ def test_loader_starts_anew_after_an_abandoned_epoch_and_after_close(video_folde
     abandoned = loader.epoch(0)
     next(abandoned)
     assert contents(list(loader.epoch(1))) == expected
-    with pytest.raises(RuntimeError, match="epoch 0 cannot go on"):
+    with pytest.raises(RuntimeError, match="epoch 0 has ended"):
         next(abandoned)
     loader.close()
     assert contents(list(loader.epoch(1))) == expected

@@ -78,8 +78,8 @@ def test_swapped_classes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         (None, [], "list.csv: DATA.FLIP_LABELS exchange expects class names.*set DATA.CLASS_NAMES"),
         (("Left", "left"), [], "list.csv: class 'left' occurs twice"),
         (("left", "right"), [["lft", "right"]], "FLIP_PAIRS: unknown class 'lft'.*nearest is 'left'"),
-        (("left", "right", "up"), [["left", "up"]], "would make 'left' of 'right', but not the other way round"),
-        (("left", "right"), [["left"]], "would make 'left' of 'right'"),
+        (("left", "right", "up"), [["left", "up"]], "would turn 'right' into 'left', but not the other way round"),
+        (("left", "right"), [["left"]], "would turn 'right' into 'left'"),
     ],
 )
 def test_class_names_without_a_consistent_flip_are_refused(

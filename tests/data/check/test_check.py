@@ -499,7 +499,7 @@ def test_train_and_val_alone_are_checked_where_there_is_no_test_split(
     left_out = "left out because of their names or places, so not checked: 1 .txt"
     assert printed.count(left_out) == (2 if layout == "folders" else 0)
     page = (out / "summary.html").read_text()
-    assert page.count("so not looked at: 1 .txt") == (2 if layout == "folders" else 0)
+    assert page.count("so not checked: 1 .txt") == (2 if layout == "folders" else 0)
     assert json.loads((out / "summary.json").read_text())["lists"]["val"]["left_out"] == (
         {".txt": 1} if layout == "folders" else {}
     )

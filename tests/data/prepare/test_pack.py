@@ -340,7 +340,7 @@ def write_tar(file: Path, members: dict[str, bytes]) -> None:
         ({"1.mp4": b"x", "1.json": b"{"}, "1.json: expected JSON"),
         ({"1.mp4": b"x", "2.mp4": b"x", "1.cls": b"0", "2.cls": b"0"}, "sample '1' has no label"),
         ({"1.mp4": b"x", "1.cls": b"0", "1.mp4#2": b"x"}, "sample '1' has 2 videos"),
-        ({"1.mp4": b"x", "1.cls": b"0", "2.mp4": b"x", "2.cls": b"0", "1.mp4#2": b"x", "1.cls#2": b"0"}, "is there tw"),
+        ({"1.mp4": b"x", "1.cls": b"0", "2.mp4": b"x", "2.cls": b"0", "1.mp4#2": b"x", "1.cls#2": b"0"}, "occurs tw"),
         ({"video": b"x"}, "member 'video', expected a name KEY.ENDING"),
         ({}, "have no members"),
     ],

@@ -216,7 +216,7 @@ def test_frames_before_the_first_keyframe_do_not_count(make: Any, tmp_path: Path
     with open_video(cut) as reader, open_video(source) as whole:
         assert reader.num_frames == 28
         assert torch.equal(reader.read([0, 27]), whole.read([12, 39]))
-    with pytest.raises(DecodeError, match="decord does not read"):
+    with pytest.raises(DecodeError, match="decord does not support"):
         open_video(cut, "decord")
 
 
