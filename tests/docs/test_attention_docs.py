@@ -71,7 +71,7 @@ def test_a_page_with_all_its_tables_made_anew_is_the_same() -> None:
 
 
 def test_every_option_and_its_default_stand_in_the_tables() -> None:
-    assert NAMED[:4] == ["dense", "fibonacci", "lisa", "focused_linear"]
+    assert {"dense", "fibonacci", "lisa", "focused_linear"} <= set(NAMED)
     for section in [*(OPERATOR_SECTIONS[name] for name in NAMED), Skip]:
         for name, field in section.model_fields.items():
             if name not in ("name", "layers"):
