@@ -123,7 +123,7 @@ def test_test_list_without_labels_is_unlabelled(tmp_path: Path) -> None:
         (HEADER + "a,b,1,2,train\nc,d,x,11,train\n", {}, "train.csv:3: id 'd' from 'x' to '11', expected an id"),
         (HEADER + "a,,1,2,train\n", {}, "train.csv:2: id ''"),
         (HEADER + ",b,1,2,train\n", {}, "train.csv:2: has no label"),
-        (HEADER + "a,b,1,2,train\na,c,1,2,val\n", {}, "train.csv:3: has split 'val', unlike .* of 'train'"),
+        (HEADER + "a,b,1,2,train\na,c,1,2,val\n", {}, "train.csv:3: has split 'val', unlike .* with 'train'"),
         (HEADER + "a,b,1,2,train\n", {"num_classes": 400}, "1 class names, expected MODEL.NUM_CLASSES 400"),
         (
             HEADER + "zumba,b,1,2,train\nzumbaa,c,1,2,train\n",
@@ -142,7 +142,7 @@ def test_test_list_without_labels_is_unlabelled(tmp_path: Path) -> None:
         (HEADER + "a,b,\u0661,2,train\n", {}, "train.csv:2: id 'b' from '\u0661'"),
         (HEADER + "a,b,1_0,2,train\n", {}, "train.csv:2: id 'b' from '1_0' to '2'"),
         (HEADER + "a,b,,2,train\n", {}, "train.csv:2: id 'b' from '' to '2', expected an id and two whole numbers"),
-        (HEADER + "a,b,1,2,\na,c,1,2,train\n", {}, "train.csv:3: has split 'train', unlike .* of ''"),
+        (HEADER + "a,b,1,2,\na,c,1,2,train\n", {}, "train.csv:3: has split 'train', unlike .* with ''"),
         (HEADER + "a,b\0,1,2,train\n", {}, "train.csv:2: id"),
         (HEADER + "a\0,b,1,2,train\n", {}, "train.csv:2: label 'a.x00' contains a zero byte"),
     ],
