@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast is sparse attention, against torch's dense attention on the same tensors, and what do other ways take?
+"""Compare the speed of sparse attention with torch's dense attention and other implementations, on the same tensors.
 
 Examples:
     python benchmarks/attention.py                      # writes benchmarks/results/attention_cpu.json (or _cuda)
@@ -96,7 +96,7 @@ class Bench:
         self.device, self.dtype, self.rounds, self.seconds = device, dtype, rounds, seconds
 
     def compare(self, axis: Axis, length: int, contenders: Mapping[str, Contender]) -> dict[str, Any]:
-        """Of each contender and pass: median and quartiles in ms, ratio to dense, memory, GB/s, what ran."""
+        """Return for each contender and pass: median and quartiles in ms, ratio to dense, memory, GB/s and kernels."""
         grid, packed = pack(axis, length, self.device, self.dtype)
         upstream = torch.ones_like(packed[..., 0, :])
         steps: dict[tuple[str, str], Step] = {}

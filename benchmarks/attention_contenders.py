@@ -1,4 +1,4 @@
-"""What benchmarks/attention.py compares: ways to compute attention on one packed tensor of q, k and v."""
+"""Implementations of attention on one packed tensor of q, k and v, which benchmarks/attention.py compares."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def fibonacci(
 ) -> Callable[[TokenGrid, torch.device], Attend]:
     def build(grid: TokenGrid, device: torch.device) -> Attend:
         operator = FibonacciAttention(
-            AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0),
+            AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0),
             variant="modified" if variant == "modified" else "wythoff",
             keep_self=variant == "modified" or grid.tokens < 32,  # a short axis may leave a frame without a key
             semantics="zero_logit" if semantics == "zero_logit" else "exclude",
@@ -47,19 +47,19 @@ def fibonacci(
 
 
 def dense(grid: TokenGrid, device: torch.device) -> Attend:
-    operator = DenseAttention(AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0))
+    operator = DenseAttention(AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0))
     return lambda packed: operator(*packed.unbind(3))
 
 
 def mask_of(grid: TokenGrid, device: torch.device) -> Tensor:
     operator = FibonacciAttention(
-        AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0), variant="wythoff", keep_self=False, implementation="masked"
+        AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0), variant="wythoff", keep_self=False, implementation="masked"
     )
     return operator.plan.mask(0, grid.tokens).to(device)
 
 
 def masked(grid: TokenGrid, device: torch.device) -> Attend:
-    """What is usually done: fused attention with a boolean mask."""
+    """Build fused attention with a boolean mask, the usual way."""
     mask = mask_of(grid, device)
 
     def attend(packed: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def masked(grid: TokenGrid, device: torch.device) -> Attend:
 
 
 def multiplied(grid: TokenGrid, device: torch.device) -> Attend:
-    """The way of the released code: all logits, times a mask of zeros and ones."""
+    """Build the form of the released code: all logits, times a mask of zeros and ones."""
     mask = mask_of(grid, device).float()
 
     def attend(packed: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def flex(grid: TokenGrid, device: torch.device) -> Attend:
 
 
 def rearranged(grid: TokenGrid, device: torch.device) -> Attend:
-    """Temporal attention as usually written: each location's frames are copied together first, and back afterwards."""
+    """Build temporal attention as usually written: each location's frames are copied together, and back."""
 
     def attend(packed: Tensor) -> Tensor:
         rows, calls, frames, _, dim = packed.shape
@@ -114,7 +114,7 @@ JOINT: dict[str, Contender] = {
     "masked": Contender(masked, longest=3136),
     "multiplied": Contender(multiplied, longest=1568),
     "flex": Contender(flex, longest=1568, trains=False, ran="flex_attention, compiled"),
-    "pairs": Contender(fibonacci("pairs")),
+    "gather": Contender(fibonacci("gather")),
     "compiled": Contender(fibonacci("compiled")),
     "compiled, zero_logit": Contender(fibonacci("compiled", semantics="zero_logit")),
     "compiled, modified": Contender(fibonacci("compiled", variant="modified")),
@@ -134,7 +134,7 @@ LOCATIONS = 196
 
 
 def pack(axis: Axis, length: int, device: torch.device, dtype: torch.dtype) -> tuple[TokenGrid, Tensor]:
-    """The grid of a call, and q, k and v as a projection leaves them: [rows, groups·heads, n, 3, d], a view."""
+    """Return the grid of a sequence, and q, k, v as a view of a projection: [rows, groups·heads, n, 3, d]."""
     clips, groups = (FRAMES[length], LOCATIONS) if axis is Axis.TIME else (LENGTHS[length], 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, length, groups * HEADS, 3, HEAD_DIM, generator=generator).to(device, dtype)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast loaders are beside decoders called directly and pytorchvideo's dataset, and how quickly they start.
+"""Compare the speed of loaders with decoders called directly and pytorchvideo's dataset, and how quickly they start.
 
 Examples:
     python benchmarks/data.py                         # renders a ten-second video in the usual formats

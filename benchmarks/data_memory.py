@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether a process that decodes clips for long grows: resident memory and open files over ten thousand clips (Linux).
+"""Measure resident memory and open files of a process that decodes ten thousand clips (Linux), to find leaks.
 
 Examples:
     nice -n 19 python benchmarks/data_memory.py
@@ -88,7 +88,7 @@ def damage(videos: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def decode_many(files: Sequence[Path], num_clips: int, every: int) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """What the process holds before, along the way and after, and how often a clip was read or refused."""
+    """Return the memory and files of the process before, during and after, and how many clips were read or refused."""
     samples, outcomes = [sample(0)], Counter[str]()
     rng = random.Random(0)
     turns = itertools.cycle(itertools.product(backends(), files))
@@ -124,7 +124,7 @@ def sample(number: int) -> dict[str, Any]:
 
 
 def growth(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How much was held at the start and on average in each quarter, and the straight line through the last half."""
+    """Return what was held at the start and on average in each quarter, and the straight line through the last half."""
     megabytes = torch.tensor([row["megabytes"] for row in samples[1:]], dtype=torch.float64)
     clips = torch.tensor([row["clips"] for row in samples[1:]], dtype=torch.float64)
     half = len(clips) // 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast the readers of videos are beside decord, PyAV and torchcodec called directly.
+"""Compare the speed of the video readers with decord, PyAV and torchcodec called directly.
 
 Examples:
     python benchmarks/data_readers.py                      # renders ten-second videos in the usual formats
@@ -149,7 +149,7 @@ def torchcodec_directly(path: str, choose: Choose) -> Any:
 
 
 def contenders(path: Path) -> dict[str, Decode]:
-    """What can be tried on a video, or on a folder of frames."""
+    """Return the contenders that can read a video, or a folder of frames."""
     found: dict[str, Decode] = {"auto": partial(read, "auto")}
     if path.is_dir():
         return found

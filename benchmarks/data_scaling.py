@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What DATA.DECODING_SHORT_SIZE saves: training clips of large videos, scaled while they are decoded or afterwards.
+"""Time saved by DATA.DECODING_SHORT_SIZE: training clips of large videos, scaled while decoding or afterwards.
 
 Examples:
     python benchmarks/data_scaling.py

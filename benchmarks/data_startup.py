@@ -1,4 +1,4 @@
-"""How long a loader takes from its settings to the first batch, and how much memory, by the length of its list."""
+"""Measure the time and memory from a loader's settings to its first batch, by the length of its list."""
 
 import json
 import os

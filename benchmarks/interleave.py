@@ -20,7 +20,7 @@ BRIEF = 0.5  # seconds
 
 
 def seconds_of(step: Step, device: torch.device) -> float:
-    """What one call takes, a GPU's work included."""
+    """Return the seconds of one call, a GPU's work included."""
     own_time = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if own_time else time.perf_counter
     if device.type == "cuda":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How does the cost of whole models grow with the frames of a clip, dense against each sparse method?
+"""Measure how the cost of whole models grows with the frames of a clip, for dense attention and each sparse method.
 
 Examples:
     python benchmarks/model.py                  # writes benchmarks/results/model_cpu.json (or _cuda)
@@ -107,7 +107,7 @@ class Bench:
         return {"frames": figures, "exponents": exponents}
 
     def expected_seconds(self, figures: Mapping[str, Any], name: str, count: int) -> float:
-        """Of a training step, from the growth between the last two numbers of frames, or its square."""
+        """Return the seconds expected of a training step, from the growth between the last two numbers of frames."""
         taken = {int(t): rows[name]["train"]["ms"] / 1e3 for t, rows in figures.items() if name in rows}
         if not taken or len(taken) < len(figures):
             return math.inf if figures else 0.0
@@ -142,7 +142,7 @@ class Bench:
     def build(self, kind: str, name: str, frames: int) -> nn.Module:
         torch.manual_seed(0)
         depth = int(TIMESFORMER_SIZES[self.size]["depth"])
-        middle = SkipSettings(layers=tuple(range(depth // 4, 3 * depth // 4)))
+        middle = SkipSettings(blocks=tuple(range(depth // 4, 3 * depth // 4)))
         model = TimeSformer(
             **TIMESFORMER_SIZES[self.size], clip_size=(frames, self.crop, self.crop), num_classes=400,
             attention_type=KINDS[kind], operators=dict.fromkeys(AXES[kind], METHODS[name]),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How do attention methods compare on Motion? Trains each one along each axis by one recipe, and reports.
+"""Compare attention methods on Motion: train each one along each axis by one recipe, and report.
 
 Examples:
     python benchmarks/motion_study.py                                  # for a CPU; hours
@@ -249,7 +249,7 @@ def make_data(run: Run, programs: Programs, overwrite: bool) -> None:
 
 
 def collect(name: str, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """What the study's JSON holds: the summary of each setting, every finished run of any seed, and how it was done."""
+    """Return the content of the study's JSON: each setting's summary, every finished run, and circumstances."""
     names = [path.name.removeprefix("seed") for path in folder.glob("*/*/seed*")]
     seeds = sorted({*seeds, *(int(name) for name in names if name.isdecimal())})
     runs = plan(SIZES[name], folder, seeds)

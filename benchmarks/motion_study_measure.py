@@ -1,4 +1,4 @@
-"""What the settings of a study cost: counted, and timed side by side while nothing else runs."""
+"""Costs of the settings of a study: counted, and timed side by side while nothing else runs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,8 @@ from torch import nn
 from videoattn.config.load import load_config
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.models import build_model
-from videoattn.profiling.measure import AUTOCAST, Precision, example_clip
+from videoattn.precision import AUTOCAST, Precision
+from videoattn.profiling.measure import example_clip
 from videoattn.seeding import derive_seed, torch_seed
 
 BATCH_SIZES = (1, 8)
@@ -55,7 +56,7 @@ def measure_variants(
 
 
 def is_current(entry: Mapping[str, Any], run: Run) -> bool:
-    """Whether what was measured is the model of `run`."""
+    """Return whether the measured model is that of `run`."""
     changes = changed_settings(entry["config"], run.config_text())
     return all(key.startswith(COSTLESS_KEYS) for key in changes)
 

@@ -276,7 +276,7 @@ def execute_all(
 
 
 def estimate_minutes(runs: Sequence[Run], finished: Sequence[tuple[str, str, float]], jobs: int) -> float | None:
-    """How long `runs` will take, from (variant, setting, minutes) of finished ones; None while nothing is known.
+    """Estimate how long `runs` will take, from (variant, setting, minutes) of finished ones; None while none is known.
 
     A run is taken to last as those of its setting and variant do, else of its variant, else as any.
     """

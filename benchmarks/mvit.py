@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast an MViT is on a CPU beside torchvision's and pytorchvideo's of the same shape: MViTv1-B 16x4.
+"""Compare the speed of an MViT on a CPU with torchvision's and pytorchvideo's of the same shape: MViTv1-B 16x4.
 
 Examples:
     python benchmarks/mvit.py
@@ -144,7 +144,7 @@ def time_runs(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
 
 
 def measure_products(run: Run, seconds: dict[str, dict[str, float]], dtype: torch.dtype) -> dict[str, Any]:
-    """What a forward pass's products would take by themselves, and how far ahead of the others that is."""
+    """Return the time of a forward pass's products alone, and how far ahead of the others that is."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter doesn't know
     formulas = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:

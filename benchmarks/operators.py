@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast are the attention operators, against torch's dense attention on the same tensors?
+"""Compare the speed of the attention operators with torch's dense attention on the same tensors.
 
 Examples:
     python benchmarks/operators.py                              # writes benchmarks/results/operators_cpu.json
@@ -93,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(place: Place, name: str, rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Of each method and pass: median milliseconds, and how many times as fast as dense attention."""
+    """Return for each method and pass: median milliseconds, and the speed relative to dense attention."""
     grid = place.grid.along(place.axis)
     packed = torch.randn(1, place.grid.tokens, HEADS * 3 * HEAD_DIM, generator=torch.Generator().manual_seed(0))
     packed = packed.to(device, dtype).requires_grad_()
-    site = AttentionSite(grid, grid, HEADS, HEAD_DIM, layer=0)
+    site = AttentionSite(grid, grid, HEADS, HEAD_DIM, block=0)
     steps: dict[tuple[str, str], Step] = {}
     for method, build in METHODS.items():
         if (name, method) not in LEFT_OUT:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which tile and how many warps serve the Triton kernels of Fibonacci attention best on this GPU?
+"""Find the best tile and number of warps for the Triton kernels of Fibonacci attention on this GPU.
 
 Examples:
     python benchmarks/tune_triton.py                      # writes benchmarks/results/tune_triton.json
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def tune(length: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Of each kernel the fastest launch and the one in use, each with the milliseconds of its pass."""
+    """Return for each kernel the fastest launch and the one in use, each with the milliseconds of its pass."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 

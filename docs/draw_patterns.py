@@ -76,7 +76,7 @@ def moving_content() -> Tensor:
 
 def build(kind: Callable[..., AttentionOperator], grid: TokenGrid = GRID, heads: int = HEADS, **options: Any) -> Any:
     torch.manual_seed(0)
-    return kind(AttentionSite(grid, grid, heads, D, layer=0), **options)
+    return kind(AttentionSite(grid, grid, heads, D, block=0), **options)
 
 
 @torch.no_grad()
@@ -197,7 +197,7 @@ def draw_skipat() -> Figure:
     ]
     for y, name, inside, handed, legend in lanes:
         ax.text(-2.3, y + 0.5, name, va="center", linespacing=1.4)
-        ax.text(6, y + 1.3, f"handed on: {legend}", ha="center", va="bottom", color="#444444", fontsize=8.5)
+        ax.text(6, y + 1.3, f"carried: {legend}", ha="center", va="bottom", color="#444444", fontsize=8.5)
         for block in range(12):
             skips = block in skipped
             box(ax, block, y, inside if skips else "attend", ORANGE if skips else SKY)

@@ -26,7 +26,7 @@ MARKED = re.compile(r"(<!-- table: ([a-z0-9_]+)[^\n]*-->\n).*?(<!-- end of table
 TARGETS: dict[tuple[str, str, str], dict[int, tuple[float, float]]] = {
     ("cpu", "compiled", "forward"): {196: (6, 7), 392: (10, 12), 1568: (25, 40), 3136: (30, 60), 6272: (50, 100)},
     ("cpu", "compiled", "train"): {196: (5, 7), 392: (8, 12), 1568: (17, 30), 3136: (30, 45), 6272: (40, 70)},
-    ("cpu", "pairs", "forward"): {196: (1.7, 3), 392: (3.5, 6), 1568: (9, 15), 3136: (15, 25), 6272: (20, 40)},
+    ("cpu", "gather", "forward"): {196: (1.7, 3), 392: (3.5, 6), 1568: (9, 15), 3136: (15, 25), 6272: (20, 40)},
     ("cuda", "compiled", "forward"): {
         196: (1, 1.5),
         392: (1.3, 2.5),
@@ -112,7 +112,7 @@ def time_table(device: str, result: Mapping[str, Any], kind: str) -> str:
 
 
 def targets_table(device: str, result: Mapping[str, Any], kind: str) -> str:
-    """What was aimed at and what is reached; in brackets dense attention's median over the quartiles of own time."""
+    """Return the table of targets and results; in brackets dense attention's median over the quartiles of own time."""
     tables = [_targets(result.get(axis, {}), device, targets, title) for axis, targets, title in (
         ("joint", TARGETS, "tokens"), ("time", TIME_TARGETS, "frames"))]  # fmt: skip
     return "\n\n".join(tables)
@@ -142,7 +142,7 @@ def _targets(rows: Mapping[str, Any], device: str, targets: Mapping[Any, Any], t
 
 
 def traffic_table(device: str, result: Mapping[str, Any], kind: str) -> str:
-    """What moves at the least (q, k, v in, the output out) over the time taken, and as a share of copying."""
+    """Return the table of least memory traffic (q, k, v in, the output out) per second, and as a share of copying."""
     copy, lengths = result["copy_gb_per_s"], list(result["joint"])
     lines = []
     for name in ("dense", "compiled"):

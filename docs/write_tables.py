@@ -213,7 +213,7 @@ def times_table() -> str:
         ]
         rows.append([method, *cells])
     titles = [f"{length} ({axis})" for axis, length in (name.split() for name in sites)]
-    return markdown(["tokens of a call", *titles], rows)
+    return markdown(["tokens of a sequence", *titles], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""Where files for tests lie that are not part of the project; tests that need them skip where they are absent."""
+"""Folders of test files that are not part of the project; tests that need them skip where they are absent."""
 
 import os
 from pathlib import Path

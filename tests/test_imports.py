@@ -14,7 +14,7 @@ import videoattn
 ROOT = Path(__file__).parents[1]
 HEAVY = ("decord", "av", "pytorchvideo", "torchvision", "timm", "tensorboard", "matplotlib", "transformers", "fvcore")
 
-LEAVES = {"seeding", "files", "compat"}  # these know nothing of videoattn, and everyone may import them
+LEAVES = {"seeding", "files", "compat", "precision"}  # these know nothing of videoattn, and everyone may import them
 # The rooms of the package, and what each may import besides its own files and the leaves.
 ALLOWED: dict[str, set[str]] = {
     "config": {"operators"},  # sections of operators are derived from their constructors

@@ -1,4 +1,4 @@
-"""Train, evaluate and profile video transformers whose attention can be exchanged."""
+"""Train, evaluate and profile video transformers with replaceable attention."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from videoattn import models
     from videoattn.config.load import load_config
-    from videoattn.convert.replace import convert, restore
+    from videoattn.convert.replace import replace_attention, revert_attention
     from videoattn.models.build import build_model
     from videoattn.models.weights.load import from_checkpoint, load_weights
 
 __version__ = "0.1.0"
 __all__ = [
-    "__version__", "build_model", "convert", "from_checkpoint", "load_config", "load_weights", "models", "restore",
+    "__version__", "build_model", "from_checkpoint", "load_config", "load_weights", "models", "replace_attention",
+    "revert_attention",
 ]  # fmt: skip
 
 _HOMES = {
     "build_model": "videoattn.models.build",
-    "convert": "videoattn.convert.replace",
     "from_checkpoint": "videoattn.models.weights.load",
     "load_config": "videoattn.config.load",
     "load_weights": "videoattn.models.weights.load",
-    "restore": "videoattn.convert.replace",
+    "replace_attention": "videoattn.convert.replace",
+    "revert_attention": "videoattn.convert.replace",
 }
 
 

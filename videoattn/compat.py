@@ -1,4 +1,4 @@
-"""The one place that imports torchvision, timm and pytorchvideo, mending what breaks beside another build of torch.
+"""Imports of torchvision, timm and pytorchvideo, with fixes for builds that do not match that of torch.
 
 A torchvision built for CUDA beside a CPU build of torch cannot load its compiled operators; its Python part then fails
 on registering them. Declaring the operators' schemas beforehand is enough for models and transforms to work.
@@ -20,7 +20,7 @@ _LIBRARIES: list[torch.library.Library] = []  # a schema lives as long as its li
 
 @lru_cache(maxsize=1)
 def import_torchvision() -> ModuleType:
-    """torchvision, with the schemas of its compiled operators declared where those could not be loaded.
+    """Import torchvision, after declaring the schemas of its compiled operators if those could not be loaded.
 
     Afterwards `from torchvision.transforms import v2` works as usual. Raises ImportError where it is not installed.
     """
@@ -39,13 +39,13 @@ def import_torchvision() -> ModuleType:
 
 
 def import_timm() -> ModuleType:
-    """timm, once torchvision is importable."""
+    """Import timm, after making torchvision importable."""
     import_torchvision()
     return importlib.import_module("timm")
 
 
 def import_pytorchvideo(submodule: str = "") -> ModuleType:
-    """pytorchvideo or one of its submodules, e.g. `import_pytorchvideo("models.vision_transformers")`.
+    """Import pytorchvideo or one of its submodules, e.g. `import_pytorchvideo("models.vision_transformers")`.
 
     Its transforms look for a torchvision module that has been renamed; the new one stands in under the old name.
     """

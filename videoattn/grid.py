@@ -1,4 +1,4 @@
-"""Where tokens sit in a clip: the (t, h, w) grid, its prefix tokens, and the attention calls taken along an axis."""
+"""Positions of tokens in a clip: the (t, h, w) grid, its prefix tokens, and the sequences along an axis."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Axis(Enum):
-    """Which tokens attend to each other: those of one frame, those of one location, or all of them."""
+    """The tokens that attend to each other: those of one frame, those of one location, or all of them."""
 
     SPACE = "space"
     TIME = "time"
@@ -38,7 +38,7 @@ class TokenGrid:
         return self.prefix + self.patches
 
     def along(self, axis: Axis) -> "TokenGrid":
-        """The grid that one attention call along `axis` sees; along time there are no prefix tokens."""
+        """Return the grid of one sequence along `axis`; along time there are no prefix tokens."""
         if axis is Axis.SPACE:
             return replace(self, t=1)
         if axis is Axis.TIME:
@@ -46,11 +46,11 @@ class TokenGrid:
         return self
 
     def num_calls(self, axis: Axis) -> int:
-        """How many attention calls along `axis` one clip takes."""
+        """Return the number of sequences along `axis` in one clip."""
         return {Axis.SPACE: self.t, Axis.TIME: self.h * self.w, Axis.JOINT: 1}[axis]
 
     def pooled(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> "TokenGrid":
-        """The grid after a convolution with padding kernel // 2, which rounds up where a division rounds down."""
+        """Return the grid after a convolution with padding kernel // 2, which rounds up where division rounds down."""
         t, h, w = (
             (n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip((self.t, self.h, self.w), kernel, stride, strict=True)
         )
@@ -58,7 +58,7 @@ class TokenGrid:
 
 
 def cells_under(grid: TokenGrid, kv_grid: TokenGrid) -> np.ndarray:
-    """The (t, h, w) cell of `kv_grid` under each patch token of `grid`, int64 [N, 3]."""
+    """Return the (t, h, w) cell of `kv_grid` under each patch token of `grid`, int64 [N, 3]."""
     axes = [np.arange(n) * n_k // n for n, n_k in ((grid.t, kv_grid.t), (grid.h, kv_grid.h), (grid.w, kv_grid.w))]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
@@ -94,10 +94,10 @@ def unfold(x: Tensor, grid: TokenGrid, axis: Axis) -> Tensor:
 
 
 def split_calls(x: Tensor, axis: Axis) -> Tensor:
-    """Arrange folded heads [B, F, M, heads, d] as attention calls [rows, groups·heads, n, d], always as a view.
+    """Arrange folded heads [B, F, M, heads, d] as sequences [rows, groups·heads, n, d], always as a view.
 
     SPACE and JOINT: one row per frame, n = M. TIME: one row per clip, n = F, and the M locations are groups of heads:
-    a location's calls lie next to each other in memory, so heads are where they fold without a copy.
+    a location's sequences lie next to each other in memory, so heads are where they fold without a copy.
     """
     if axis is Axis.TIME:
         return x.flatten(2, 3).transpose(1, 2)

@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and its position, e.g. `derive_seed(run_seed, "clip", epoch, index)`."""
+    """Return a 63-bit seed that depends on every part and its position, e.g. (run_seed, "clip", epoch, index)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -67,5 +67,5 @@ def test_attention_that_the_other_format_cannot_say_is_not_dropped_without_a_wor
 ) -> None:
     path, out = ROOT / "model_zoo/motion_timesformer_fibonacci.safetensors", tmp_path / "b.safetensors"
     assert run_tool(main, [str(path), str(out), "--to", "huggingface"]) == 2 and not out.exists()
-    assert "can't say that a model attends by ATTENTION.TIME fibonacci" in capsys.readouterr().err
+    assert "can't describe that a model attends by ATTENTION.TIME fibonacci" in capsys.readouterr().err
     assert run_tool(main, [str(path), str(out), "--to", "huggingface", "--as-dense"]) == 0 and out.exists()

@@ -70,7 +70,7 @@ def test_a_model_named_alone_has_the_size_it_is_published_with(tmp_path: Path) -
         (["--model", "timesformer_tiny", "ATTENTION.TIME.NAME", "nothing"], "ATTENTION.TIME.NAME expects one of dense"),
         (["--model", "timesformer_tiny", "--json", "nowhere/cost.json"], "there is no folder nowhere"),
         (["--model", "timesformer_tiny", "--depth", "0"], "--depth expects at least 1, got 0"),
-        (["--batch-size", "8", "--device", "cpu"], "--device, --batch-size: expected --measure besides"),
+        (["--batch-size", "8", "--device", "cpu"], "--device, --batch-size: expected --measure as well"),
         (["--measure", "--batch-size", "0"], "--batch-size expects at least 1, got 0"),
         (["--json", "."], "--json .: expected a file"),
         (["--model", "timesformer_tiny", "--measure", "--device", "gpu"], "device expects cpu, cuda or cuda:NUMBER"),

@@ -1,4 +1,4 @@
-"""What published SlowFast and TimeSformer files are read as, and what is reported and refused."""
+"""Published SlowFast and TimeSformer files: how they are read, and which keys are reported or refused."""
 
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def test_the_report_names_key_value_line_and_reason(tmp_path: Path) -> None:
         "  MIXUP.ENABLED True: read as MIXUP.ENABLE True: TimeSformer's name",
     ]
     assert format_report(report, verbose=True).splitlines() == [
-        "Ignored keys, which change nothing here:",
+        "Ignored keys:",
         f"  NUM_GPUS 8 ({path}:1): the launcher decides how many processes and machines there are",
         f"  MODEL.HEAD_ACT 'softmax' ({path}:4): models return logits here; "
         "TEST.AGGREGATE says what evaluation adds up",

@@ -1,4 +1,4 @@
-"""What conversion refuses, and how it says so."""
+"""Refusals of `replace_attention`, each with its message."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import videoattn
-from tests.convert.convertible_models import (
+from tests.convert.supported_models import (
     CASES,
     CLIP_IN_PAIRS,
     GRID,
-    convert,
     ours,
+    replace,
     timesformer,
     timm_vit,
     transformers,
@@ -26,34 +26,34 @@ from tests.models.small_models import randomize
 from videoattn.operators import AttentionOperator, AttentionSite, DenseAttention
 
 
-def test_attention_weights_are_refused_until_the_model_is_restored() -> None:
+def test_attention_weights_are_refused_until_attention_is_reverted() -> None:
     for name in ("vivit", "videomae", "hf_divided", "hf_joint"):
         build, axes, shape = CASES[name]
         model, inputs = randomize(build()), torch.randn(1, *shape)
         model.config._attn_implementation = "eager"
         model(inputs, output_attentions=True)  # the library collects them by hooks, which it installs here
-        convert(model, axes, "dense")
+        replace(model, axes, "dense")
         with pytest.raises(ValueError, match="output_attentions=True asks for attention weights"):
             model(inputs, output_attentions=True)
         assert len(model(inputs, output_hidden_states=True).hidden_states) == 3
         model.config.output_attentions = True
         with pytest.raises(ValueError, match="output_attentions=True asks for attention weights"):
             model(inputs)
-        videoattn.restore(model, verbose=False)
+        videoattn.revert_attention(model, verbose=False)
         assert len(model(inputs).attentions) == 2, name
 
 
 def test_inputs_that_do_not_fill_the_grid_are_refused() -> None:
     vit = timm_vit()
-    convert(vit, ("space",), "dense")
-    with pytest.raises(ValueError, match="takes no attn_mask"):
+    replace(vit, ("space",), "dense")
+    with pytest.raises(ValueError, match="does not accept attn_mask"):
         vit.blocks[0].attn(torch.zeros(1, 9, 24), attn_mask=torch.zeros(9, 9))
-    with pytest.raises(ValueError, match=r"converted for TokenGrid\(t=1, h=2, w=3, prefix=3\) of 9 tokens and got 12"):
+    with pytest.raises(ValueError, match=r"replaced for TokenGrid\(t=1, h=2, w=3, prefix=3\) of 9 tokens and got 12"):
         vit.blocks(torch.zeros(1, 12, 24))
     masked = transformers.VideoMAEModel(videomae_config())
-    convert(masked, ("joint",), "dense")
+    replace(masked, ("joint",), "dense")
     hidden = torch.arange(GRID.patches)[None] % 2 == 0
-    with pytest.raises(ValueError, match="of 24 tokens and got 12; .* masked tokens leave no grid"):
+    with pytest.raises(ValueError, match="of 24 tokens and got 12; .* masked tokens form no grid"):
         masked(torch.zeros(1, *CLIP_IN_PAIRS), bool_masked_pos=hidden)
 
 
@@ -78,7 +78,7 @@ def vit_of_another_attention() -> nn.Module:
 
 
 def refuse_block_1(site: AttentionSite) -> AttentionOperator:
-    if site.layer == 1:
+    if site.block == 1:
         raise ValueError("not on this site")
     return DenseAttention(site)
 
@@ -93,10 +93,10 @@ REFUSALS: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
     (timm_vit, {"time": "dense"}, "VisionTransformer attends along space alone, got an operator for time"),
     (ours, {"space": "dense", "joint": "dense"}, "TimeSformer attends along space and time alone, .* for joint"),
     (videomae, DENSE, "VideoMAEModel attends along joint alone, got an operator for space"),
-    (partial(nn.Linear, 2, 2), DENSE, r"convert knows VisionTransformer \(timm\), .*, got Linear"),
-    (lambda: nn.ModuleList([timm_vit(), ours()]), DENSE, "ModuleList holds several models, pass one of them: 0, 1"),
-    (vit_of_another_attention, DENSE, "block 1 attends by tests.convert.test_refusals.Attention; convert"),
-    (vit_of_parallel_blocks, DENSE, "not built as convert expects: .*ParallelThingsBlock.* 'attn'"),
+    (partial(nn.Linear, 2, 2), DENSE, r"replace_attention supports VisionTransformer \(timm\), .*, got Linear"),
+    (lambda: nn.ModuleList([timm_vit(), ours()]), DENSE, "ModuleList contains several models, pass one of them: 0, 1"),
+    (vit_of_another_attention, DENSE, "block 1 attends by tests.convert.test_refusals.Attention; replace_attention"),
+    (vit_of_parallel_blocks, DENSE, "not built as replace_attention expects: .*ParallelThingsBlock.* 'attn'"),
     (partial(timm_vit, attn_drop_rate=0.1), DENSE, "Attention of block 0 drops attention weights with p = 0.1"),
     (partial(timm_vit, dynamic_img_size=True), DENSE, "dynamic_img_size=True leaves the grid open"),
     (partial(timm_vit, patch_drop_rate=0.5), DENSE, "patch_drop_rate=0.5 drops patches"),
@@ -116,8 +116,8 @@ REFUSALS: list[tuple[Callable[[], nn.Module], dict[str, Any], str]] = [
     (timm_vit, {"space": nn.Identity()}, r"space expects .*, got Identity\(\)"),
     (timm_vit, {"space": lambda site: nn.Identity()}, r"makes an AttentionOperator, got Identity\(\)"),
     (timm_vit, {"space": refuse_block_1}, "not on this site"),
-    (timm_vit, {"space": "dense", "layers": [1, 2]}, r"blocks of VisionTransformer .* along space, 0-1, got \[1, 2\]"),
-    (timm_vit, {"space": "dense", "layers": []}, r"along space, 0-1, got \[\]"),
+    (timm_vit, {"space": "dense", "blocks": [1, 2]}, r"blocks of VisionTransformer .* along space, 0-1, got \[1, 2\]"),
+    (timm_vit, {"space": "dense", "blocks": []}, r"along space, 0-1, got \[\]"),
 ]  # fmt: skip
 
 
@@ -127,6 +127,6 @@ def test_refusals_leave_the_model_as_it_was(
 ) -> None:
     model = build()
     with pytest.raises(ValueError, match=message):
-        videoattn.convert(model, **arguments, verbose=False)
-    with pytest.raises(ValueError, match="nothing to restore: no attention of this .* is converted"):
-        videoattn.restore(model)
+        videoattn.replace_attention(model, **arguments, verbose=False)
+    with pytest.raises(ValueError, match="nothing to revert: no attention of this .* is replaced"):
+        videoattn.revert_attention(model)

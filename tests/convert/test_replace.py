@@ -1,4 +1,4 @@
-"""Conversion of other libraries' models: what it may not change, and what it must."""
+"""Laws of `replace_attention` and `revert_attention`: what they change, and what they leave as it is."""
 
 import copy
 import io
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import videoattn
-from tests.convert.convertible_models import (
+from tests.convert.supported_models import (
     CASES,
     NAMES,
     SIZES,
     TYPES,
     GainedAttention,
-    convert,
     ours,
     outputs,
+    replace,
     timesformer,
     timm_vit,
     transformers,
@@ -47,20 +47,20 @@ def test_dense_attention_changes_no_output(case: Any) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model, inputs = model.to(dtype), inputs.to(dtype)
         before = outputs(model, inputs)
-        convert(model, axes, "dense")
+        replace(model, axes, "dense")
         torch.testing.assert_close(outputs(model, inputs), before, rtol=tolerance, atol=tolerance)
-        videoattn.restore(model, verbose=False)
+        videoattn.revert_attention(model, verbose=False)
     assert before.std() > 0.1
 
 
-def test_restoring_gives_back_the_same_modules_weights_and_outputs(case: Any) -> None:
+def test_reverting_gives_back_the_same_modules_weights_and_outputs(case: Any) -> None:
     model, axes, inputs = case
     modules, state, before = list(model.named_modules()), copy.deepcopy(model.state_dict()), outputs(model, inputs)
     kinds, parameters = [type(module) for _, module in modules], list(model.parameters())
     attributes = [set(vars(module)) for _, module in modules]
-    convert(model, axes, "fibonacci")
+    replace(model, axes, "fibonacci")
     assert (outputs(model, inputs) - before).abs().max() > 1e-4
-    videoattn.restore(model, verbose=False)
+    videoattn.revert_attention(model, verbose=False)
     assert all(a is b for (_, a), (_, b) in zip(model.named_modules(), modules, strict=True))
     assert [name for name, _ in model.named_modules()] == [name for name, _ in modules]
     assert [type(module) for _, module in modules] == kinds
@@ -72,16 +72,16 @@ def test_restoring_gives_back_the_same_modules_weights_and_outputs(case: Any) ->
     assert torch.equal(outputs(model, inputs), before)
 
 
-def test_weights_learned_while_converted_are_kept(case: Any) -> None:
+def test_weights_learned_while_replaced_are_kept(case: Any) -> None:
     model, axes, inputs = case
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     keys, before = list(model.state_dict()), outputs(model, inputs)
-    convert(model, axes, "dense")
+    replace(model, axes, "dense")
     assert list(model.state_dict()) == keys
     before.logsumexp(dim=-1).sum().backward()
     optimizer.step()
     learned = outputs(model, inputs)
-    videoattn.restore(model, verbose=False)
+    videoattn.revert_attention(model, verbose=False)
     assert not torch.allclose(learned, before, atol=1e-3)
     torch.testing.assert_close(outputs(model, inputs), learned, rtol=1e-10, atol=1e-10)
 
@@ -89,7 +89,7 @@ def test_weights_learned_while_converted_are_kept(case: Any) -> None:
 def test_gradients_reach_every_parameter_of_a_model_in_training(case: Any) -> None:
     model, axes, inputs = case
     model.train()
-    report = convert(model, axes, GainedAttention)
+    report = replace(model, axes, GainedAttention)
     outputs(model, inputs).square().mean().backward()
     assert {name for name, _ in model.named_parameters()} >= set(report.new_parameters)
     assert len(report.new_parameters) == 2 * len(axes)
@@ -102,27 +102,27 @@ def test_gradients_reach_every_parameter_of_a_model_in_training(case: Any) -> No
 def test_parameters_of_operators_are_the_only_new_keys(case: Any) -> None:
     model, axes, inputs = case
     keys, other = set(model.state_dict()), copy.deepcopy(model)
-    report = convert(model, axes, partial(GainedAttention, start=0.5))
+    report = replace(model, axes, partial(GainedAttention, start=0.5))
     state = model.state_dict()
     assert set(state) - keys == set(report.new_parameters) and keys <= set(state)
     assert all(name.endswith(".operator.gain") and state[name].dtype == torch.float64 for name in report.new_parameters)
-    convert(other, axes, GainedAttention)
+    replace(other, axes, GainedAttention)
     other.load_state_dict(state)
     assert torch.equal(outputs(other, inputs), outputs(model, inputs))
 
 
-def test_copies_and_pickles_of_a_converted_model_can_be_restored(case: Any) -> None:
+def test_copies_and_pickles_of_a_model_with_replaced_attention_can_be_reverted(case: Any) -> None:
     model, axes, inputs = case
     before = outputs(model, inputs)
-    convert(model, axes, "fibonacci")
-    converted, file = outputs(model, inputs), io.BytesIO()
+    replace(model, axes, "fibonacci")
+    replaced, file = outputs(model, inputs), io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-        assert torch.equal(outputs(other, inputs), converted)
-        videoattn.restore(other, verbose=False)
+        assert torch.equal(outputs(other, inputs), replaced)
+        videoattn.revert_attention(other, verbose=False)
         assert torch.equal(outputs(other, inputs), before)
-    assert torch.equal(outputs(model, inputs), converted)
+    assert torch.equal(outputs(model, inputs), replaced)
 
 
 def heads_of(projected: Tensor) -> Tensor:
@@ -165,15 +165,15 @@ def test_a_layer_gives_what_the_operator_gives_for_its_queries_keys_and_values(
     build, _, shape = CASES[name]
     model = randomize(build()).double()
     options = {"variant": "wythoff", "geometry": "axial"}
-    report = convert(model, (axis,), {"name": "fibonacci", **options}, layers=[1])
+    report = replace(model, (axis,), {"name": "fibonacci", **options}, blocks=[1])
     (replacement,) = report.replacements
-    assert replacement.site == AttentionSite(grid, grid, 3, 8, layer=1) and replacement.axis is Axis(axis)
+    assert replacement.site == AttentionSite(grid, grid, 3, 8, block=1) and replacement.axis is Axis(axis)
     attention, seen = model.get_submodule(replacement.path), {}
     attention.register_forward_hook(lambda module, args, output: seen.update(x=args[0], output=output))
     outputs(model, torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
     q, k, v = queries_keys_values(attention, seen["x"])
     places = order or list(range(grid.tokens))
-    operator = FibonacciAttention(AttentionSite(grid, grid, 3, 8, layer=1), **options)
+    operator = FibonacciAttention(AttentionSite(grid, grid, 3, 8, block=1), **options)
     mixed = torch.empty_like(v)
     mixed[:, :, places] = operator(q[:, :, places], k[:, :, places], v[:, :, places])
     expected = torch.cat(list(mixed.unbind(1)), dim=-1)
@@ -188,7 +188,7 @@ def test_a_layer_gives_what_the_operator_gives_for_its_queries_keys_and_values(
 def test_their_timesformer_with_an_operator_is_ours_with_that_operator(kind: str) -> None:
     axes, chosen = TYPES[kind], {"variant": "wythoff", "semantics": "zero_logit"}
     theirs = randomize(timesformer(NAMES[kind]))
-    convert(theirs, axes, partial(FibonacciAttention, **chosen))
+    replace(theirs, axes, partial(FibonacciAttention, **chosen))
     model = TimeSformer(
         CLIP_SIZE, 8, embed_dim=24, depth=2, num_heads=3, num_classes=5, attention_type=NAMES[kind],
         operators={Axis(axis): partial(FibonacciAttention, **chosen) for axis in axes},
@@ -201,56 +201,56 @@ def test_their_timesformer_with_an_operator_is_ours_with_that_operator(kind: str
 def test_videomae_of_published_length_trains_with_fibonacci_attention() -> None:
     config = transformers.VideoMAEConfig(**{**SIZES, "hidden_size": 48})
     model = randomize(transformers.VideoMAEForVideoClassification(config)).train()
-    report = videoattn.convert(model, joint="fibonacci", verbose=False)
+    report = videoattn.replace_attention(model, joint="fibonacci", verbose=False)
     assert report.replacements[0].site.q_grid == TokenGrid(8, 14, 14)
     clip = torch.randn(1, 16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     model(clip, labels=torch.tensor([3])).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_blocks_can_be_converted_apart() -> None:
+def test_blocks_can_be_replaced_apart() -> None:
     vit = timm_vit()
-    report = convert(vit, ("space",), "fibonacci", layers=[1])
+    report = replace(vit, ("space",), "fibonacci", blocks=[1])
     assert [item.path for item in report.replacements] == ["blocks.1.attn"]
     assert type(vit.blocks[0].attn).__name__ == "Attention"
-    convert(vit, ("space",), GainedAttention, layers=(0,))
+    replace(vit, ("space",), GainedAttention, blocks=(0,))
     assert [type(block.attn.operator) for block in vit.blocks] == [GainedAttention, FibonacciAttention]
-    for layers in ([1], None):
-        with pytest.raises(ValueError, match=r"blocks\.[01]\.attn is converted already; call videoattn.restore first"):
-            convert(vit, ("space",), "dense", layers=layers)
-    assert len(videoattn.restore(vit, verbose=False).replacements) == 2
+    for blocks in ([1], None):
+        with pytest.raises(ValueError, match=r"blocks\.[01]\.attn is already replaced; call .*revert_attention first"):
+            replace(vit, ("space",), "dense", blocks=blocks)
+    assert len(videoattn.revert_attention(vit, verbose=False).replacements) == 2
 
 
 def test_axes_can_have_different_operators() -> None:
     model = ours()
-    videoattn.convert(model, time="fibonacci", space=GainedAttention, verbose=False)
+    videoattn.replace_attention(model, time="fibonacci", space=GainedAttention, verbose=False)
     mixers = model.blocks[1].mixers
-    assert isinstance(mixers["time"].operator, FibonacciAttention) and mixers["time"].operator.site.layer == 1
+    assert isinstance(mixers["time"].operator, FibonacciAttention) and mixers["time"].operator.site.block == 1
     assert isinstance(mixers["space"].operator, GainedAttention)
 
 
 def test_an_operator_of_ours_comes_back_to_where_the_model_has_gone() -> None:
     model = TimeSformer(CLIP_SIZE, 8, 24, 2, 3, operators={Axis.SPACE: GainedAttention})
     first = model.blocks[0].mixers["space"].operator
-    convert(model, ("space",), "dense")
+    replace(model, ("space",), "dense")
     model.double().eval()
-    videoattn.restore(model, verbose=False)
+    videoattn.revert_attention(model, verbose=False)
     assert model.blocks[0].mixers["space"].operator is first
     assert first.gain.dtype == torch.float64 and not first.training
 
 
 def test_blocks_that_skip_attention_stay_as_they_are() -> None:
-    skip = {Axis.SPACE: SkipSettings(layers=(1,), phi="weights"), Axis.TIME: SkipSettings(layers=(2,))}
+    skip = {Axis.SPACE: SkipSettings(blocks=(1,), phi="weights"), Axis.TIME: SkipSettings(blocks=(2,))}
     model = TimeSformer(CLIP_SIZE, 8, 24, 3, 3, skip=skip)
-    report = convert(model, ("space", "time"), "dense")
-    assert [(item.axis.value, item.site.layer) for item in report.replacements] == [
+    report = replace(model, ("space", "time"), "dense")
+    assert [(item.axis.value, item.site.block) for item in report.replacements] == [
         ("time", 0), ("space", 0), ("time", 1), ("space", 2),
     ]  # fmt: skip
-    videoattn.restore(model, verbose=False)
-    with pytest.raises(ValueError, match=r"layers expects blocks .* along time, 0-1, got \[2\]"):
-        convert(model, ("time",), "dense", layers=[2])
+    videoattn.revert_attention(model, verbose=False)
+    with pytest.raises(ValueError, match=r"blocks expects blocks .* along time, 0-1, got \[2\]"):
+        replace(model, ("time",), "dense", blocks=[2])
     with pytest.raises(ValueError, match="block 1 reuses attention weights, which GainedAttention lacks"):
-        convert(model, ("space",), GainedAttention)
+        replace(model, ("space",), GainedAttention)
 
 
 def test_plain_subclasses_and_models_inside_others_are_known() -> None:
@@ -262,7 +262,7 @@ def test_plain_subclasses_and_models_inside_others_are_known() -> None:
     vit = Subclass(
         img_size=(16, 24), patch_size=8, embed_dim=24, depth=1, num_heads=3, class_token=False, global_pool="avg"
     )
-    report = videoattn.convert(nn.Sequential(vit, nn.Linear(1000, 5)), space="fibonacci", verbose=False)
+    report = videoattn.replace_attention(nn.Sequential(vit, nn.Linear(1000, 5)), space="fibonacci", verbose=False)
     assert report.replacements[0].path == "0.blocks.0.attn" and report.replacements[0].site.q_grid.prefix == 0
 
 
@@ -270,42 +270,42 @@ def test_a_distilled_vit_has_two_prefix_tokens() -> None:
     vit = import_timm().create_model(
         "deit_tiny_distilled_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=5
     )
-    report = videoattn.convert(vit, space="dense", verbose=False)
+    report = videoattn.replace_attention(vit, space="dense", verbose=False)
     assert report.replacements[0].site.q_grid == TokenGrid(1, 2, 2, 2)
 
 
-def test_half_precision_and_models_without_memory_convert() -> None:
+def test_half_precision_and_models_without_memory_are_supported() -> None:
     vit = randomize(timm_vit())
-    convert(vit, ("space",), "fibonacci")
+    replace(vit, ("space",), "fibonacci")
     with torch.autocast("cpu", torch.bfloat16):
         assert vit(torch.randn(1, 3, 16, 24)).isfinite().all()
     half = randomize(timm_vit()).bfloat16()
-    convert(half, ("space",), GainedAttention)
+    replace(half, ("space",), GainedAttention)
     assert half.blocks[0].attn.operator.gain.dtype == half(torch.randn(1, 3, 16, 24).bfloat16()).dtype == torch.bfloat16
     bare = timm_vit().to("meta")
-    convert(bare, ("space",), GainedAttention)
+    replace(bare, ("space",), GainedAttention)
     assert all(tensor.is_meta for tensor in [*bare.parameters(), *bare.buffers()])
 
 
 def test_the_report_is_printed_or_logged(capsys: Any, caplog: Any) -> None:
     model = ours()
-    report = videoattn.convert(model, space=GainedAttention)
+    report = videoattn.replace_attention(model, space=GainedAttention)
     assert capsys.readouterr().out == f"{report}\n"
     assert str(report) == (
-        "converted TimeSformer: 2 attention modules\n"
+        "replaced attention of TimeSformer: 2 attention modules\n"
         "  space, blocks 0-1: DenseAttention -> GainedAttention on 1x2x3 patches and 1 prefix tokens, 3 heads of 8, in "
         "blocks.*.mixers.space\n"
-        "  new parameters, for an optimizer to take: blocks.0.mixers.space.operator.gain and 1 more"
+        "  new parameters to add to the optimizer: blocks.0.mixers.space.operator.gain and 1 more"
     )
     with caplog.at_level("INFO", logger="videoattn"):
-        videoattn.restore(model, verbose=False)
+        videoattn.revert_attention(model, verbose=False)
     assert capsys.readouterr().out == "" and "GainedAttention -> DenseAttention" in caplog.text
 
 
 def test_every_operator_is_known_by_its_name() -> None:
     for name, operator in OPERATORS.items():
         vit = timm_vit()
-        videoattn.convert(vit, space=name, verbose=False)
+        videoattn.replace_attention(vit, space=name, verbose=False)
         assert type(vit.blocks[0].attn.operator) is operator
         assert vit(torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))).isfinite().all()
 
@@ -315,15 +315,15 @@ def test_an_mvit_takes_operators_and_gives_its_own_back(kind: str) -> None:
     clip = torch.randn(2, 3, *MVIT_CLIP_SIZE, generator=torch.Generator().manual_seed(3))
     model = small_mvit(kind)
     before = outputs(model, clip)
-    convert(model, ("joint",), "dense")
+    replace(model, ("joint",), "dense")
     torch.testing.assert_close(outputs(model, clip), before, rtol=1e-5, atol=1e-5)
-    videoattn.restore(model, verbose=False)
-    report = convert(model, ("joint",), "fibonacci")
+    videoattn.revert_attention(model, verbose=False)
+    report = replace(model, ("joint",), "fibonacci")
     assert len(report.replacements) == 4
     built = small_mvit(kind, operators={Axis.JOINT: FibonacciAttention})
     torch.testing.assert_close(outputs(model, clip), outputs(built, clip), rtol=1e-5, atol=1e-5)
-    videoattn.restore(model, verbose=False)
+    videoattn.revert_attention(model, verbose=False)
     assert torch.equal(outputs(model, clip), before)
     if kind == "v2":
         with pytest.raises(ValueError, match="bias"):
-            convert(model, ("joint",), "lisa")
+            replace(model, ("joint",), "lisa")

@@ -35,7 +35,7 @@ HEADS, D = 3, 8
 
 
 def stated_cost(name: str, **values: Any) -> int:
-    """What the page's formula `name` gives for the values of its symbols."""
+    """Evaluate the page's formula `name` for the values of its symbols."""
     (code,) = [text for _, cost, text in BLOCKS if cost == name]
     scope: dict[str, Any] = {"log2": math.log2, "prod": math.prod, **values}
     exec(code, scope)
@@ -84,7 +84,7 @@ def test_attention_products_of_whole_models_are_those_of_their_operators() -> No
     for model, (frames, crop, kind) in tables.MODELS.items():
         grid = TokenGrid(frames, crop // 16, crop // 16, prefix=1)
         axes = (Axis.JOINT,) if kind == tables.JOINT else (Axis.TIME, Axis.SPACE)
-        sites = {axis: AttentionSite(grid.along(axis), grid.along(axis), 12, 64, layer=0) for axis in axes}
+        sites = {axis: AttentionSite(grid.along(axis), grid.along(axis), 12, 64, block=0) for axis in axes}
         macs = 12 * sum(grid.num_calls(axis) * OPERATORS["dense"](site).macs() for axis, site in sites.items())
         (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| TimeSformer base, {model} |")]
         assert row.split(" | ")[2] == tables.giga(macs)
@@ -102,7 +102,7 @@ def test_a_table_without_end_is_refused() -> None:
 def symbols(axis: Axis, prefix: int) -> tuple[AttentionSite, dict[str, Any]]:
     grid = TokenGrid(GRID.t, GRID.h, GRID.w, prefix).along(axis)
     values = {"heads": HEADS, "d": D, "N": grid.patches, "prefix": grid.prefix, "tokens": grid.tokens}
-    return AttentionSite(grid, grid, HEADS, D, layer=1), {**values, "axis": axis.name}
+    return AttentionSite(grid, grid, HEADS, D, block=1), {**values, "axis": axis.name}
 
 
 def transforms(grid: TokenGrid) -> dict[str, list[int]]:

@@ -73,7 +73,7 @@ def test_the_operator_of_the_page_computes_what_its_formula_says() -> None:
     exec(block("python file"), scope)
     kind = scope["DilatedAttention"]
     grid = TokenGrid(2, 3, 4, prefix=1)
-    operator = kind(AttentionSite(grid, grid, 2, 25, layer=0), step=3).double()
+    operator = kind(AttentionSite(grid, grid, 2, 25, block=0), step=3).double()
     q, k = (torch.randn(1, 2, 25, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     attends = torch.tensor([[0 in (i, j) or (i - j) % 3 == 0 for j in range(25)] for i in range(25)])
     expected = (q @ k.mT / 5).masked_fill(~attends, -torch.inf).softmax(-1)

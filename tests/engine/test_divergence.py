@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.test_train import Clips, build_trainer, equal_states, run
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
-from videoattn.engine.train import TrainState, restore
+from videoattn.engine.train import TrainState, restore_training
 
 
 def saved(folder: Path) -> list[tuple[int, int]]:
@@ -41,7 +41,7 @@ def test_an_infinite_gradient_ends_the_run_before_any_weight_changes(tmp_path: P
     last = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path)
     assert equal_states(trainer.model.state_dict(), last["model_state"])
     again = build_trainer(ema_decay=0.5)
-    run(tmp_path, again, state=restore(again, last), lr=1e-3)
+    run(tmp_path, again, state=restore_training(again, last), lr=1e-3)
     assert saved(tmp_path)[-1] == (3, 0)
 
 
@@ -118,5 +118,5 @@ def test_the_precision_of_a_continued_run_may_be_another(tmp_path: Path) -> None
     content = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path)
     for precision in ("fp16", "fp32"):
         trainer = build_trainer(precision=precision)
-        run(tmp_path / precision, trainer, state=restore(trainer, content), max_epoch=2)
+        run(tmp_path / precision, trainer, state=restore_training(trainer, content), max_epoch=2)
         assert saved(tmp_path / precision) == [(2, 0)]

@@ -18,7 +18,7 @@ from videoattn.engine.checkpoint.files import BEST, BadCheckpointError, list_che
 from videoattn.engine.checkpoint.resume import Candidates, Run
 from videoattn.engine.distributed import Process
 from videoattn.engine.optim import parameter_groups
-from videoattn.engine.train import Best, TrainState, restore
+from videoattn.engine.train import Best, TrainState, restore_training
 from videoattn.engine.trainer import Trainer
 
 
@@ -132,7 +132,7 @@ def test_a_bad_newer_checkpoint_does_not_cost_the_one_that_is_written(folder: Pa
     named(folder, 2).write_bytes(b"")
     named(folder, 9).write_bytes(b"")
     trainer = build_trainer()
-    state = restore(trainer, load_checkpoint(named(folder, 1)))
+    state = restore_training(trainer, load_checkpoint(named(folder, 1)))
     run(folder.parent, trainer, state=state, max_epoch=2, keep_checkpoints=1)
     assert [c.epoch for c in list_checkpoints(folder)] == [2, 9]
     assert load_checkpoint(named(folder, 2))["epoch"] == 2
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_before_continues(folder: Path) -> None:
     for best, expected in ((-1.0, None), (0.5, Best(0.5, 0.5))):
         content["best"] = best
         content.pop("num_moments", None)
-        assert restore(build_trainer(), content).best == expected
+        assert restore_training(build_trainer(), content).best == expected
 
 
 def videos(names: str = "abcdef", labels: dict[str, int] | None = None, root: str = "/data") -> VideoList:

@@ -17,7 +17,7 @@ from videoattn.engine.log import RunLog
 from videoattn.engine.meters import TooManyBadClipsError
 from videoattn.engine.optim import parameter_groups
 from videoattn.engine.results import Results
-from videoattn.engine.train import Interrupted, TrainingRun, TrainOptions, TrainState, restore, train
+from videoattn.engine.train import Interrupted, TrainingRun, TrainOptions, TrainState, restore_training, train
 from videoattn.engine.trainer import Trainer
 from videoattn.models import TimeSformer
 from videoattn.models.weights.files import read_weight_file
@@ -107,7 +107,7 @@ def test_a_run_stopped_within_an_epoch_repeats_the_whole_one_bit_for_bit(tmp_pat
     newest = list_checkpoints(tmp_path / "parts" / "checkpoints")[-1]
     assert (newest.epoch, newest.step) == (1, 4)
     resumed = build_trainer(**keys)
-    state = restore(resumed, load_checkpoint(newest.path))
+    state = restore_training(resumed, load_checkpoint(newest.path))
     run(tmp_path / "parts", resumed, state=state)
     assert equal_states(whole.state_dict(), resumed.state_dict())
     last = [load_checkpoint(list_checkpoints(tmp_path / d / "checkpoints")[-1].path) for d in ("whole", "parts")]
@@ -296,7 +296,7 @@ def test_an_epoch_is_not_best_because_fewer_videos_were_evaluated(tmp_path):
     results = iter([outcome(5), outcome(4, evaluated=4), outcome(6, evaluated=9)])
     run(tmp_path, validate=lambda model: next(results), max_epoch=2)
     assert load_checkpoint(tmp_path / "checkpoints" / BEST)["epoch"] == 1
-    state = restore(build_trainer(), load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path))
+    state = restore_training(build_trainer(), load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1].path))
     run(tmp_path, state=state, validate=lambda model: next(results), max_epoch=3)
     best = load_checkpoint(tmp_path / "checkpoints" / BEST)
     assert best["epoch"] == 3 and best["best"]["top1"] == pytest.approx(6 / 9) and best["best"]["score"] == 0.6

@@ -18,7 +18,7 @@ GRID = TokenGrid(2, 3, 5, 1)
 
 def build(grid, kv_grid=None, heads=2, d=8, **options):
     """The compiled and the plain operator in float64, with the same random parameters."""
-    site = AttentionSite(grid, kv_grid or grid, heads, d, layer=0)
+    site = AttentionSite(grid, kv_grid or grid, heads, d, block=0)
     both = [FocusedLinearAttention(site, **options).double() for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from tests.kernels.test_triton_offsets import bound_of, upstream_of
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.kernels import short
 from videoattn.kernels.layout import empty_gradients, empty_outputs
-from videoattn.kernels.triton.launch import suits_short
+from videoattn.kernels.triton.launch import supports_short
 from videoattn.operators import AttentionSite, DenseAttention
 from videoattn.profiling.operations import kernel_formulas
 
@@ -41,7 +41,7 @@ def check(attend, expect, x: Tensor) -> None:
 
 def check_shape(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
     n, heads, groups, dim = shape
-    assert suits_short(dim, dtype, n)
+    assert supports_short(dim, dtype, n)
     x = given(n, heads * groups, dim, dtype, device)
     check(dense, lambda y: F.scaled_dot_product_attention(*y.unbind(3)), x)
     plan = plan_of(TokenGrid(n, 1, 1), heads=heads).to(device)
@@ -58,7 +58,7 @@ def check_shape(shape: tuple[int, int, int, int], dtype: torch.dtype, device: st
 @pytest.mark.parametrize("shape", SHAPES)
 @interpreted
 def test_outputs_and_gradients_equal_a_dense_product(shape, dtype):
-    if suits_short(shape[3], dtype, shape[0]):
+    if supports_short(shape[3], dtype, shape[0]):
         check_shape(shape, dtype, "cpu")
 
 
@@ -66,7 +66,7 @@ def test_outputs_and_gradients_equal_a_dense_product(shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [*SHAPES, (8, 12, 196, 64), (24, 12, 49, 64), (64, 12, 49, 64)])
 def test_a_gpu_computes_a_dense_product(shape, dtype):
-    if suits_short(shape[3], dtype, shape[0]):
+    if supports_short(shape[3], dtype, shape[0]):
         check_shape(shape, dtype, "cuda")
 
 
@@ -171,7 +171,7 @@ def test_dense_attention_on_a_gpu_takes_the_kernel_for_short_sequences(compiled)
 
 
 def test_few_tokens_of_narrow_heads_are_short():
-    assert suits_short(64, torch.bfloat16, 64) and suits_short(128, torch.float16, 8)
+    assert supports_short(64, torch.bfloat16, 64) and supports_short(128, torch.float16, 8)
     for dim, dtype, n in (
         (64, torch.bfloat16, 65),
         (64, torch.float32, 33),
@@ -179,4 +179,4 @@ def test_few_tokens_of_narrow_heads_are_short():
         (96, torch.float32, 8),
         (64, torch.float64, 8),
     ):
-        assert not suits_short(dim, dtype, n)
+        assert not supports_short(dim, dtype, n)

@@ -7,7 +7,7 @@ from tests.kernels.processes import compiling
 from tests.kernels.test_offsets import packed, plan_of
 from videoattn.grid import TokenGrid
 from videoattn.kernels.layout import empty_gradients, empty_outputs
-from videoattn.kernels.triton.launch import suits_short
+from videoattn.kernels.triton.launch import supports_short
 
 KERNELS = ["attend_forward", "query_gradients", "key_gradients"]
 # 3 of 65536 registers' worth of blocks of 128 threads stay resident
@@ -200,6 +200,6 @@ def test_kernels_of_short_sequences_multiply_on_tensor_cores_without_spilling(by
 )
 @compiling
 def test_kernels_of_short_sequences_keep_all_in_registers_with_any_options(options):
-    assert suits_short(options.get("dim", 64), options.get("dtype", torch.bfloat16), options.get("length", 8))
+    assert supports_short(options.get("dim", 64), options.get("dtype", torch.bfloat16), options.get("length", 8))
     for launch in launches_of_short_sequences(**options).values():
         check(launch)

@@ -107,14 +107,14 @@ def _ours(state: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
 def test_prefix_rows_are_frozen_and_patch_rows_go_through_phi(axis: Axis, phi: str | None) -> None:
     module = randomize(Leff(12, axis)).double() if phi else None
     mixer = SkipAttention(GRID, axis, module, "update")
-    previous = fold(stream(), GRID, axis)
-    update, handed_on = mixer(stream(1), previous)
-    assert handed_on is update and update.shape == previous.shape
+    carried = fold(stream(), GRID, axis)
+    update, carried_next = mixer(stream(1), carried)
+    assert carried_next is update and update.shape == carried.shape
     prefix = 0 if axis is Axis.TIME else 1
-    assert torch.equal(update[:, :, :prefix], previous[:, :, :prefix])
-    patches = previous[:, :, prefix:]
+    assert torch.equal(update[:, :, :prefix], carried[:, :, :prefix])
+    patches = carried[:, :, prefix:]
     if phi is None:
-        assert torch.equal(update, previous)
+        assert torch.equal(update, carried)
         return
     assert module is not None
     for call, expected in _calls(module, patches, axis):
@@ -134,7 +134,7 @@ def _calls(phi: nn.Module, patches: Tensor, axis: Axis) -> list[tuple[Any, Tenso
 @pytest.mark.parametrize("axis", list(Axis))
 @pytest.mark.parametrize("operator", [DenseAttention, FibonacciAttention])
 def test_reused_weights_mix_new_values_as_the_operator_would(axis: Axis, operator: Any) -> None:
-    first = MultiheadAttention(12, 3, GRID, axis, 0, operator, hand_on="weights").double()
+    first = MultiheadAttention(12, 3, GRID, axis, 0, operator, carry="weights").double()
     plain = MultiheadAttention(12, 3, GRID, axis, 0, operator).double()
     randomize(first)
     plain.load_state_dict(first.state_dict())
@@ -151,9 +151,9 @@ def test_reused_weights_mix_new_values_as_the_operator_would(axis: Axis, operato
         {"v.weight": rows, "v.bias": bias}
         | {name: value for name, value in plain.state_dict().items() if name.split(".")[0] in ("norm", "proj")}
     )
-    again, handed_on = second(x, weights)
+    again, carried_next = second(x, weights)
     torch.testing.assert_close(again, update, rtol=0, atol=1e-12)
-    assert handed_on is weights
+    assert carried_next is weights
 
 
 # ---- models

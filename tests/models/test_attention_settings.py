@@ -74,7 +74,7 @@ def test_a_section_is_what_the_constructor_says() -> None:
     ],
 )
 def test_a_constructor_is_not_run_with_what_its_annotations_exclude(option: str, value: object, message: str) -> None:
-    site = AttentionSite(TokenGrid(2, 3, 4), TokenGrid(2, 3, 4), num_heads=1, head_dim=2, layer=0)
+    site = AttentionSite(TokenGrid(2, 3, 4), TokenGrid(2, 3, 4), num_heads=1, head_dim=2, block=0)
     with pytest.raises(ValueError, match=re.escape(message)):
         Windowed(site, **{option: value})
     assert Windowed(site, 5, scale=0.5).options == {"window": 5, "scale": 0.5}

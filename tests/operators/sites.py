@@ -17,10 +17,10 @@ HEADS, D = 3, 8
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "fibonacci": [
         {"implementation": "masked"},
-        {"implementation": "pairs"},
-        {"variant": "wythoff", "semantics": "zero_logit", "implementation": "pairs"},
+        {"implementation": "gather"},
+        {"variant": "wythoff", "semantics": "zero_logit", "implementation": "gather"},
         {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"},
-        {"geometry": "block", "implementation": "pairs"},
+        {"geometry": "block", "implementation": "gather"},
     ],
     "lisa": [
         {"method": "direct", "num_patterns": 2},
@@ -69,7 +69,7 @@ def refusal(name: str, options: dict[str, Any], at: AttentionSite) -> str | None
 
 
 def names_its_reason(reason: str, name: str, at: AttentionSite) -> bool:
-    """Whether a refusal says which grid, bias or option it is about."""
+    """Return whether a refusal names the grid, bias or option that it is about."""
     about = [str(at.q_grid), str(at.kv_grid), *(option.upper() for option in options_of(OPERATORS[name]))]
     return any(word in reason for word in about) or (at.has_bias and "bias" in reason)
 
@@ -90,7 +90,7 @@ def identify(name: str, options: dict[str, Any]) -> str:
 def site(axis: Axis, prefix: int, unequal: bool = False, has_bias: bool = False) -> AttentionSite:
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
-    return AttentionSite(grid, kv, HEADS, D, layer=1, has_bias=has_bias)
+    return AttentionSite(grid, kv, HEADS, D, block=1, has_bias=has_bias)
 
 
 def qkv(

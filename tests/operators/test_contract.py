@@ -1,4 +1,4 @@
-"""What every operator promises, on grids whose t, h and w all differ."""
+"""The contract of every operator, on grids whose t, h and w all differ."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of LiSA's tables is never of other values than they have."""
+"""Cached transforms of LiSA's tables always agree with the current tables."""
 
 import copy
 import pickle

@@ -20,8 +20,8 @@ def variant(modified):
     return "modified" if modified else "wythoff"
 
 
-def site(q, kv=None, heads=3, d=8, layer=0):
-    return AttentionSite(q, kv or q, heads, d, layer)
+def site(q, kv=None, heads=3, d=8, block=0):
+    return AttentionSite(q, kv or q, heads, d, block)
 
 
 def weights(operator, seed=0):
@@ -47,15 +47,15 @@ def test_offsets_and_permutations_equal_the_official_tables():
     tables = golden("fibottention_tables")
     for (n, heads, modified), rows in tables["head_offsets_wmin5"].items():
         assert published_rows(n, heads, variant(modified)) == rows
-    for (heads, layer), order in tables["head_permutation"].items():
-        assert permute_heads(heads, layer, "per_layer") == order
+    for (heads, block), order in tables["head_permutation"].items():
+        assert permute_heads(heads, block, "per_layer") == order
 
 
 @needs_golden
 def test_masks_equal_the_official_masks():
-    for (n, heads, modified, shuffled, layer), mask in golden("fibottention_tables")["masks_with_cls"].items():
+    for (n, heads, modified, shuffled, block), mask in golden("fibottention_tables")["masks_with_cls"].items():
         operator = FibonacciAttention(
-            site(TokenGrid(1, 1, n, 1), heads=heads, layer=layer),
+            site(TokenGrid(1, 1, n, 1), heads=heads, block=block),
             variant=variant(modified),
             keep_self=False,
             heads_permutation="per_layer" if shuffled else "none",
@@ -65,7 +65,7 @@ def test_masks_equal_the_official_masks():
 
 
 @needs_golden
-@pytest.mark.parametrize("implementation", ["masked", "pairs", *(["compiled"] if is_compiled() else [])])
+@pytest.mark.parametrize("implementation", ["masked", "gather", *(["compiled"] if is_compiled() else [])])
 @pytest.mark.parametrize(("name", "semantics"), [("inf", "exclude"), ("mult", "zero_logit")])
 def test_layer_equals_the_official_layer(name, semantics, implementation):
     case = golden(f"fibottention_attn_{name}_n36_d32_h4_depth0_f64")
@@ -107,7 +107,7 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
     options = {"variant": name, "keep_self": keep_self, "geometry": geometry, "order": order}
     masked, pairs = (
         FibonacciAttention(site(q_grid, grid), **options, heads_permutation="none", implementation=form)
-        for form in ("masked", "pairs")
+        for form in ("masked", "gather")
     )
     sizes = {"t": kv.t, "h": kv.h, "w": kv.w}
     raster_sets = offset_sets(kv.patches, 3, name, keep_self)
@@ -139,7 +139,7 @@ def test_weights_lie_exactly_where_the_definition_says(prefix, geometry, order, 
     assert len(pairs.gather.slots) == int(expected[:, prefix:].sum())
 
 
-@pytest.mark.parametrize("form", ["masked", "pairs"])
+@pytest.mark.parametrize("form", ["masked", "gather"])
 def test_excluded_keys_have_zero_weight_and_zero_logits_do_not(form):
     grid = TokenGrid(1, 5, 7, 1)
     excluded, clamped = (
@@ -180,7 +180,7 @@ def test_a_mask_that_kernels_may_do_without_is_formed_when_it_is_needed(monkeypa
     assert not operator.state_dict()
 
 
-@pytest.mark.parametrize("form", ["masked", "pairs"])
+@pytest.mark.parametrize("form", ["masked", "gather"])
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 def test_bias_is_added_to_the_logits_of_the_pattern(semantics, form):
     operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics, implementation=form)

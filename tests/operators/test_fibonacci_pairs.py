@@ -21,7 +21,7 @@ def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int
     return [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
-SPARSE = ["pairs", *(["compiled"] if is_compiled() else [])]
+SPARSE = ["gather", *(["compiled"] if is_compiled() else [])]
 
 
 @pytest.mark.parametrize("form", SPARSE)
@@ -40,12 +40,12 @@ SPARSE = ["pairs", *(["compiled"] if is_compiled() else [])]
 def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, unequal, options, semantics, form):
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
     kv = TokenGrid(max(grid.t // 2, 1), (grid.h + 1) // 2, (grid.w + 1) // 2, grid.prefix) if unequal else grid
-    at = site(grid, kv, layer=1)
+    at = site(grid, kv, block=1)
     masked, sparse = (
         FibonacciAttention(at, semantics=semantics, **options, implementation=name) for name in ("masked", form)
     )
     *qkv, bias = inputs_of(at, groups=4 if axis is Axis.TIME else 1)
-    biases = ([], [bias], [bias[:1, :1]], [bias[:, :, :1]]) if form == "pairs" else ([],)
+    biases = ([], [bias], [bias[:1, :1]], [bias[:, :, :1]]) if form == "gather" else ([],)
     for inputs in ([*qkv, *bias] for bias in biases):
         expected, found = masked(*inputs), sparse(*inputs)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -59,14 +59,14 @@ def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, uneq
 def test_gradients_equal_numerical_ones(semantics, form):
     at = site(TokenGrid(2, 1, 3, 1), d=2)
     operator = FibonacciAttention(at, semantics=semantics, implementation=form)
-    inputs = inputs_of(at) if form == "pairs" else inputs_of(at)[:3]
+    inputs = inputs_of(at) if form == "gather" else inputs_of(at)[:3]
     assert torch.autograd.gradcheck(operator, inputs, fast_mode=True)
 
 
 def test_zero_logits_of_a_pattern_that_is_full_are_plain_softmax():
     """No key is left outside, so the weight that the others share belongs to nobody."""
     at = site(TokenGrid(2, 1, 1), heads=1)
-    operator = FibonacciAttention(at, semantics="zero_logit", implementation="pairs")
+    operator = FibonacciAttention(at, semantics="zero_logit", implementation="gather")
     q, k, v, bias = inputs_of(at)
     expected = F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(operator(q, k, v), expected, rtol=0, atol=1e-12)
@@ -116,7 +116,7 @@ def test_auto_takes_the_kernel_on_a_cpu_else_pairs_from_a_number_of_keys_on(monk
     kernel, pairs = {"videoattn::offset_attention"}, {"videoattn::gather_products", "videoattn::gather_sums"}
     for threshold, names in ((25, pairs), (26, set())):
         expected = kernel if form == "compiled" else names
-        monkeypatch.setattr(module, "PAIRS_FROM_KEYS", threshold)
+        monkeypatch.setattr(module, "GATHER_FROM_KEYS", threshold)
         with Recorder() as recorder:
             FibonacciAttention(at)(*qkv)
         assert recorder.names == expected
@@ -133,7 +133,7 @@ def test_auto_leaves_a_bias_and_values_of_another_width_to_other_forms():
 
 def test_the_compiled_form_is_refused_where_it_cannot_be(monkeypatch):
     grid = TokenGrid(2, 3, 4, 1)
-    with pytest.raises(ValueError, match="takes no bias"):
+    with pytest.raises(ValueError, match="does not support a bias"):
         FibonacciAttention(AttentionSite(grid, grid, 3, 8, 0, has_bias=True), implementation="compiled")
     monkeypatch.setattr(module, "has_kernel", lambda device_type: False)
     with pytest.raises(ValueError, match=r"C\+\+ compiler.* or Triton for a GPU"):
@@ -184,7 +184,7 @@ def test_traced_and_compiled_they_have_the_same_output_and_gradients(semantics, 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("form", ["auto", "masked", "pairs"])
+@pytest.mark.parametrize("form", ["auto", "masked", "gather"])
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 def test_every_form_gives_on_a_gpu_what_it_gives_on_a_cpu(semantics, form):
     at = site(TokenGrid(4, 3, 9, 1))

@@ -25,11 +25,11 @@ COARSE = {axis: TokenGrid(2, 2, 3, 2).along(axis) for axis in Axis}
 SITES = [(axis, unequal) for axis in Axis for unequal in (False, True)]
 
 
-def site(axis, unequal=False, prefix=None, heads=HEADS, d=D, layer=1, has_bias=False):
+def site(axis, unequal=False, prefix=None, heads=HEADS, d=D, block=1, has_bias=False):
     q, kv = GRIDS[axis], (COARSE if unequal else GRIDS)[axis]
     if prefix is not None:
         q, kv = (TokenGrid(g.t, g.h, g.w, prefix) for g in (q, kv))
-    return AttentionSite(q, kv, heads, d, layer, has_bias)
+    return AttentionSite(q, kv, heads, d, block, has_bias)
 
 
 def build(at, seed=0, **options):
@@ -115,7 +115,7 @@ def convolution(operator, v):
 def test_layer_equals_the_official_layer(name, grid):
     case = torch.load(GOLDEN / f"{name}_f64.pt", weights_only=True)
     state, x, heads = case["state_dict"], case["x"].clone().requires_grad_(), case["ctor"]["num_heads"]
-    operator = FocusedLinearAttention(AttentionSite(grid, grid, heads, 32 // heads, layer=0)).double()
+    operator = FocusedLinearAttention(AttentionSite(grid, grid, heads, 32 // heads, block=0)).double()
     operator.load_state_dict(
         {
             "scale": state["scale"].flatten(),

@@ -14,7 +14,7 @@ GRIDS = [(8, 1, 1), (1, 1, 13), (1, 7, 1), (1, 5, 7), (3, 1, 11), (1, 14, 9), (4
 
 
 def defined(operator, q, k, v):
-    """What one row gives, token by token, as the definition says: [heads, Nq, d]."""
+    """Compute one row token by token, straight from the definition: [heads, Nq, d]."""
     q_grid, kv, prefix = operator.site.q_grid, operator.site.kv_grid, operator.site.kv_grid.prefix
     lengths = (kv.t, kv.h, kv.w)
     keys = list(itertools.product(*map(range, lengths)))

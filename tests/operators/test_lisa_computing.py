@@ -1,4 +1,4 @@
-"""How lisa is computed: in batches, in every type, at which cost, on no device at all."""
+"""Laws of the ways to compute LiSA: in batches, in every type, at a known cost, on the meta device."""
 
 import itertools
 import math

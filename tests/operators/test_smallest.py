@@ -12,7 +12,7 @@ from videoattn.operators import OPERATORS, AttentionSite
 from videoattn.operators.base import AttentionOperator
 from videoattn.operators.options import options_of
 
-EVERY = [*SETTINGS, ("fibonacci", {"keep_self": False, "variant": "wythoff", "implementation": "pairs"})]
+EVERY = [*SETTINGS, ("fibonacci", {"keep_self": False, "variant": "wythoff", "implementation": "gather"})]
 # Query and key grids (t, h, w).
 GRIDS = [
     ((1, 1, 1), (1, 1, 1)), ((2, 1, 1), (2, 1, 1)), ((1, 1, 3), (1, 1, 3)), ((2, 3, 2), (1, 1, 1)),
@@ -40,7 +40,7 @@ def gradients(out: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 def test_the_smallest_sites_and_batches_give_what_the_plain_form_gives(name, options, rows):
     built = 0
     for (q_grid, kv_grid), num_heads, (d, prefix) in itertools.product(GRIDS, (1, 2), ((1, 0), (3, 1), (1, 2))):
-        site = AttentionSite(TokenGrid(*q_grid, prefix), TokenGrid(*kv_grid, prefix), num_heads, d, layer=0)
+        site = AttentionSite(TokenGrid(*q_grid, prefix), TokenGrid(*kv_grid, prefix), num_heads, d, block=0)
         try:
             operator = OPERATORS[name](site, **options).double()
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What torch can ask of operators beyond an output and its gradient: right for every operator, however it computes."""
+"""Transforms of torch beyond an output and its gradient are right for every operator and implementation."""
 
 from typing import Any
 

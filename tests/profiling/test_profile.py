@@ -18,7 +18,7 @@ from videoattn.grid import Axis, TokenGrid
 from videoattn.kernels.offsets import is_compiled
 from videoattn.models import TimeSformer, timesformer_base, timesformer_base_hr, timesformer_base_l
 from videoattn.operators import AttentionOperator, AttentionSite, DenseAttention, FibonacciAttention
-from videoattn.profiling.operations import ELEMENTWISE, HARMLESS
+from videoattn.profiling.operations import ELEMENTWISE, UNCOUNTED
 from videoattn.profiling.profile import MAC_FORMULAS, Profile, UnknownOperationError, measure, profile
 from videoattn.profiling.table import format_measurement, format_profile
 
@@ -173,7 +173,7 @@ def test_one_head_of_known_offsets_needs_the_pairs_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
 def test_sums_over_pairs_execute_the_slots_of_their_tables(semantics: str) -> None:
-    operator = partial(FibonacciAttention, semantics=semantics, implementation="pairs")
+    operator = partial(FibonacciAttention, semantics=semantics, implementation="gather")
     options: dict[str, Any] = {"attention_type": "joint_space_time", "operators": {Axis.JOINT: operator}}
     model = build_meta(SMALL, **options)
     result = profile(model, model.clip_size)
@@ -349,8 +349,8 @@ def test_torch_transformer_layers_are_counted_unfused() -> None:
 
 
 def test_tables_do_not_overlap() -> None:
-    assert not ELEMENTWISE & HARMLESS
-    assert not (ELEMENTWISE | HARMLESS) & MAC_FORMULAS.keys()
+    assert not ELEMENTWISE & UNCOUNTED
+    assert not (ELEMENTWISE | UNCOUNTED) & MAC_FORMULAS.keys()
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -359,7 +359,7 @@ def test_profiling_leaves_the_model_as_it_was(fails: bool) -> None:
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
     if fails:
-        with pytest.raises(ValueError, match="the model takes clips"):
+        with pytest.raises(ValueError, match="the model expects clips"):
             profile(model, (4, 32, 64))
     else:
         profile(model, model.clip_size)
@@ -378,7 +378,7 @@ def test_operators_called_by_keyword_are_counted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.operator(q=x, k=x, v=x)
 
-    site = AttentionSite(TokenGrid(3, 1, 1), TokenGrid(3, 1, 1), num_heads=3, head_dim=8, layer=0)
+    site = AttentionSite(TokenGrid(3, 1, 1), TokenGrid(3, 1, 1), num_heads=3, head_dim=8, block=0)
     result = profile(ByKeyword(DenseAttention(site)), torch.ones(1, 6, 3, 8))
     assert result.macs_needed == result.macs_executed == 2 * 6 * 3 * 3 * 8  # two groups of three heads
 

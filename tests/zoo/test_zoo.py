@@ -124,7 +124,7 @@ def test_a_row_that_does_not_exist_is_told_from_its_neighbours() -> None:
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr
     config = ["--cfg", "configs/Motion/divided.yaml"]
     done = run_program("tools/test_net.py", "--zoo", "motion_timesformer_fibonacci", *config)
-    assert done.returncode == 2 and "expected no --cfg FILE besides" in done.stderr
+    assert done.returncode == 2 and "expected KEY VALUE pairs and no --cfg FILE" in done.stderr
 
 
 def test_clips_of_our_rows_are_rendered_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,18 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("check", __doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
-                        help="no frame, the first, middle and last, or all; default: %(default)s")  # fmt: skip
+                        help="frames to decode: none, first, middle and last, or all; default: %(default)s")  # fmt: skip
     parser.add_argument("--workers", type=int, default=num_cores(), metavar="N", help="default: all cores")
-    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="for a file; default: %(default)s")
-    parser.add_argument("--min-frames", type=int, metavar="N", help="below it a video is too short; default: one clip")
+    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="per file; default: %(default)s")
+    parser.add_argument("--min-frames", type=int, metavar="N", help="fewer are too short; default: one clip")
     parser.add_argument("--lengths", choices=("names", "frames", "seconds", "ignore"), default="names",
-                        help="where a video's length is stated: in names ending in _START_END (seconds, six digits "
+                        help="source of a video's stated length: names ending in _START_END (seconds, six digits "
                         "each), or as frames or seconds between path and label; default: %(default)s")  # fmt: skip
     parser.add_argument("--tolerance", type=float, default=0.05, metavar="SHARE",
-                        help="of a stated length, that a video may deviate; default: %(default)s")  # fmt: skip
+                        help="allowed deviation from a stated length; default: %(default)s")  # fmt: skip
     parser.add_argument("--as-error", default="", metavar="KINDS", help=f"'all' or some of {', '.join(WARNINGS)}")
     alone = add_list_arguments(parser)
-    alone.add_argument("--num-classes", type=int, metavar="N", help="labels are to be below it")
+    alone.add_argument("--num-classes", type=int, metavar="N", help="labels must be below N")
     args = parser.parse_args(argv)
     check_arguments(args)
     decoding = DecodeOptions()

@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("convert", __doc__)
     parser.add_argument("source", metavar="IN", help="the checkpoint to read")
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
-    parser.add_argument("--to", choices=list_families(), required=True, help="whose names and layout")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="of a TimeSformer, where the file leaves it open")
-    parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="where the file leaves it open")
-    parser.add_argument("--no-ema", action="store_true", help="the last weights of a training, not their average")
-    parser.add_argument("--trust", action="store_true", help="run code that a pickle may hold; only for your own files")
-    parser.add_argument("--as-dense", action="store_true", help="drop attention other than dense, which OUT can't say")
+    parser.add_argument("--to", choices=list_families(), required=True, help="names and layout to write")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="of a TimeSformer, if the file does not tell")
+    parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="if the file does not tell")
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights of a training, not their average")
+    parser.add_argument("--trust", action="store_true", help="run code in pickles; only for your own files")
+    parser.add_argument("--as-dense", action="store_true", help="leave out attention methods, which OUT can't describe")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args(argv)
     if args.target.exists() and not args.overwrite:
@@ -64,6 +64,6 @@ def refuse_sparse_attention(model: nn.Module, family: str) -> None:
     ]
     if others:
         raise ValueError(
-            f"files of {family} can't say that a model attends by {', '.join(others)}, so they would be read as dense; "
+            f"files of {family} can't describe that a model attends by {', '.join(others)} and would be read as dense; "
             "convert --to videoattn, or add --as-dense if that is meant"
         )

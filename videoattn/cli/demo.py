@@ -23,9 +23,9 @@ QUICK = ["SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0", "TIMESFORMER.DEPT
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("demo", __doc__)
-    parser.add_argument("--cfg", default="Motion/demo.yaml", help="what to train")
-    parser.add_argument("--data", metavar="DIR", help="where the built-in videos go; default: datasets/motion_demo")
-    parser.add_argument("--folder", metavar="DIR", help="where results go; default: runs/demo; continued if stopped")
+    parser.add_argument("--cfg", default="Motion/demo.yaml", help="config to train")
+    parser.add_argument("--data", metavar="DIR", help="folder for the built-in videos; default: datasets/motion_demo")
+    parser.add_argument("--folder", metavar="DIR", help="folder for results; default: runs/demo; continued if stopped")
     parser.add_argument("--quick", action="store_true", help="few videos, one epoch, one block: a check, not a result")
     args = parser.parse_args(argv)
 

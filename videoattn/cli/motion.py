@@ -23,7 +23,7 @@ from videoattn.data.motion.render import CLASSES, Settings, make_motion  # noqa:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("motion", __doc__)
-    parser.add_argument("folder", type=Path, help="where to put the data set")
+    parser.add_argument("folder", type=Path, help="folder of the data set")
     parser.add_argument("--variant", choices=CLASSES, default="short", help="default: %(default)s")
     parser.add_argument("--num-train", type=int, default=6400, help="training clips; default: %(default)s")
     parser.add_argument("--num-val", type=int, default=800, help="validation clips; default: %(default)s")

@@ -68,14 +68,14 @@ def add_encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short-side", type=int, default=defaults.short_side, metavar="PIXELS",
                         help="larger frames are scaled down to it; default: %(default)s")  # fmt: skip
     parser.add_argument("--keyint", type=int, default=defaults.keyint, metavar="FRAMES",
-                        help="from keyframe to keyframe; default: %(default)s")  # fmt: skip
+                        help="frames between keyframes; default: %(default)s")  # fmt: skip
     parser.add_argument("--crf", type=int, default=defaults.crf, metavar="N",
-                        help="quality, 0 (best) to 51; default: %(default)s")  # fmt: skip
+                        help="quality, from 0 (best) to 51; default: %(default)s")  # fmt: skip
     parser.add_argument("--preset", choices=PRESETS, default=defaults.preset,
-                        help="x264's; a slower one gives smaller files; default: %(default)s")  # fmt: skip
+                        help="preset of x264; a slower one gives smaller files; default: %(default)s")  # fmt: skip
     parser.add_argument("--workers", type=int, default=num_cores(), metavar="N", help="default: all cores")
-    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for a video; default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="encode all anew, in place of what --out holds")
+    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="per video; default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="encode all again, and replace the files in --out")
     add_list_arguments(parser)
 
 
@@ -104,10 +104,10 @@ def run_encode(args: argparse.Namespace) -> int:
 def add_pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_pack)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the shards")
-    parser.add_argument("--shard-size", default="500MB", metavar="SIZE", help="about; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order; default: %(default)s")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out what is missing or cannot be read")
-    parser.add_argument("--overwrite", action="store_true", help="pack anew, in place of what --out holds")
+    parser.add_argument("--shard-size", default="500MB", metavar="SIZE", help="approximate size; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order; default: %(default)s")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out missing or unreadable videos")
+    parser.add_argument("--overwrite", action="store_true", help="pack again, and replace the shards in --out")
     add_list_arguments(parser)
 
 
@@ -131,8 +131,8 @@ def run_pack(args: argparse.Namespace) -> int:
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_index)
-    parser.add_argument("folder", type=Path, help="where the tars lie")
-    parser.add_argument("--split", default="train", metavar="NAME", help="what their names begin with; default: train")
+    parser.add_argument("folder", type=Path, help="folder of the tars")
+    parser.add_argument("--split", default="train", metavar="NAME", help="start of their names; default: train")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/SPLIT.csv")
     parser.add_argument("--separator", default=" ", metavar="CHAR",
                         help=r"between path and label, \t for a tab; default: a space")  # fmt: skip

@@ -91,7 +91,7 @@ def check_options(args: argparse.Namespace) -> None:
                  if getattr(args, name) not in (None, False)]  # fmt: skip
     if measuring and not args.measure:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in measuring)
-        raise ValueError(f"{names}: expected --measure besides, since counting does not run the model")
+        raise ValueError(f"{names}: expected --measure as well, since counting does not run the model")
     if args.json and args.json.is_dir():
         raise ValueError(f"--json {args.json}: expected a file, and this is a folder")
     if args.json and not args.json.resolve().parent.is_dir():

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg, config_report = read_config(args.cfg, args.weights, overrides)
         weights = find_weights(cfg)
     elif args.cfg is not None:
-        raise ValueError("--zoo brings its own settings: expected no --cfg FILE besides, but KEY VALUE pairs")
+        raise ValueError("--zoo brings its own settings: expected KEY VALUE pairs and no --cfg FILE")
     else:
         row = find_row(args.zoo)
         cfg, weights = prepare_row(row, args.weights, overrides)
@@ -145,14 +145,14 @@ def make_folder(folder: Path, key: str) -> None:
 
 
 def read_config(path: Path | None, weights: str | None, overrides: list[str]) -> tuple[Config, ConfigReport]:
-    """The settings of `path`, else those that the checkpoint carries, with overrides."""
+    """Return the settings of `path`, else those that the checkpoint carries, with overrides."""
     if weights is not None:
         overrides = [*overrides, "TEST.CHECKPOINT_FILE_PATH", weights]
     if path is not None or weights is None:
         return load_config_with_report(path, overrides)
     text = read_weight_file(weights).cfg
     if text is None:
-        raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE besides")
+        raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE as well")
     return load_config_text(text, f"the settings in {weights}", overrides)
 
 

@@ -206,7 +206,7 @@ def write_run_files(cfg: Config, folder: Path) -> None:
 
 
 def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[nn.Module], Results]:
-    """An evaluation on val with one centred clip and crop of each video."""
+    """Build the evaluation on val with one centred clip and crop of each video."""
     return partial(
         evaluate,
         loader=loader,

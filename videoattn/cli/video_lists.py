@@ -21,7 +21,7 @@ def add_list_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
                         help="e.g. train,val; default: train,val and, if it is there, TEST.SPLIT")  # fmt: skip
     alone = parser.add_argument_group("without a configuration")
     alone.add_argument("--list", type=Path, metavar="FILE", help="one csv")
-    alone.add_argument("--prefix", default="", metavar="DIR", help="where relative paths lie; default: beside the csv")
+    alone.add_argument("--prefix", default="", metavar="DIR", help="folder of relative paths; default: that of the csv")
     alone.add_argument("--separator", default=" ", metavar="CHAR",
                        help=r"between path and label, \t for a tab; default: a space")  # fmt: skip
     add_config_arguments(parser)

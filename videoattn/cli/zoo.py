@@ -1,4 +1,4 @@
-"""List published checkpoints, with the protocol that their accuracy is of, and fetch their weights.
+"""List published checkpoints, with the protocols of their accuracies, and fetch their weights.
 
 Examples:
     videoattn zoo                                           # all rows, one a line

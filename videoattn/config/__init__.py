@@ -1,4 +1,4 @@
-"""How a setting gets its value: typed sections, YAML files, the command line, and the keys of published files."""
+"""Settings: typed sections, YAML files, the command line, and the keys of published files."""
 
 from videoattn.config.load import load_config
 from videoattn.config.sections import Config

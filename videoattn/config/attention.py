@@ -15,8 +15,8 @@ from videoattn.operators import OPERATORS, AttentionOperator
 from videoattn.operators.options import MISSING, options_of
 
 
-def parse_layers(value: object) -> object:
-    """Block numbers counted from 0 as a sorted tuple, out of a number, text such as "4-11" or "0, 3-5", or a list."""
+def parse_blocks(value: object) -> object:
+    """Parse block numbers from 0: a number, text such as "4-11" or "0, 3-5", or a list, to a sorted tuple."""
     items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     numbers: set[int] = set()
     for item in items:
@@ -28,18 +28,20 @@ def parse_layers(value: object) -> object:
     return tuple(sorted(numbers))
 
 
-Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_layers)]
+Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_blocks)]
 
 
 class OperatorSection(Section):
     """One attention operator: NAME, the blocks that use it, and its options."""
 
     name: str
-    layers: Layers = Field((), description="blocks that use it, such as 4-11; the others are dense; []: every block")
+    layers: Layers = Field(
+        (), description="blocks that use the operator, such as 4-11; others are dense; []: every block"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword arguments of the operator's constructor."""
+        """Return the keyword arguments of the operator's constructor."""
         return self.model_dump(exclude={"name", "layers"})
 
 
@@ -77,14 +79,14 @@ else:
 
 
 def _as_tuple(value: object) -> object:
-    """A single operator without a list around it, dense where it has no name."""
+    """Put a single operator into a tuple; an operator without a name is dense."""
     several = value if isinstance(value, tuple) else (value,)
     return tuple({"NAME": "dense", **item} if isinstance(item, Mapping) else item for item in several)
 
 
-def _check_layers(operators: tuple[OperatorSection, ...]) -> tuple[OperatorSection, ...]:
-    layers = list(chain.from_iterable(operator.layers for operator in operators))
-    repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+def _check_blocks(operators: tuple[OperatorSection, ...]) -> tuple[OperatorSection, ...]:
+    blocks = list(chain.from_iterable(operator.layers for operator in operators))
+    repeated = sorted({block for block in blocks if blocks.count(block) > 1})
     if not operators:
         raise ValueError("expected an operator or a list of operators")
     if len(operators) > 1 and not all(operator.layers for operator in operators):
@@ -102,7 +104,7 @@ def _without_list(operators: tuple[OperatorSection, ...]) -> Any:
 Operators = Annotated[
     tuple[Operator, ...],
     BeforeValidator(_as_tuple),
-    AfterValidator(_check_layers),
+    AfterValidator(_check_blocks),
     PlainSerializer(_without_list),
 ]
 
@@ -112,7 +114,7 @@ _DENSE = (OPERATOR_SECTIONS["dense"].model_validate({}),)
 
 def _check_first_block(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if 0 in blocks:
-        raise ValueError("blocks from 1 on, since block 0 has no block before it whose update it could use")
+        raise ValueError("blocks from 1 on, since block 0 has no block before it to reuse")
     return blocks
 
 
@@ -120,19 +122,21 @@ SkippedLayers = Annotated[Layers, AfterValidator(_check_first_block)]
 
 
 class Skip(Section):
-    """SkipAt: blocks that make an update from the previous block's attention instead of attending."""
+    """SkipAt: blocks that reuse attention of the block before instead of attending."""
 
     space: SkippedLayers = Field((), description="blocks without attention along space, such as 3-8; not block 0")
-    time: SkippedLayers = Field((), description="the same along time")
-    joint: SkippedLayers = Field((), description="the same over all tokens")
+    time: SkippedLayers = Field((), description="blocks without attention along time")
+    joint: SkippedLayers = Field((), description="blocks without joint attention")
     phi: Literal["leff", "identity", "weights"] = Field(
-        "leff", description="a small convolutional network, the same update again, or the same weights on new values"
+        "leff", description="leff: a small convolutional network; identity: the same update; weights: reused weights"
     )
-    expansion: Annotated[int, Field(ge=1, le=64)] = Field(2, description="hidden width of leff in widths of the model")
+    expansion: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="hidden width of leff, in multiples of the model's width"
+    )
 
 
 class Attention(Section):
-    """The operators along each axis, one or a list for different blocks, and where attention is skipped."""
+    """The operators along each axis, one or a list for different blocks, and the blocks that skip attention."""
 
     space: Operators = _DENSE
     time: Operators = _DENSE

@@ -22,20 +22,22 @@ class Data(Section):
     """Places of videos, and how clips are cut out of them."""
 
     path_to_data_dir: str = Field("", description="folder with the lists of videos, or with folders of them")
-    path_prefix: str = Field("", description="put before every path of an annotation file")
+    path_prefix: str = Field("", description="prefix of every path in an annotation file")
     path_label_separator: str = " "
     shuffle_block: NotNegative = Field(
-        0, description="neighbours in the training list that are read close together, as the videos of a shard; 0: none"
+        0, description="neighbours in the training list to read close together, as for shards; 0: none"
     )
     num_frames: Frames = 8
-    sampling_rate: Frames = Field(8, description="frames from one sampled frame to the next, at TARGET_FPS")
+    sampling_rate: Frames = Field(8, description="stride between sampled frames, at TARGET_FPS")
     target_fps: FrameRate = 30
     frames_fps: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="of videos that are folders of frames; 0: TARGET_FPS"
+        0.0, description="frame rate of videos that are folders of frames; 0: TARGET_FPS"
     )
     inv_uniform_sample: bool = Field(False, description="draw 1 / jitter scale uniformly instead of the scale")
     sampling: Literal["auto", "dense", "segments"] = Field("auto", description="auto: segments for ssv2, else dense")
-    use_offset_sampling: bool = Field(False, description="test clips spread to both ends (MViT); one clip is centred")
+    use_offset_sampling: bool = Field(
+        False, description="spread test clips to both ends (MViT); a single clip is centred"
+    )
     train_jitter_scales: tuple[Pixels, Pixels] = (256, 320)
     train_jitter_scales_relative: tuple[Fraction, ...] = Field(
         (), description="area of a random-resized crop; () is off"
@@ -47,15 +49,15 @@ class Data(Section):
     std: tuple[PixelLevel, PixelLevel, PixelLevel] = (0.225, 0.225, 0.225)
     random_flip: bool = True
     flip_labels: Literal["keep", "exchange"] = Field(
-        "keep", description="exchange: a flipped clip has the class whose name says right for left"
+        "keep", description="exchange: a flipped clip gets the class with left and right swapped in its name"
     )
     flip_pairs: tuple[tuple[str, ...], ...] = Field(
-        (), description="classes that flips exchange whatever their names say; one alone is never flipped"
+        (), description="classes that flips swap, whatever their names; a single class is never flipped"
     )
     reverse_input_channel: bool = Field(False, description="feed BGR frames")
     ensemble_method: Literal["sum", "max"] = "sum"
     decoding_backend: Literal["auto", "decord", "pyav", "torchcodec"] = Field(
-        "auto", description="auto: PyAV, seeking where exact"
+        "auto", description="auto: PyAV, with seeking where it is exact"
     )
     decoding_short_size: Annotated[int, Field(ge=0, le=8192)] = Field(
         0, description="scale larger frames to this short side while decoding; 0: off"
@@ -118,7 +120,7 @@ class Mixup(Section):
     alpha: Annotated[float, Field(ge=0, le=1000)] = 0.8
     cutmix_alpha: Annotated[float, Field(ge=0, le=1000)] = 1.0
     prob: Fraction = 1.0
-    switch_prob: Fraction = Field(0.5, description="probability of cutmix where both are on")
+    switch_prob: Fraction = Field(0.5, description="probability of cutmix if both are on")
     label_smooth_value: FractionBelowOne = 0.1
 
     @model_validator(mode="after")
@@ -135,5 +137,5 @@ class DataLoader(Section):
         2, description="batches decoded ahead of the one in use"
     )
     limit_seconds: NonNegativeFloat = Field(
-        120.0, description="a video that takes a worker longer can't be decoded; 0: no limit"
+        120.0, description="time limit for decoding a clip; a slower video counts as undecodable; 0: none"
     )

@@ -1,7 +1,7 @@
-"""Keys of SlowFast's and TimeSformer's settings that change nothing here, each with the reason, and models of theirs.
+"""Ignored keys of SlowFast's and TimeSformer's settings, each with the reason, and names of their models.
 
-A key that changes nothing only at some values names them; at any other value it is refused. Every key is listed by its
-full name, so that a misspelt one is an error. Source: both projects' default settings, SlowFast's older ones included,
+A key that is ignored only for some values lists them; any other value is refused. Every key is listed by its full
+name, so that a misspelt one is an error. Source: both projects' default settings, SlowFast's older ones included,
 and the code that reads them.
 """
 
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ignored:
-    """Why a key changes nothing here; `values` are those for which this holds, None means all."""
+    """The reason why a key is ignored, and the `values` for which it is; None means all."""
 
     reason: str
     values: tuple[object, ...] | None = None
 
     def allows(self, value: object) -> bool:
-        """Return whether the key changes nothing at this value."""
+        """Return whether the key is ignored at this value."""
         return self.values is None or any(is_same(value, allowed) for allowed in self.values)
 
 
 def is_same(given: object, expected: object) -> bool:
-    """Equality in which True is not 1."""
+    """Compare values, with True different from 1."""
     return isinstance(given, bool) == isinstance(expected, bool) and given == expected
 
 
 def _unsupported(what: str, *values: object) -> Ignored:
-    return Ignored(f"other values ask for {what}, which is not supported", values)
+    return Ignored(f"other values request {what}, which is not supported", values)
 
 
 def _section(name: str, reason: str, keys: str) -> dict[str, Ignored]:
@@ -149,8 +149,8 @@ IGNORED: dict[str, Ignored] = {
     "MODEL.HEAD_ACT": Ignored("models return logits here; TEST.AGGREGATE says what evaluation adds up"),
     "MODEL.FROZEN_BN": _unsupported("batch normalisation that is not trained", False),
     "MODEL.DETACH_FINAL_FC": _unsupported("training of the head alone", False),
-    "MODEL.FP16_ALLREDUCE": _unsupported("gradients exchanged in half precision", False),
-    "DATA.CROP_SIZE": Ignored("TRAIN_CROP_SIZE and TEST_CROP_SIZE rule"),
+    "MODEL.FP16_ALLREDUCE": _unsupported("gradients reduced in half precision", False),
+    "DATA.CROP_SIZE": Ignored("TRAIN_CROP_SIZE and TEST_CROP_SIZE take precedence"),
     "DATA.INPUT_CHANNEL_NUM": _unsupported("input other than three channels", (3,), (3, 3)),
     "DATA.MULTI_LABEL": _unsupported("several labels per video", False),
     "DATA.TRAIN_CROP_NUM_SPATIAL": _unsupported("several training crops of one clip", 1),

@@ -1,4 +1,4 @@
-"""Dotted keys: which exist, how settings lie over each other, and what to say of a key or value that is wrong.
+"""Dotted keys: those that exist, merging of settings, and messages about wrong keys and values.
 
 A list of operators takes a number in its keys: `ATTENTION.TIME.1.NAME` is the second operator along time.
 """
@@ -31,7 +31,7 @@ _OPERATOR = re.compile(rf"({'|'.join(map(re.escape, _AXES))})(\.\d+)?")
 
 
 def list_fields(section: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every field below a section by dotted key, sections themselves included."""
+    """Return every field below a section by dotted key, sections themselves included."""
     fields: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
         key = f"{prefix}{name.upper()}"
@@ -49,13 +49,13 @@ _SPELT = _KEYS + [f"{axis}.{name}" for axis in _AXES for name in dict.fromkeys([
 
 
 def takes_text(key: str) -> bool:
-    """Whether a key's value is text whatever it looks like."""
+    """Return whether a key's value is text even if it looks like a number."""
     kind = _FIELDS[key].annotation if key in _KEYS else None
     return kind is str or (get_origin(kind) is Literal and all(isinstance(value, str) for value in get_args(kind)))
 
 
 def merge_settings(below: Mapping[str, Setting], above: Mapping[str, Setting]) -> dict[str, Setting]:
-    """`above` over `below`; another operator, or a list of them, does not inherit options of what it replaces."""
+    """Merge `above` over `below`; another operator, or a list of them, does not inherit options of what it replaces."""
     merged = dict(below)
     for axis in _AXES:
         name, old = above.get(f"{axis}.NAME"), below.get(f"{axis}.NAME")
@@ -66,7 +66,7 @@ def merge_settings(below: Mapping[str, Setting], above: Mapping[str, Setting]) -
 
 
 def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
-    """Settings that this project has, published ones without effect, and what is wrong with the rest."""
+    """Sort settings into known ones, ignored published ones, and problems with the rest."""
     known: dict[str, Setting] = {}
     ignored: list[Note] = []
     problems: list[str] = []
@@ -98,7 +98,7 @@ def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
 
 
 def _nearest(key: str) -> str | None:
-    """What was probably meant: a key spelt alike, else one of that name in another section, else a section."""
+    """Return the key that was probably meant: one spelt alike, else of that name in another section, else a section."""
     section, _, name = key.upper().rpartition(".")
     if _OPERATOR.fullmatch(section):
         return f"{section}.{name}"
@@ -112,7 +112,7 @@ def _nearest(key: str) -> str | None:
 
 
 def nest_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The tree of values that the keys describe, numbered keys as a tuple in their order."""
+    """Return the tree of values that the keys describe, with numbered keys as an ordered tuple."""
     tree: dict[str, Any] = {}
     for key, setting in settings.items():
         *sections, name = key.split(".")
@@ -128,7 +128,7 @@ def nest_settings(settings: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 def describe_problems(error: ValidationError, settings: Mapping[str, Setting]) -> list[str]:
-    """One line for each value at fault."""
+    """Return one line for each value at fault."""
     lines: dict[str, None] = {}
     for problem in error.errors():
         key, operator = _locate(problem["loc"], settings)
@@ -157,7 +157,7 @@ def describe_problems(error: ValidationError, settings: Mapping[str, Setting]) -
 
 
 def _describe_rule(section: str, message: str, settings: Mapping[str, Setting]) -> str:
-    """One line for a rule about several settings of a section, or of several: where they stand, then the message."""
+    """Return one line for a rule about several settings: their places, then the message."""
     words = set(re.findall(r"[A-Z_0-9]+(?:\.[A-Z_0-9]+)*", message))
     named = [
         key for key in settings if key in words or (key.startswith(f"{section}.") and key.rpartition(".")[2] in words)
@@ -169,7 +169,7 @@ def _describe_rule(section: str, message: str, settings: Mapping[str, Setting]) 
 
 
 def _locate(place: tuple[int | str, ...], settings: Mapping[str, Setting]) -> tuple[str, str | None]:
-    """The dotted key of a value, and the operator whose option it is."""
+    """Return the dotted key of a value, and the operator whose option it is."""
     axis, rest = ".".join(map(str, place[:2])), place[2:]
     if axis not in _AXES or not rest:
         return ".".join(part for part in place if isinstance(part, str)), None

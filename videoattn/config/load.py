@@ -21,7 +21,7 @@ from videoattn.config.published_keys import (
     fill_slowfast_defaults,
     fill_timesformer_defaults,
     published_name,
-    read_layer,
+    read_level,
     refuse_model,
 )
 from videoattn.config.sections import Config
@@ -58,7 +58,7 @@ _BASE = "_BASE_"
 
 @dataclass(frozen=True)
 class ConfigReport:
-    """Published keys by their treatment: `ignored` ones change nothing here, `translated` ones were read as another."""
+    """Published keys: the `ignored` ones, and the `translated` ones, which were read as others."""
 
     ignored: tuple[Note, ...] = ()
     translated: tuple[Note, ...] = ()
@@ -74,10 +74,10 @@ def load_config(path: str | Path | None, overrides: Sequence[object] = ()) -> Co
 
 
 def load_config_with_report(path: str | Path | None, overrides: Sequence[object] = ()) -> tuple[Config, ConfigReport]:
-    """`load_config`, and what became of the keys that only published files have."""
+    """Return the result of `load_config`, and a report on the keys that only published files have."""
     notes: list[Note] = []
-    layers = _read_files(find_config(path), notes) if path is not None else []
-    cfg, report = _build([*layers, _read_overrides(overrides)])
+    levels = _read_files(find_config(path), notes) if path is not None else []
+    cfg, report = _build([*levels, _read_overrides(overrides)])
     return cfg, replace(report, translated=(*notes, *report.translated))
 
 
@@ -105,7 +105,7 @@ def format_report(report: ConfigReport, verbose: bool = False) -> str:
     ignored, translated = report.ignored, report.translated
     lines = []
     if ignored and verbose:
-        lines += ["Ignored keys, which change nothing here:", *map(_detail, ignored)]
+        lines += ["Ignored keys:", *map(_detail, ignored)]
     elif ignored:
         lines += [f"Ignored keys: {_group_keys(ignored)} (--verbose says why)"]
     if translated:
@@ -121,7 +121,7 @@ def _detail(note: Note) -> str:
 
 
 def _group_keys(notes: Sequence[Note]) -> str:
-    """The keys in one line: those of a section that has several as `SECTION (how many keys)`."""
+    """Return the keys in one line: those of a section that has several as `SECTION (how many keys)`."""
     sections = [note.key.partition(".")[0] if "." in note.key else "" for note in notes]
     counts = Counter(sections)
     names = [
@@ -132,14 +132,14 @@ def _group_keys(notes: Sequence[Note]) -> str:
 
 
 def dump_config(cfg: Config) -> str:
-    """Every setting as YAML that loads back to an equal config."""
+    """Return every setting as YAML that loads back to an equal config."""
     return write_yaml(cfg.model_dump(by_alias=True))
 
 
 def changed_keys(old: str, new: str) -> list[str]:
     """Return the keys, as `DATA.NUM_FRAMES`, at which two dumped configs differ.
 
-    A key that is missing has its default; one that changes nothing here, such as an older dump may hold, is left out.
+    A key that is missing has its default; an ignored key, such as an older dump may hold, is left out.
     """
     defaults = read_settings(dump_config(Config()), "defaults")
     first, second = defaults | read_settings(old, "old config"), defaults | read_settings(new, "new config")
@@ -156,29 +156,29 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=Path, metavar="FILE", 
                         help="a YAML file, or the name of one that comes with videoattn, such as Motion/divided.yaml; "
                         "default: all defaults")  # fmt: skip
-    parser.add_argument("--verbose", action="store_true", help="say of each ignored key where it stands, and why")
+    parser.add_argument("--verbose", action="store_true", help="list each ignored key with its place and the reason")
     parser.add_argument("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="may stand before the pairs")
     parser.add_argument("overrides", nargs=rest, metavar="KEY VALUE", help="settings, e.g. TRAIN.BATCH_SIZE 4")
 
 
 def parse_overrides(args: argparse.Namespace) -> list[str]:
-    """The KEY VALUE pairs of parsed arguments, as `load_config` takes them; raises ConfigError on what is no pair."""
+    """Return the KEY VALUE pairs of parsed arguments for `load_config`; raises ConfigError for an incomplete pair."""
     items = [*args.opts, *args.overrides]
     _pair(items)
     return items
 
 
-def _build(layers: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigReport]:
-    """The config of settings laid over each other, the last on top."""
+def _build(levels: Sequence[Mapping[str, Setting]]) -> tuple[Config, ConfigReport]:
+    """Build the config from levels of settings, the last on top."""
     settings: dict[str, Setting] = {}
     translated: list[Note] = []
     problems: list[str] = []
-    for layer in layers:
-        renamed, notes, conflicts = read_layer(layer)
+    for level in levels:
+        renamed, notes, conflicts = read_level(level)
         settings = merge_settings(settings, renamed)
         translated += notes
         problems += conflicts
-    names = {published_name(layer) for layer in layers}
+    names = {published_name(level) for level in levels}
     if PUBLISHED_TIMESFORMER in names:
         settings, notes = fill_timesformer_defaults(settings)
         translated += notes
@@ -212,7 +212,7 @@ def _pair(items: Sequence[object]) -> list[tuple[str, object]]:
 
 
 def _read_overrides(items: Sequence[object]) -> dict[str, Setting]:
-    """Settings from the command line; of a key given twice the last value holds."""
+    """Read settings from the command line; the last value of a repeated key counts."""
     settings: dict[str, Setting] = {}
     for key, value in _pair(items):
         if not isinstance(value, str) or takes_text(key):
@@ -238,12 +238,12 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
         raise ConfigError([f"{path}: {what}" + (f" ({_BASE} of {chain[-1]})" if chain else "")]) from None
     settings = _read_text(text, str(path), notes)
     base = settings.pop(_BASE, Setting((), ""))
-    layers = []
+    levels = []
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
         if not isinstance(name, str) or not name:
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
-        layers += _read_files(path.parent / name, notes, (*chain, path))
-    return [*layers, settings]
+        levels += _read_files(path.parent / name, notes, (*chain, path))
+    return [*levels, settings]
 
 
 def _read_text(text: str, source: str, notes: list[Note]) -> dict[str, Setting]:

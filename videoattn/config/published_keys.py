@@ -1,6 +1,6 @@
 """Keys and values of published SlowFast and TimeSformer files that are read under this project's names.
 
-`read_layer` and the functions that fill defaults in turn published names, values and defaults into this project's.
+`read_level` and the functions that fill defaults in turn published names, values and defaults into this project's.
 Source: both projects' default settings and the code that reads them.
 """
 
@@ -60,11 +60,14 @@ TIMESFORMER_DEFAULTS: dict[str, object] = {
 }
 
 
-def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
-    """One file's settings, or the command line's, under this project's names: settings, translations, problems."""
-    settings, notes, problems = dict(layer), [], []
+def read_level(level: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note], list[str]]:
+    """Translate one level of settings, a file or the command line, to this project's names.
+
+    Returns settings, notes on translations, and problems.
+    """
+    settings, notes, problems = dict(level), [], []
     for key, value, our_key, our_value, reason in TRANSLATED:
-        given = layer.get(key)
+        given = level.get(key)
         if given is None or not is_same(given.value, value):
             continue
         del settings[key]
@@ -73,34 +76,34 @@ def read_layer(layer: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[N
         settings[our_key] = replace(given, value=our_value)
         notes.append(Note(key, value, f"read as {our_key} {our_value}: {reason}", given.source))
     size = settings.get("DATA.DECODING_SHORT_SIZE")
-    if size and published_name(layer) and size.source != COMMAND_LINE:
+    if size and published_name(level) and size.source != COMMAND_LINE:
         del settings["DATA.DECODING_SHORT_SIZE"]  # the published loaders never read it
         reason = "without effect there: videos were decoded at their own size"
         notes.append(Note("DATA.DECODING_SHORT_SIZE", size.value, reason, size.source))
     backend = settings.get("DIST_BACKEND")
-    if backend and backend.value == "nccl" and published_name(layer) and backend.source != COMMAND_LINE:
+    if backend and backend.value == "nccl" and published_name(level) and backend.source != COMMAND_LINE:
         del settings["DIST_BACKEND"]  # their default, which all dumps contain, whatever machine they were made on
         notes.append(Note("DIST_BACKEND", "nccl", "read as auto: nccl on GPUs, gloo elsewhere", backend.source))
     folder = settings.get("DATA.PATH_TO_DATA_DIR")
     if folder and isinstance(folder.value, str) and folder.value != folder.value.strip():
         settings["DATA.PATH_TO_DATA_DIR"] = replace(folder, value=folder.value.strip())
         notes.append(Note("DATA.PATH_TO_DATA_DIR", folder.value, "read without the spaces around it", folder.source))
-    if names_published_timesformer(layer):
+    if names_published_timesformer(level):
         start = settings.get("TIMESFORMER.PRETRAINED_MODEL")
         if start and start.value == "" and start.source != COMMAND_LINE:
             del settings["TIMESFORMER.PRETRAINED_MODEL"]  # there "" means the default, here it means none
     return settings, notes, problems
 
 
-def published_name(layer: Mapping[str, Setting]) -> str | None:
-    """The name by which a file or command line asks for a model, if only published files use it."""
-    name = layer.get("MODEL.MODEL_NAME")
+def published_name(level: Mapping[str, Setting]) -> str | None:
+    """Return the model's name in a file or command line if only published files use that name."""
+    name = level.get("MODEL.MODEL_NAME")
     return str(name.value) if name and name.value in (PUBLISHED_TIMESFORMER, PUBLISHED_MVIT) else None
 
 
-def names_published_timesformer(layer: Mapping[str, Setting]) -> bool:
-    """Whether a file or command line asks for the model by the name that TimeSformer's own files use."""
-    return published_name(layer) == PUBLISHED_TIMESFORMER
+def names_published_timesformer(level: Mapping[str, Setting]) -> bool:
+    """Return whether a file or command line names the model as TimeSformer's own files do."""
+    return published_name(level) == PUBLISHED_TIMESFORMER
 
 
 def refuse_model(settings: Mapping[str, Setting]) -> str | None:
@@ -129,7 +132,7 @@ def refuse_model(settings: Mapping[str, Setting]) -> str | None:
 
 
 class _Filling:
-    """Settings that defaults are put into, with a note on each."""
+    """Settings to fill with defaults, with a note on each."""
 
     def __init__(self, settings: Mapping[str, Setting], source: str) -> None:
         self.settings, self.notes, self.source = dict(settings), list[Note](), source
@@ -144,7 +147,7 @@ class _Filling:
                 self.put(key, value, "what a file means there by leaving it out")
 
     def reads_ssv2(self) -> bool:
-        """Whether the run that the settings describe reads Something-Something."""
+        """Return whether the settings describe a run on Something-Something."""
         train = self.settings.get("TRAIN.ENABLE")
         only_tests = train is not None and train.value is False
         dataset = self.settings.get("TEST.DATASET" if only_tests else "TRAIN.DATASET")
@@ -152,7 +155,7 @@ class _Filling:
 
 
 def fill_slowfast_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
-    """A published SlowFast file of an MViT with what it means by leaving keys out: settings, translations.
+    """Fill in what a published SlowFast file of an MViT means by absent keys: settings, translations.
 
     Channel order: there Something-Something frames are read as BGR, so that REVERSE_INPUT_CHANNEL makes them RGB.
     """
@@ -169,7 +172,7 @@ def fill_slowfast_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, S
 
 
 def fill_timesformer_defaults(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Note]]:
-    """A published TimeSformer file with what it means by leaving keys out: settings, translations.
+    """Fill in what a published TimeSformer file means by absent keys: settings, translations.
 
     Channel order: the original ignores REVERSE_INPUT_CHANNEL, but reads Something-Something frames as BGR.
     """

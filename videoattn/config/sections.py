@@ -34,23 +34,25 @@ from videoattn.config.types import (
 
 
 class Train(Section):
-    """How long, how much at once, and when to evaluate and save."""
+    """Training: its batches, and when to evaluate and save."""
 
-    enable: bool = Field(True, description="False: `videoattn train` refuses")
+    enable: bool = Field(True, description="False: `videoattn train` refuses to run")
     dataset: Literal["kinetics", "ssv2"] = "kinetics"
     batch_size: Clips = Field(8, description="clips per machine and forward pass, shared by its processes")
     eval_period: Epochs = Field(1, description="epochs between evaluations on val")
     checkpoint_period: Epochs = Field(1, description="epochs between checkpoints")
     checkpoint_minutes: NonNegativeFloat = Field(10.0, description="minutes between saves within an epoch; 0: none")
     checkpoint_steps: NotNegative = Field(0, description="optimizer steps between checkpoints within an epoch; 0: none")
-    keep_checkpoints: Positive = Field(3, description="newest epoch checkpoints kept; the best one is kept besides")
+    keep_checkpoints: Positive = Field(
+        3, description="number of newest epoch checkpoints to keep; the best one is kept as well"
+    )
     auto_resume: bool = Field(
-        True, description="continue from the newest good checkpoint in OUTPUT_DIR; see docs/training.md on lower rates"
+        True, description="continue from the newest good checkpoint in OUTPUT_DIR (docs/training.md)"
     )
     checkpoint_file_path: str = Field("", description="weights to start from: a file, or zoo:NAME of model_zoo.md")
-    checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from CHECKPOINT_FILE_PATH's weights alone")
+    checkpoint_epoch_reset: bool = Field(True, description="start at epoch 0 from the weights in CHECKPOINT_FILE_PATH")
     finetune: bool = Field(
-        False, description="weights may be of other classes (a new head) and other clip sizes (resized positions)"
+        False, description="allow weights of other classes (a new head) and clip sizes (resized positions)"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 scales the loss")
     compile: bool = Field(False, description="torch.compile the model")
@@ -67,30 +69,32 @@ class Test(Section):
     num_ensemble_views: Views = Field(10, description="temporal clips per video")
     num_spatial_crops: Literal[1, 3] = 3
     segment_clips: Literal["same", "shifted"] = Field(
-        "same", description="clips of one frame per segment: all alike (published), or each at its own place in them"
+        "same", description="clips of one frame per segment: all the same (published), or at shifted positions"
     )
     aggregate: Literal["auto", "logits", "probabilities"] = Field(
-        "auto", description="what DATA.ENSEMBLE_METHOD combines; auto: logits for TimeSformer, as published"
+        "auto", description="values that DATA.ENSEMBLE_METHOD combines; auto: as published"
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    allow_resize: bool = Field(False, description="weights may be of clips of another size; positions are resized")
-    allow_new_layers: bool = Field(False, description="layers that the weights do not fill may keep initial values")
+    allow_resize: bool = Field(False, description="allow weights of another clip size; positions are resized")
+    allow_new_layers: bool = Field(
+        False, description="allow layers that the weights do not fill to keep initial values"
+    )
     save_results_path: str = Field("", description="folder for results.json and predictions.csv; '': OUTPUT_DIR/test")
 
 
 class Model(Section):
-    """The model, its classes, and what it drops and recomputes."""
+    """The model, its classes, dropout and recomputation."""
 
     model_name: str = Field("timesformer_base", description="a name in videoattn.models.MODELS")
     num_classes: Annotated[int, Field(ge=1, le=10**6)] = 400
     dropout_rate: FractionBelowOne = Field(
-        0.5, description="before the head of an MViT; TimeSformer has none, as published"
+        0.5, description="dropout before the head of an MViT; TimeSformer has none, as published"
     )
     act_checkpoint: bool = Field(False, description="recompute blocks in the backward pass to save memory")
 
 
 class TimeSformer(Section):
-    """TimeSformer's own settings; a number left out comes from the named size."""
+    """TimeSformer's own settings; a number that is left out comes from the named size."""
 
     attention_type: Literal["divided_space_time", "joint_space_time", "space_only"] = "divided_space_time"
     pretrained_model: str = Field("", description="ImageNet ViT to start from: a local file or timm:NAME")
@@ -100,22 +104,22 @@ class TimeSformer(Section):
     num_heads: Heads | None = None
     mlp_ratio: Growth | None = None
     init: Literal["published", "from_scratch"] = Field(
-        "published", description="from_scratch: without an ImageNet ViT, and for small widths"
+        "published", description="from_scratch: for training without an ImageNet ViT and for small widths"
     )
     drop_path_rate: FractionBelowOne = 0.1
     drop_path_unit: Literal["call", "sample"] = Field(
-        "call", description="what is dropped: an attention call (published) or a clip"
+        "call", description="unit to drop: an attention sequence (call, published) or a clip (sample)"
     )
 
 
 class MViT(Section):
-    """MViT's own settings; what is left out comes from the named size.
+    """MViT's own settings; a value that is left out comes from the named size.
 
     Lists such as DIM_MUL hold [block, factor], those of strides [block, t, h, w], blocks counted from 0.
     """
 
     attention_type: Literal["joint", "divided"] = Field(
-        "joint", description="divided: along time first, then pooled within frames"
+        "joint", description="divided: attention along time, then pooled within frames"
     )
     patch_kernel: Size3 | None = None
     patch_stride: Size3 | None = None
@@ -125,20 +129,28 @@ class MViT(Section):
     depth: Blocks | None = None
     mlp_ratio: Growth | None = None
     qkv_bias: bool | None = None
-    cls_embed_on: bool | None = Field(None, description="a class token; without, the head sees the tokens' mean")
-    dim_mul: tuple[tuple[Block, Growth], ...] | None = Field(None, description="where the width grows: [block, factor]")
-    head_mul: tuple[tuple[Block, Growth], ...] | None = Field(None, description="where heads grow: [block, factor]")
-    dim_mul_in_att: bool | None = Field(None, description="widths grow in attention (MViTv2), not the MLP before")
-    pool_q_stride: tuple[Stride, ...] | None = Field(None, description="where queries are pooled: [block, t, h, w]")
-    pool_kv_stride: tuple[Stride, ...] | None = Field(None, description="the same of keys and values")
-    pool_kv_stride_adaptive: Size3 | None = Field(None, description="of block 0; falls as queries are pooled")
-    pool_kvq_kernel: Size3 | None = Field(None, description="left out by SlowFast's names: one more than the stride")
+    cls_embed_on: bool | None = Field(None, description="use a class token; without, the head sees the mean token")
+    dim_mul: tuple[tuple[Block, Growth], ...] | None = Field(
+        None, description="blocks at which the width grows: [block, factor]"
+    )
+    head_mul: tuple[tuple[Block, Growth], ...] | None = Field(
+        None, description="blocks at which heads multiply: [block, factor]"
+    )
+    dim_mul_in_att: bool | None = Field(None, description="grow widths in attention (MViTv2), not in the MLP before")
+    pool_q_stride: tuple[Stride, ...] | None = Field(None, description="strides of query pooling: [block, t, h, w]")
+    pool_kv_stride: tuple[Stride, ...] | None = Field(None, description="strides of key and value pooling")
+    pool_kv_stride_adaptive: Size3 | None = Field(
+        None, description="key and value stride of block 0; falls as queries are pooled"
+    )
+    pool_kvq_kernel: Size3 | None = Field(
+        None, description="kernel; absent in a SlowFast file: one more than the stride"
+    )
     use_abs_pos: bool | None = None
-    sep_pos_embed: bool | None = Field(None, description="absolute positions apart in space and time; others are not")
+    sep_pos_embed: bool | None = Field(None, description="separate absolute positions in space and time (must be True)")
     rel_pos_spatial: bool | None = None
     rel_pos_temporal: bool | None = None
     rel_pos_zero_init: bool = False
-    residual_pooling: bool | None = Field(None, description="add pooled queries to what attention returns")
+    residual_pooling: bool | None = Field(None, description="add pooled queries to the output of attention")
     zero_decay_pos_cls: bool = Field(True, description="no weight decay on positions and the class token")
     droppath_rate: FractionBelowOne | None = None
     init: Literal["published", "from_scratch"] = Field("published", description="from_scratch: for small widths")
@@ -181,7 +193,7 @@ class Config(Section):
     data_loader: DataLoader = DataLoader()
     tensorboard: TensorBoard = TensorBoard()
     global_batch_size: Annotated[int, Field(ge=0, le=2**20)] = Field(
-        0, description="clips per optimizer step, accumulated; 0: one forward pass"
+        0, description="clips per optimizer step, by accumulation; 0: those of one forward pass"
     )
     output_dir: str = "runs"
     rng_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0

@@ -1,4 +1,4 @@
-"""Settings of the optimizer and of its learning rate, and the check that the rate does what it is meant to do."""
+"""Settings of the optimizer and its learning rate, with checks of the schedule."""
 
 from typing import Annotated, Literal
 
@@ -13,8 +13,8 @@ class Solver(Section):
     base_lr: Rate = 0.1
     lr_policy: Literal["cosine", "steps_with_relative_lrs", "constant"] = "cosine"
     cosine_end_lr: Rate = 0.0
-    cosine_after_warmup: bool = Field(False, description="the cosine begins where warm-up ends")
-    steps: tuple[NonNegativeFloat, ...] = Field((), description="epochs at which LRS takes its next value")
+    cosine_after_warmup: bool = Field(False, description="start the cosine at the end of warm-up")
+    steps: tuple[NonNegativeFloat, ...] = Field((), description="epochs at which the next value of LRS applies")
     lrs: tuple[Rate, ...] = Field((), description="learning rates relative to BASE_LR")
     max_epoch: Epochs = 300
     momentum: FractionBelowOne = 0.9

@@ -1,4 +1,4 @@
-"""Settings by dotted key out of YAML text, each with the line where it stands; what is ambiguous is refused.
+"""Settings by dotted key, read from YAML text with their lines; ambiguous text is refused.
 
 Plain `1e-6`, `(3, 7, 7)` and `None` are a number, a list and nothing, as SlowFast's files mean them. Repeated keys and
 aliases are errors; dates, octal numbers and yes/no are text. Lists become tuples, so that no setting can be changed;
@@ -47,7 +47,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it was given: `file:line`, or the command line."""
+    """A value and its place: `file:line`, or the command line."""
 
     value: object
     source: str
@@ -55,7 +55,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Repeated:
-    """A key that stands more than once in one mapping: the place of the repeat, the first one, and what it replaced."""
+    """A key given more than once in one mapping: the place of the repeat, the first one, and what it replaced."""
 
     key: str
     place: str
@@ -69,7 +69,7 @@ class Repeated:
 def read_settings(
     text: str, source: str, prefix: str = "", repeated: list[Repeated] | None = None
 ) -> dict[str, Setting]:
-    """The settings in YAML text by dotted key, e.g. `DATA.NUM_FRAMES`.
+    """Return the settings in YAML text by dotted key, e.g. `DATA.NUM_FRAMES`.
 
     `source` is the file's name or COMMAND_LINE. With a `prefix`, the text is that key's value.
     Raises ConfigError on text that is no YAML and on repeated keys; given a list `repeated`, these go there instead,
@@ -98,7 +98,7 @@ def read_settings(
 
 
 def read_value(text: str) -> object:
-    """A plain value from the command line, where no character but its own literals has a meaning.
+    """Read a plain value from the command line, where only literals have a special meaning.
 
     Raises ValueError on a number of too many digits.
     """
@@ -113,17 +113,17 @@ def read_value(text: str) -> object:
 
 
 def write_yaml(values: dict[str, Any]) -> str:
-    """Nested settings as YAML, lists in one line; read_settings gives the same values back."""
+    """Write nested settings as YAML, lists in one line; read_settings returns the same values."""
     return yaml.dump(_thaw(values), Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
 def freeze(value: Any) -> Any:
-    """Lists and tuples, nested ones too, as tuples."""
+    """Turn lists and tuples, nested ones too, into tuples."""
     return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def show(value: object) -> str:
-    """A value as messages print it, tuples as lists, what is long cut short."""
+    """Format a value for messages: tuples as lists, long ones cut short."""
     text = repr(list(value)) if isinstance(value, tuple) else repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
 
@@ -149,7 +149,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text which plain YAML or this module would take for something else."""
+    """Quotes text that plain YAML or this module would read as something else."""
 
 
 def _read_tuple(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> object:

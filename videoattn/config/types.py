@@ -1,4 +1,4 @@
-"""Building blocks of the settings: frozen sections, and the kinds of numbers in them with their ranges.
+"""Building blocks of the settings: frozen sections, and types of numbers with their ranges.
 
 Upper bounds lie far above what any published run uses, and below what ends in a hang, an overflow or out of memory.
 Infinity and NaN are refused everywhere.

@@ -1,1 +1,1 @@
-"""Attention exchanged inside models of other libraries."""
+"""Replacing attention inside models of other libraries."""

@@ -1,6 +1,6 @@
-"""Exchange the attention inside a model that exists already, and put back what was there.
+"""Replace the attention inside an existing model, and revert it.
 
-Knows timm's VisionTransformer, transformers' TimeSformer, ViViT and VideoMAE, and this package's TimeSformer.
+Supports timm's VisionTransformer, transformers' TimeSformer, ViViT and VideoMAE, and this package's TimeSformer.
 Tested with timm 1.0.3 and 1.0.31, transformers 5.0.0, 5.5.0 and 5.23.0.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from videoattn.convert.sites import ConvertedAttention, Slot, find_slots, refuse_weights
+from videoattn.convert.sites import ReplacedAttention, Slot, find_slots, refuse_weights
 from videoattn.grid import Axis
 from videoattn.layers.attention import BuildOperator
 from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
@@ -23,7 +23,7 @@ from videoattn.operators.options import options_of
 logger = logging.getLogger(__name__)
 
 OperatorChoice = str | Mapping[str, Any] | BuildOperator
-# attributes of a converted module and of a model that must refuse a request for attention weights
+# attributes of a module whose attention is replaced, and of a model that must refuse to return attention weights
 ORIGINAL, GUARD = "videoattn_original", "videoattn_guard"
 
 
@@ -39,11 +39,11 @@ class Replacement:
 
 
 @dataclass(frozen=True)
-class ConversionReport:
-    """What `convert` or `restore` replaced; as text, a line for each kind of site.
+class ReplacementReport:
+    """The modules that `replace_attention` or `revert_attention` changed; as text, one line per type of site.
 
-    `new_parameters` names the operators' parameters by their path in the model: an optimizer made before does not hold
-    them.
+    `new_parameters` lists the paths of the operators' parameters in the model. An optimizer that was built before does
+    not hold them.
     """
 
     title: str
@@ -51,72 +51,72 @@ class ConversionReport:
     new_parameters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        blocks: dict[tuple[Any, ...], list[int]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for item in self.replacements:
-            layer = item.site.layer
-            path = ".".join("*" if part == str(layer) else part for part in item.path.split("."))
-            alike = (item.axis, item.before, item.after, replace(item.site, layer=0), path)
-            blocks.setdefault(alike, []).append(layer)
+            block = item.site.block
+            path = ".".join("*" if part == str(block) else part for part in item.path.split("."))
+            alike = (item.axis, item.before, item.after, replace(item.site, block=0), path)
+            groups.setdefault(alike, []).append(block)
         text = f"{self.title}: {len(self.replacements)} attention modules"
-        for (axis, before, after, site, path), layers in blocks.items():
-            grid, where = site.q_grid, f"{axis.value}, blocks {as_ranges(layers)}"
+        for (axis, before, after, site, path), blocks in groups.items():
+            grid, where = site.q_grid, f"{axis.value}, blocks {as_ranges(blocks)}"
             text += (
                 f"\n  {where}: {before} -> {after} on {grid.t}x{grid.h}x{grid.w} patches and {grid.prefix} prefix "
                 f"tokens, {site.num_heads} heads of {site.head_dim}, in {path}"
             )
         if self.new_parameters:
             first, *more = self.new_parameters
-            text += f"\n  new parameters, for an optimizer to take: {first}" + f" and {len(more)} more" * bool(more)
+            text += f"\n  new parameters to add to the optimizer: {first}" + f" and {len(more)} more" * bool(more)
         return text
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a converted module was: its class, its operator where it had one, and the place of its weights then."""
+    """The former state of a module: its class, its operator if it had one, and the device and type of its weights."""
 
     axis: Axis
-    kind: type[nn.Module]
+    module_class: type[nn.Module]
     operator: AttentionOperator | None
     place: tuple[torch.device, torch.dtype]
 
 
-def convert(
+def replace_attention(
     model: nn.Module,
     *,
     space: OperatorChoice | None = None,
     time: OperatorChoice | None = None,
     joint: OperatorChoice | None = None,
-    layers: Iterable[int] | None = None,
+    blocks: Iterable[int] | None = None,
     verbose: bool = True,
-) -> ConversionReport:
-    """Put an attention operator into `model`, in place, along each axis that is given one; returns what was replaced.
+) -> ReplacementReport:
+    """Replace the attention of `model` in place, along each axis for which an operator is given. Return a report.
 
     An operator is a name ("fibonacci"), a dict with a name and options ({"name": "fibonacci", "variant": "wythoff"}),
-    or a callable that takes an `AttentionSite`: a class or a `functools.partial` of one. `layers` are the blocks to
-    convert, counted from 0; by default all that attend. Image models attend along space, ViViT and VideoMAE jointly,
-    TimeSformer as it is configured. `model` may be such a model or hold one. With `verbose` the report is printed,
-    else it is logged.
+    or a callable that accepts an `AttentionSite`: a class or a `functools.partial` of one. `blocks` are the indices of
+    the blocks to change, counted from 0; by default all that attend. Image models attend along space, ViViT and
+    VideoMAE jointly, TimeSformer as it is configured. `model` may be such a model or contain one. With `verbose` the
+    report is printed, else it is logged.
 
-    Modules and parameters stay the same objects, with the keys they have in `state_dict`. An operator that has
-    parameters adds keys `<path of the attention>.operator.<name>`; a model of this package has its operators there
-    anyway. Weights are loaded into a converted model of the same kind: `convert` first, then `load_state_dict`.
+    Modules and parameters stay the same objects, with the same keys in `state_dict`. An operator that has parameters
+    adds keys `<path of the attention>.operator.<name>`; a model of this package has them anyway. To load weights that
+    were saved after a replacement, call `replace_attention` first, then `load_state_dict`.
 
-    Differs: no attention weights are formed, so `output_attentions=True` raises ValueError, and so do masks.
+    Differs: no attention weights are computed, so `output_attentions=True` raises ValueError, and so do masks.
 
-    Raises ValueError, leaving the model as it was, for a model or attention that is not known, an axis that the model
-    lacks, attention converted already (`restore` first), dropout of attention weights, and sites that an operator
-    refuses.
+    Raises ValueError, and leaves the model unchanged, for an unknown model or attention, an axis that the model lacks,
+    attention that is already replaced (call `revert_attention` first), dropout of attention weights, and sites that an
+    operator refuses.
     """
     choices = {Axis.SPACE: space, Axis.TIME: time, Axis.JOINT: joint}
     builders = {axis: bind_operator(choice, axis) for axis, choice in choices.items() if choice is not None}
     if not builders:
-        raise ValueError("convert expects an operator for at least one of space, time, joint")
+        raise ValueError("replace_attention expects an operator for at least one of space, time, joint")
     base, slots = find_slots(model)
     paths = {module: path for path, module in model.named_modules()}
-    chosen = choose_slots(slots, set(builders), layers, type(base).__name__)
+    chosen = choose_slots(slots, set(builders), blocks, type(base).__name__)
     for slot in chosen:
         if hasattr(slot.module, ORIGINAL):
-            raise ValueError(f"{paths[slot.module]} is converted already; call videoattn.restore first")
+            raise ValueError(f"{paths[slot.module]} is already replaced; call videoattn.revert_attention first")
     # all operators are built before any is installed, so that a refusal leaves the model as it was
     operators = [build_operator(builders[slot.axis], slot) for slot in chosen]
     replacements, new_parameters = [], []
@@ -127,15 +127,15 @@ def convert(
         new_parameters += [f"{path}.operator.{name}" for name, _ in operator.named_parameters()]
     if any(slot.stand_in and slot.stand_in.weights_collected_outside for slot in chosen) and not hasattr(base, GUARD):
         setattr(base, GUARD, base.register_forward_pre_hook(_refuse_weights_if_asked, with_kwargs=True))
-    title = f"converted {type(model).__name__}"
-    return announce(ConversionReport(title, tuple(replacements), tuple(new_parameters)), verbose)
+    title = f"replaced attention of {type(model).__name__}"
+    return announce(ReplacementReport(title, tuple(replacements), tuple(new_parameters)), verbose)
 
 
-def restore(model: nn.Module, *, verbose: bool = True) -> ConversionReport:
-    """Undo every `convert` within `model`, in place; returns what was put back.
+def revert_attention(model: nn.Module, *, verbose: bool = True) -> ReplacementReport:
+    """Undo every `replace_attention` within `model`, in place. Return a report.
 
-    Modules are the same objects as before, and weights keep what they have learned while converted; parameters of
-    operators that `convert` brought go with them. Raises ValueError where nothing is converted.
+    Modules are the same objects as before, and weights keep what they have learned since; the parameters of the
+    operators that `replace_attention` added are removed. Raises ValueError if no attention is replaced.
     """
     replacements = []
     for path, module in list(model.named_modules()):
@@ -147,12 +147,12 @@ def restore(model: nn.Module, *, verbose: bool = True) -> ConversionReport:
             guard.remove()
             delattr(module, GUARD)
     if not replacements:
-        raise ValueError(f"nothing to restore: no attention of this {type(model).__name__} is converted")
-    return announce(ConversionReport(f"restored {type(model).__name__}", tuple(replacements)), verbose)
+        raise ValueError(f"nothing to revert: no attention of this {type(model).__name__} is replaced")
+    return announce(ReplacementReport(f"reverted attention of {type(model).__name__}", tuple(replacements)), verbose)
 
 
 def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
-    """An operator choice as a callable that takes a site. Raises ValueError naming the axis and what is expected."""
+    """Return an operator choice as a callable that accepts a site. Raises ValueError naming the axis."""
     if isinstance(choice, str):
         choice = {"name": choice}
     if isinstance(choice, Mapping):
@@ -172,13 +172,13 @@ def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
     if callable(choice) and not isinstance(choice, nn.Module):
         return choice
     raise ValueError(
-        f"{axis.value} expects an operator's name, a dict with its name and options, or a callable that takes a site, "
+        f"{axis.value} expects an operator's name, a dict with its name and options, or a callable of a site, "
         f"got {choice!r}"
     )
 
 
-def choose_slots(slots: list[Slot], axes: set[Axis], layers: Iterable[int] | None, model: str) -> list[Slot]:
-    """The slots along `axes` in blocks `layers`. Raises ValueError naming axes and blocks that the model lacks."""
+def choose_slots(slots: list[Slot], axes: set[Axis], blocks: Iterable[int] | None, model: str) -> list[Slot]:
+    """Return the slots along `axes` in `blocks`. Raises ValueError naming axes and blocks that the model lacks."""
     present = [axis for axis in Axis if any(slot.axis is axis for slot in slots)]
     if lacking := [axis.value for axis in Axis if axis in axes and axis not in present]:
         raise ValueError(
@@ -186,28 +186,28 @@ def choose_slots(slots: list[Slot], axes: set[Axis], layers: Iterable[int] | Non
             f"{' and '.join(lacking)}"
         )
     chosen = [slot for slot in slots if slot.axis in axes]
-    if layers is None:
+    if blocks is None:
         return chosen
-    wanted = set(layers)
+    wanted = set(blocks)
     for axis in axes:
-        attending = [slot.layer for slot in chosen if slot.axis is axis]
+        attending = [slot.block for slot in chosen if slot.axis is axis]
         if not wanted or not wanted.issubset(attending):
             raise ValueError(
-                f"layers expects blocks of {model} that attend along {axis.value}, {as_ranges(attending)}, got "
+                f"blocks expects blocks of {model} that attend along {axis.value}, {as_ranges(attending)}, got "
                 f"{sorted(wanted)}"
             )
-    return [slot for slot in chosen if slot.layer in wanted]
+    return [slot for slot in chosen if slot.block in wanted]
 
 
 def build_operator(builder: BuildOperator, slot: Slot) -> AttentionOperator:
-    """The operator for a slot, with the device, type and mode of the attention's weights."""
+    """Build the operator for a slot, with the device, type and mode of the attention's weights."""
     device, dtype = place_of(slot.module)
     with device:
         operator = builder(slot.site)
     if not isinstance(operator, AttentionOperator):
         raise ValueError(f"{slot.axis.value} expects a callable that makes an AttentionOperator, got {operator!r}")
-    if getattr(slot.module, "hand_on", None) == "weights" and not operator.forms_weights:
-        raise ValueError(f"block {slot.layer + 1} reuses attention weights, which {type(operator).__name__} lacks")
+    if getattr(slot.module, "carry", None) == "weights" and not operator.forms_weights:
+        raise ValueError(f"block {slot.block + 1} reuses attention weights, which {type(operator).__name__} lacks")
     return operator.to(device, dtype).train(slot.module.training)
 
 
@@ -230,7 +230,7 @@ def install(operator: AttentionOperator, slot: Slot) -> None:
 def uninstall(module: nn.Module) -> None:
     original: Original = getattr(module, ORIGINAL)
     delattr(module, ORIGINAL)
-    module.__class__ = original.kind
+    module.__class__ = original.module_class
     if original.operator is None:
         del module.operator
         return
@@ -244,15 +244,15 @@ def mixer_name(module: nn.Module) -> str:
 
 
 def _refuse_weights_if_asked(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Where the library collects attention weights around the attention modules, which then hear nothing of it."""
+    """Raise ValueError if attention weights are requested from a library that collects them outside the modules."""
     asked = kwargs.get("output_attentions")
     if asked is None:
         asked = getattr(model.config, "output_attentions", False)
-    if asked and any(isinstance(module, ConvertedAttention) for module in model.modules()):
+    if asked and any(isinstance(module, ReplacedAttention) for module in model.modules()):
         refuse_weights()
 
 
-def announce(report: ConversionReport, verbose: bool) -> ConversionReport:
+def announce(report: ReplacementReport, verbose: bool) -> ReplacementReport:
     if verbose:
         print(report)
     else:
@@ -261,7 +261,7 @@ def announce(report: ConversionReport, verbose: bool) -> ConversionReport:
 
 
 def as_ranges(numbers: Iterable[int]) -> str:
-    """Numbers as text, neighbours joined: 0-2, 5."""
+    """Format numbers as text, with neighbours joined: 0-2, 5."""
     ranges: list[list[int]] = []
     for number in sorted(set(numbers)):
         if ranges and number == ranges[-1][1] + 1:

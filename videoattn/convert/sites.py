@@ -1,4 +1,4 @@
-"""Where models of other libraries attend, and the attention modules that stand in for theirs."""
+"""Attention modules found in models of other libraries, and the modules that replace them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ from videoattn.layers.pooled_attention import PooledAttention
 from videoattn.operators import AttentionOperator, AttentionSite
 
 
-class ConvertedAttention(nn.Module):
-    """An attention module of another library that mixes with `operator`; its projections and all else are its own.
+class ReplacedAttention(nn.Module):
+    """An attention module of another library that mixes with `operator` and keeps its own projections.
 
-    Never constructed: a module takes this class, and its own again when it is restored, so that it stays the same
-    object with the same weights and hooks.
+    Never constructed: the class of an existing module is set to this one, and set back by `revert_attention`, so that
+    the module stays the same object with the same weights and hooks.
     """
 
     stands_for: tuple[str, ...]  # class names
@@ -29,21 +29,21 @@ class ConvertedAttention(nn.Module):
     operator: AttentionOperator
 
     def check_tokens(self, x: Tensor) -> None:
-        """Raises ValueError unless the stream [B, N, C] fills the grid that the operator was built for."""
+        """Raise ValueError unless the stream [B, N, C] fills the grid that the operator was built for."""
         grid = self.operator.site.q_grid
         if x.shape[1] != grid.tokens:
             raise ValueError(
-                f"this attention was converted for {grid} of {grid.tokens} tokens and got {x.shape[1]}; convert anew "
-                "for inputs of another size; masked tokens leave no grid to convert for"
+                f"this attention was replaced for {grid} of {grid.tokens} tokens and got {x.shape[1]}; replace it "
+                "again for inputs of another size; masked tokens form no grid and are not supported"
             )
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [B, heads, N, d], patches in the order t, h, w, to [B, N, heads·d]."""
+        """Mix q, k, v [B, heads, N, d], with patches in the order t, h, w, into [B, N, heads·d]."""
         return self.operator(q, k, v).transpose(1, 2).flatten(2)
 
 
-class TimmAttention(ConvertedAttention):
-    """In place of timm's Attention, with its norms of q and k and its norm and gate of what was mixed."""
+class TimmAttention(ReplacedAttention):
+    """Replacement for timm's Attention, with its norms of q and k and its norm and gate of the mixed values."""
 
     stands_for = ("Attention",)
     projections = ("qkv",)
@@ -59,7 +59,7 @@ class TimmAttention(ConvertedAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:
-            raise ValueError("converted attention takes no attn_mask and cannot be causal")
+            raise ValueError("replaced attention does not accept attn_mask and cannot be causal")
         self.check_tokens(x)
         q, k, v = split_packed(self.qkv(x), self.operator.site.num_heads)
         # under autocast norms give float32
@@ -71,8 +71,8 @@ class TimmAttention(ConvertedAttention):
         return self.proj_drop(self.proj(mixed))
 
 
-class TimesformerAttention(ConvertedAttention):
-    """In place of transformers' TimesformerSelfAttention, whose patches are in the order h, w, t where it sees all."""
+class TimesformerAttention(ReplacedAttention):
+    """Replacement for transformers' TimesformerSelfAttention, whose joint form orders patches as h, w, t."""
 
     stands_for = ("TimesformerSelfAttention",)
     projections = ("qkv",)
@@ -90,8 +90,8 @@ class TimesformerAttention(ConvertedAttention):
         return (swap_patch_axes(mixed, grid.prefix, grid.t, space),)
 
 
-class SeparateAttention(ConvertedAttention):
-    """In place of transformers' VideoMAESelfAttention, and of VivitSelfAttention in releases that have it."""
+class SeparateAttention(ReplacedAttention):
+    """Replacement for transformers' VideoMAESelfAttention, and for VivitSelfAttention in releases that have it."""
 
     stands_for: tuple[str, ...] = ("VideoMAESelfAttention", "VivitSelfAttention")
     projections = ("query", "key", "value")
@@ -102,7 +102,7 @@ class SeparateAttention(ConvertedAttention):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         if attention_mask is not None:
-            raise ValueError("converted attention takes no attention_mask")
+            raise ValueError("replaced attention does not accept attention_mask")
         self.check_tokens(hidden_states)
         q, k, v = (getattr(self, name)(hidden_states) for name in self.projections)
         if getattr(self, "q_bias", None) is not None:
@@ -112,7 +112,7 @@ class SeparateAttention(ConvertedAttention):
 
 
 class VivitAttention(SeparateAttention):
-    """In place of transformers' VivitAttention where that holds its projections itself."""
+    """Replacement for transformers' VivitAttention in releases where it holds its projections itself."""
 
     stands_for = ("VivitAttention",)
     projections = ("q_proj", "k_proj", "v_proj")
@@ -127,18 +127,18 @@ class VivitAttention(SeparateAttention):
         return self.o_proj(mixed), None
 
 
-STAND_INS: tuple[type[ConvertedAttention], ...] = (
+STAND_INS: tuple[type[ReplacedAttention], ...] = (
     TimmAttention, TimesformerAttention, SeparateAttention, VivitAttention,
 )  # fmt: skip
 
 
 def split_packed(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """A projection [B, N, (3, heads, d)] as q, k and v [B, heads, N, d]."""
+    """Split a projection [B, N, (3, heads, d)] into q, k and v [B, heads, N, d]."""
     return packed.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def swap_patch_axes(x: Tensor, prefix: int, outer: int, inner: int) -> Tensor:
-    """A stream [B, prefix + outer·inner, C] with its patches in the order (inner, outer)."""
+    """Reorder the patches of a stream [B, prefix + outer·inner, C] to (inner, outer)."""
     if outer == 1 or inner == 1:
         return x
     patches = x[:, prefix:].unflatten(1, (outer, inner)).transpose(1, 2).flatten(1, 2)
@@ -147,30 +147,30 @@ def swap_patch_axes(x: Tensor, prefix: int, outer: int, inner: int) -> Tensor:
 
 def refuse_weights() -> NoReturn:
     raise ValueError(
-        "output_attentions=True asks for attention weights, which converted attention does not form; restore the model "
-        "to see them"
+        "output_attentions=True asks for attention weights, which replaced attention does not compute; call "
+        "videoattn.revert_attention to see them"
     )
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One attention module of a model: where it stands, and what class it takes when converted (None: it keeps its)."""
+    """One attention module of a model: its place, and the class that it gets when replaced (None: it keeps its own)."""
 
-    layer: int
+    block: int
     axis: Axis
     module: nn.Module
     site: AttentionSite
-    stand_in: type[ConvertedAttention] | None
+    stand_in: type[ReplacedAttention] | None
 
 
-def foreign_slot(module: nn.Module, layer: int, axis: Axis, grid: TokenGrid) -> Slot:
-    """The slot of an attention module that one of STAND_INS can stand in for.
+def foreign_slot(module: nn.Module, block: int, axis: Axis, grid: TokenGrid) -> Slot:
+    """Return the slot of an attention module that one of STAND_INS can replace.
 
-    `grid` is that of one attention call. Raises ValueError where the module is of another class or is built
-    differently, drops attention weights, or scales logits unusually.
+    `grid` is that of one sequence. Raises ValueError if the module is of another class or is built differently, drops
+    attention weights, or scales logits unusually.
     """
-    if isinstance(module, ConvertedAttention):
-        return Slot(layer, axis, module, module.operator.site, type(module))
+    if isinstance(module, ReplacedAttention):
+        return Slot(block, axis, module, module.operator.site, type(module))
     kind, library = type(module).__name__, type(module).__module__.split(".")[0]
     own = {name for name, _ in [*module.named_children(), *module.named_parameters(recurse=False)]}
     stand_in = None
@@ -178,26 +178,28 @@ def foreign_slot(module: nn.Module, layer: int, axis: Axis, grid: TokenGrid) -> 
         stand_in = next((s for s in STAND_INS if kind in s.stands_for and own.issuperset(s.projections)), None)
     if stand_in is None:
         known = ", ".join(sorted({name for s in STAND_INS for name in s.stands_for}))
-        raise ValueError(f"block {layer} attends by {type(module).__module__}.{kind}; convert replaces {known}")
+        raise ValueError(
+            f"block {block} attends by {type(module).__module__}.{kind}; replace_attention supports {known}"
+        )
     used = {*stand_in.projections, *stand_in.needs}
     if own - used - set(stand_in.knows) or used - own:
         raise ValueError(
-            f"{kind} of block {layer} expects {', '.join(sorted(used))} and perhaps {', '.join(stand_in.knows)}, got "
-            f"{', '.join(sorted(own))}; this release of {library} builds it in a way that convert does not know"
+            f"{kind} of block {block} expects {', '.join(sorted(used))} and perhaps {', '.join(stand_in.knows)}, got "
+            f"{', '.join(sorted(own))}; this release of {library} builds it in a way that is not supported"
         )
     forward = vars(module).get("forward")
     if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
         raise ValueError(
-            f"{kind} of block {layer} has a forward of its own, as accelerate's hooks give it; convert before that"
+            f"{kind} of block {block} has a forward of its own, as accelerate's hooks add; replace it before that"
         )
     dropout = first_attribute(module, "attn_drop", "dropout_prob", "attention_dropout")
     if (p := getattr(dropout, "p", dropout)) > 0:
-        raise ValueError(f"{kind} of block {layer} drops attention weights with p = {p}, which operators do not; set 0")
+        raise ValueError(f"{kind} of block {block} drops attention weights with p = {p}, which operators do not; set 0")
     num_heads = int(first_attribute(module, "num_heads", "num_attention_heads"))
     head_dim = int(getattr(module, stand_in.projections[0]).out_features) * len(stand_in.projections) // 3 // num_heads
     if not math.isclose(scale := first_attribute(module, "scale", "scaling"), head_dim**-0.5):
-        raise ValueError(f"{kind} of block {layer} scales logits by {scale}, operators by {head_dim}**-0.5")
-    return Slot(layer, axis, module, AttentionSite(grid, grid, num_heads, head_dim, layer), stand_in)
+        raise ValueError(f"{kind} of block {block} scales logits by {scale}, operators by {head_dim}**-0.5")
+    return Slot(block, axis, module, AttentionSite(grid, grid, num_heads, head_dim, block), stand_in)
 
 
 def first_attribute(module: nn.Module, *names: str) -> Any:
@@ -214,8 +216,8 @@ def timm_slots(model: Any) -> Iterator[Slot]:
         raise ValueError(f"patch_drop_rate={p} drops patches in training, and the rest lie on no grid; set it to 0")
     height, width = model.patch_embed.grid_size
     grid = TokenGrid(1, height, width, model.num_prefix_tokens)
-    for layer, block in enumerate(model.blocks):
-        yield foreign_slot(block.attn, layer, Axis.SPACE, grid)
+    for index, block in enumerate(model.blocks):
+        yield foreign_slot(block.attn, index, Axis.SPACE, grid)
 
 
 TIMESFORMER_ATTENTION = {
@@ -233,13 +235,13 @@ def timesformer_slots(model: Any) -> Iterator[Slot]:
     if rest:
         raise ValueError(f"position embeddings for {height * width + rest} patches do not fill rows of {width}")
     grid = TokenGrid(model.config.num_frames, height, width, prefix=1)
-    for layer, block in enumerate(model.encoder.layer):
+    for index, block in enumerate(model.encoder.layer):
         for axis, name in TIMESFORMER_ATTENTION[model.config.attention_type].items():
-            yield foreign_slot(getattr(block, name).attention, layer, axis, grid.along(axis))
+            yield foreign_slot(getattr(block, name).attention, index, axis, grid.along(axis))
 
 
 def tubelet_slots(model: Any) -> Iterator[Slot]:
-    """Of VideoMAE and ViViT, which cut a clip into tubelets and attend to all of them."""
+    """Yield the slots of VideoMAE or ViViT, which cut a clip into tubelets and attend to all of them."""
     patches = model.embeddings.patch_embeddings
     side = patches.image_size  # of a square, or height and width
     size = (model.config.num_frames, *((side, side) if isinstance(side, int) else side))
@@ -248,18 +250,18 @@ def tubelet_slots(model: Any) -> Iterator[Slot]:
         raise ValueError(f"clips of {size} give {t} x {h} x {w} tubelets, but the model expects {patches.num_patches}")
     grid = TokenGrid(t, h, w, prefix=int(hasattr(model.embeddings, "cls_token")))
     blocks = model.layers if hasattr(model, "layers") else model.encoder.layer
-    for layer, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         attention = getattr(block.attention, "attention", block.attention)
-        yield foreign_slot(attention, layer, Axis.JOINT, grid)
+        yield foreign_slot(attention, index, Axis.JOINT, grid)
 
 
 def our_slots(model: Any) -> Iterator[Slot]:
-    """Of the blocks that attend; those that skip attention have nothing to replace."""
-    for layer, block in enumerate(model.blocks):
+    """Yield the slots of the blocks that attend; those that skip attention have nothing to replace."""
+    for index, block in enumerate(model.blocks):
         for axis in block.axes:
             mixer = block.mixers[axis.value]
             if isinstance(mixer, (MultiheadAttention, PooledAttention)):
-                yield Slot(layer, axis, mixer, mixer.operator.site, None)
+                yield Slot(index, axis, mixer, mixer.operator.site, None)
 
 
 # by name, so that a library is not imported to learn that a model is not of it
@@ -273,32 +275,32 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Slot]]] = {
 }
 REFUSED = {
     "transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining": (
-        "its encoder sees the unmasked tokens alone, which lie on no grid; convert VideoMAEForVideoClassification or "
+        "its encoder sees the unmasked tokens alone, which lie on no grid; use VideoMAEForVideoClassification or "
         "VideoMAEModel"
     ),
 }
 
 
 def find_slots(model: nn.Module) -> tuple[nn.Module, list[Slot]]:
-    """The one model of FAMILIES that `model` is or holds, and its attention. Raises ValueError saying what is known."""
+    """Return the supported model that `model` is or contains, and its slots. Raises ValueError if there is not one."""
     found: dict[str, tuple[nn.Module, Callable[[Any], Iterator[Slot]]]] = {}
     for path, module in model.named_modules():
         for cls in type(module).__mro__:
             name = f"{cls.__module__}.{cls.__qualname__}"
             if name in REFUSED:
-                raise ValueError(f"{cls.__name__} cannot be converted: {REFUSED[name]}")
+                raise ValueError(f"the attention of {cls.__name__} cannot be replaced: {REFUSED[name]}")
             if name in FAMILIES:
                 found[path] = (module, FAMILIES[name])
     if not found:
         known = ", ".join(f"{name.rpartition('.')[2]} ({name.split('.')[0]})" for name in FAMILIES)
-        raise ValueError(f"convert knows {known} and models that hold one, got {type(model).__name__}")
+        raise ValueError(f"replace_attention supports {known} and models that contain one, got {type(model).__name__}")
     if len(found) > 1:
-        raise ValueError(f"{type(model).__name__} holds several models, pass one of them: {', '.join(found)}")
+        raise ValueError(f"{type(model).__name__} contains several models, pass one of them: {', '.join(found)}")
     ((base, slots_of),) = found.values()
     try:
         slots = list(slots_of(base))
     except AttributeError as error:
-        raise ValueError(f"{type(base).__name__} is not built as convert expects: {error}") from error
+        raise ValueError(f"{type(base).__name__} is not built as replace_attention expects: {error}") from error
     if len({id(slot.module) for slot in slots}) < len(slots):
-        raise ValueError(f"blocks of this {type(base).__name__} share attention modules, which stand at one block each")
+        raise ValueError(f"blocks of this {type(base).__name__} share attention modules; expected one for each block")
     return base, slots

@@ -1,1 +1,1 @@
-"""Training and evaluation of a model with a loader; nothing here knows which."""
+"""Training and evaluation of any model with any loader."""

@@ -1,4 +1,4 @@
-"""Several processes of one run: who is who, and the few things they tell each other."""
+"""Several processes of one run: their ranks, and the data and errors that they share."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is the process that talks and writes files."""
+        """Return whether this is the process that logs and writes files."""
         return self.rank == 0
 
 
@@ -40,10 +40,10 @@ def init_distributed(
 ) -> Process:
     """Join the group that torchrun's environment describes; without it, a process on its own and no group.
 
-    Each process takes the CUDA device of its local rank where there is one. "auto" means nccl on CUDA and gloo
-    elsewhere; what lies on the CPU always travels by gloo. An exchange that a dead process leaves unanswered fails
-    after `timeout_minutes`. Raises ValueError for CUDA or nccl without a device for every process of this machine, and
-    for an environment that says only half.
+    Each process uses the CUDA device of its local rank if there is one. "auto" means nccl on CUDA and gloo
+    elsewhere; tensors on the CPU always use gloo. Communication with a dead process fails after `timeout_minutes`.
+    Raises ValueError for CUDA or nccl without a device for every process of this machine, and for an incomplete
+    environment.
     """
     rank, world_size, local_rank, local_world_size = _read_environment()
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -67,7 +67,7 @@ def init_distributed(
 
 
 def _read_environment() -> tuple[int, int, int, int]:
-    """Rank, world size, and both on this machine."""
+    """Return rank, world size, and both on this machine."""
     values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     if values["RANK"] is None and values["LOCAL_RANK"] is None:
         return 0, 1, 0, 1
@@ -79,12 +79,12 @@ def _read_environment() -> tuple[int, int, int, int]:
 
 
 def is_main() -> bool:
-    """Return whether this is the process that talks and writes files; true without a group."""
+    """Return whether this is the process that logs and writes files; true without a group."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process's `value`, in the order of ranks, on every process; tensors in it must be on the CPU."""
+    """Return every process's `value`, in the order of ranks; tensors in it must be on the CPU."""
     if not dist.is_initialized():
         return [value]
     gathered: list[T | None] = [None] * dist.get_world_size()
@@ -93,7 +93,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def all_reduce_sum(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, as a new tensor."""
+    """Return the sum over all processes, as a new tensor."""
     total = value.clone()
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -117,7 +117,7 @@ def any_process(flag: bool) -> bool:
 
 
 def vote(*flags: bool) -> list[bool]:
-    """For each flag, whether it is true in any process."""
+    """Return for each flag whether it is true in any process."""
     votes = torch.tensor([int(flag) for flag in flags])
     if dist.is_initialized():
         dist.all_reduce(votes)
@@ -129,7 +129,7 @@ def shared_errors() -> Iterator[None]:
     """Raise an error of one process in every process, so that none waits for the failed one until a timeout.
 
     The process of the lowest rank that failed raises its own error, and the others raise OtherProcessError. All
-    processes have to enter the block, and none may exchange anything inside it.
+    processes have to enter the block, and none may communicate inside it.
     """
     error: Exception | None = None
     try:

@@ -1,4 +1,4 @@
-"""Evaluation: scores of all views of a video become one, each view once, and what could not be scored is said."""
+"""Evaluation: combining the scores of all views of each video, and listing videos that could not be scored."""
 
 import logging
 import time
@@ -16,14 +16,13 @@ from videoattn.data.clips.batch import Batch, Failure, Prepare
 from videoattn.engine.distributed import Process, gather_objects, shared_errors
 from videoattn.engine.log import Stopwatch, progress_bar
 from videoattn.engine.results import Results
+from videoattn.precision import AUTOCAST, Precision
 
 logger = logging.getLogger("videoattn")
 
 Method = Literal["sum", "max"]
 Aggregate = Literal["logits", "probabilities"]
-Precision = Literal["fp32", "bf16", "fp16"]
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOG_SECONDS = 60.0
 
 
@@ -66,7 +65,7 @@ class Evaluation:
         self._complete: dict[int, Tensor] = {}
 
     def add(self, videos: Tensor, views: Tensor, logits: Tensor) -> None:
-        """Scores [B, classes] of some `views`, from 0, of `videos`. Raises ValueError on other shapes or views."""
+        """Add scores [B, classes] of some `views`, from 0, of `videos`. Raises ValueError on other shapes or views."""
         if logits.shape != (len(videos), self.num_classes):
             expected = [len(videos), self.num_classes]
             raise ValueError(f"expected scores [views, classes] = {expected} from the model, got {list(logits.shape)}")
@@ -89,12 +88,12 @@ class Evaluation:
             del self._partial[video]
 
     def add_failures(self, failures: Iterable[Failure]) -> None:
-        """Videos that could not be decoded; each is excluded, whatever else arrives of it."""
+        """Add videos that could not be decoded; each is excluded, whatever else arrives of it."""
         for failure in failures:
             self.failures.setdefault(failure.index, failure.reason)
 
     def merge(self, other: "Evaluation") -> None:
-        """Take in what another process collected."""
+        """Add what another process collected."""
         for video, score in other._complete.items():
             self._complete.setdefault(video, score)
             self._partial.pop(video, None)
@@ -108,11 +107,11 @@ class Evaluation:
 
     @property
     def num_finished(self) -> int:
-        """Videos that are complete or failed."""
+        """Return the number of videos that are complete or failed."""
         return len(self._complete) + sum(video not in self._complete for video in self.failures)
 
     def finish(self, num_videos: int) -> tuple[dict[int, Tensor], dict[int, str]]:
-        """Scores of the evaluated videos among 0..num_videos-1, and why each of the others is not; both in order."""
+        """Return scores of evaluated videos among 0..num_videos-1, and the reasons for the others; both in order."""
         scores, failures = {}, {}
         for video in range(num_videos):
             if video in self.failures:
@@ -147,7 +146,7 @@ def evaluate(
     *,
     progress: bool = True,
 ) -> Results:
-    """Score every view that the processes' loaders give, some at a time, and combine them by video.
+    """Score every view from the processes' loaders in batches, and combine them by video.
 
     `prepare(batch, seed)`, the same as in training, gives the model's input on the device of `process`. Every process
     returns the same results. The model is put into evaluation mode and back. A video of which a view is missing counts
@@ -165,7 +164,8 @@ def evaluate(
     )
     if isinstance(model, DistributedDataParallel):
         model = model.module  # its forward would wait for processes that have fewer views
-    autocast = torch.autocast(process.device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+    dtype = AUTOCAST.get(precision)
+    autocast = torch.autocast(process.device.type, dtype, enabled=dtype is not None)
     watch, show = Stopwatch(), progress and process.rank == 0
     share = len(range(process.rank, loader.num_videos, process.world_size))
     bars = progress_bar(share, 0, "evaluating", show)
@@ -214,7 +214,7 @@ def _speed(clips: int, waited: float, seconds: float) -> dict[str, float]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode is restored after."""
+    """Switch to evaluation mode inside, and restore each module's own mode after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

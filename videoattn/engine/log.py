@@ -22,7 +22,7 @@ _PACKAGES = ("videoattn", "torch", "torchvision", "triton", "timm", "decord", "a
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of what a result can depend on, without importing any of it."""
+    """Return installed versions of packages that a result can depend on, without importing them."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -33,7 +33,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads and accelerators, as far as they are known without extra programs."""
+    """Return processor, cores, threads and accelerators, as far as known without extra programs."""
     cuda = torch.cuda.is_available()
     return {
         "processor": _processor_name(),
@@ -172,7 +172,7 @@ def _strict_json(values: dict[str, Any]) -> str:
 
 @contextmanager
 def progress_bar(total: int, initial: int, description: str, show: bool) -> Iterator[Any]:
-    """A tqdm bar on standard error when that is a terminal and `show` is true, else one that prints nothing."""
+    """Return a tqdm bar on standard error if that is a terminal and `show` is true, else one that prints nothing."""
     from tqdm import tqdm
 
     with tqdm(

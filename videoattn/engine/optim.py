@@ -85,7 +85,7 @@ def parameter_groups(
     `zero_wd_1d_param`, vectors and biases are not decayed; neither are parameters whose name `is_exempt`.
     """
     if layer_decay < 1 and layer_of is None:
-        raise ValueError(f"layer_decay {layer_decay} expects layer_of, which says the layers of parameters")
+        raise ValueError(f"layer_decay {layer_decay} expects layer_of, which gives the depth of parameters")
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -51,7 +51,7 @@ class ClipReports:
 
 
 def shared_batches(batches: Iterator[Batch], accumulate: int, before_raising: Callable[[], None]) -> Iterator[Batch]:
-    """The batches of one process, as long as every process gets its own.
+    """Yield the batches of one process, as long as every process gets its own.
 
     Where one fails, all raise (see `share_error`) before the step in which the others would wait for its gradients;
     they look once per `accumulate` batches. Every process calls `before_raising` first.

@@ -52,21 +52,21 @@ class Results:
 
     @property
     def num_labelled(self) -> int:
-        """Labelled videos in the list, evaluated or not."""
+        """Return the number of labelled videos in the list, evaluated or not."""
         return sum(label >= 0 for label in self.labels)
 
     def top_k(self, k: Literal[1, 5], failed_as_wrong: bool = False) -> float | None:
-        """Top-k accuracy of the evaluated labelled videos, or of all labelled ones with the failed counted as wrong."""
+        """Return top-k accuracy of evaluated labelled videos, or of all labelled ones with failed ones as wrong."""
         total = self.num_labelled if failed_as_wrong else len(self._labelled[1])
         return self._correct[k] / total if total else None
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Counts [true class, predicted class]."""
+        """Return the counts [true class, predicted class]."""
         return confusion_matrix(*self._labelled)
 
     def summary(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Counts, accuracies, failures and protocol, as plain values."""
+        """Return counts, accuracies, failures and protocol, as plain values."""
         shares, counts = per_class_accuracy(self.confusion).tolist(), self.confusion.sum(dim=1).tolist()
         return {
             "counts": {
@@ -158,7 +158,7 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _draw_confusion(path: Path, confusion: Tensor, class_names: Sequence[str] | None) -> None:
-    """Each row's shares as grey levels; numbers are written in up to 20 classes."""
+    """Draw each row's shares as grey levels, with numbers for up to 20 classes."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -76,7 +76,7 @@ class TrainState:
 
 @dataclass
 class TrainingRun:
-    """A run of training: what is trained, on what and for how long, how far it is, and where its files go.
+    """A run of training: its trainer, loader, options, state and files.
 
     `validate(model)` evaluates; the top-1 accuracy of what it returns chooses the best checkpoint. Checkpoints go to
     `folder`, and keep `config_text`, `class_names` and `notes`, which are plain values.
@@ -100,7 +100,7 @@ class TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
+        """Return the number of optimizer steps of an epoch."""
         return self.loader.num_batches // self.loader.accumulate
 
     def is_checkpoint_due(self) -> bool:
@@ -133,7 +133,7 @@ class TrainingRun:
         }
 
 
-def restore(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
+def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
     """Put a checkpoint of `train` back into `trainer`, and return the state that the run was in.
 
     Raises BadCheckpointError where it lacks something or does not fit.
@@ -191,7 +191,7 @@ def better(results: Results, epoch: int, best: Best | None) -> Best | None:
 
 
 def train_epoch(run: TrainingRun, stop: StopRequest) -> None:
-    """Take the steps of the state's epoch that are left."""
+    """Run the remaining steps of the state's epoch."""
     trainer, state, options, reports = run.trainer, run.state, run.options, run.clip_reports
     process, total, num_micro = trainer.process, run.steps_per_epoch, run.loader.accumulate
     batches = shared_batches(run.loader.epoch(state.epoch, state.step * num_micro), num_micro, reports.flush)

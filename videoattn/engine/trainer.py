@@ -1,9 +1,9 @@
-"""One optimizer step: what is changed by it, and how."""
+"""The optimizer step, with the model, averaged weights and loss scale that it changes."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,9 @@ from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import evaluation_mode
 from videoattn.engine.log import Stopwatch
 from videoattn.engine.optim import GradientClip, set_learning_rate
+from videoattn.precision import AUTOCAST, Precision
 from videoattn.seeding import derive_seed
 
-Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16's loss scale begins at 65536 and halves whenever gradients overflow; below this it is the training that diverges.
 _MIN_LOSS_SCALE = 1e-4
 
@@ -67,7 +66,7 @@ class Trainer:
     def step(
         self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch
     ) -> tuple[Tensor, float, list[Batch]]:
-        """Optimizer step `number` of the run, over `num_micro` batches of equal size.
+        """Run optimizer step `number` of the run, over `num_micro` batches of equal size.
 
         Returns the mean loss (on the device), the gradients' norm before clipping, and the batches. Raises
         FloatingPointError where the norm is not finite, before anything is changed; fp16 skips such a step instead, as

@@ -23,7 +23,7 @@ from videoattn.kernels.cpu.offsets import is_compiled as is_compiled
 from videoattn.kernels.layout import DTYPES, empty_gradients, empty_outputs, make_readable, split
 from videoattn.kernels.plain import attend_by_offsets
 from videoattn.kernels.transforms import gradients_of, kernel_operation, refuses_tangents, register_derivative
-from videoattn.kernels.triton.launch import suits_short
+from videoattn.kernels.triton.launch import supports_short
 
 OLDEST_TRITON = (3, 3)  # the first whose kernels take tuples
 _GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -158,9 +158,9 @@ def has_triton() -> bool:
 # ---- on a GPU
 
 
-def _suits_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int) -> bool:
+def _supports_short(q: Tensor, tables: Tables, lengths: Sequence[int], prefix: int) -> bool:
     plain = len(lengths) == 1 and prefix == 0 and tables[2] is None and tables[4] is None
-    return plain and suits_short(q.shape[3], q.dtype, q.shape[2])
+    return plain and supports_short(q.shape[3], q.dtype, q.shape[2])
 
 
 @offset_attention.register_kernel("cuda")
@@ -179,7 +179,7 @@ def attend_on_gpu(
         from videoattn.kernels.triton import blocks as triton_blocks
 
         triton_blocks.run_forward(views, tables, prefix, block, zero_logit, out, logsumexp)
-    elif _suits_short(views[0], tables, lengths, prefix):
+    elif _supports_short(views[0], tables, lengths, prefix):
         from videoattn.kernels.triton import short as triton_short
 
         triton_short.run_forward(views, out, logsumexp, offsets, counts, zero_logit)
@@ -206,7 +206,7 @@ def differentiate_on_gpu(
         triton_blocks_backward.run_backward(
             views, tables, prefix, block, zero_logit, out, logsumexp, gradient, split(gradients)
         )
-    elif _suits_short(views[0], tables, lengths, prefix):
+    elif _supports_short(views[0], tables, lengths, prefix):
         from videoattn.kernels.triton import short as triton_short
 
         triton_short.run_backward(views, logsumexp, gradient, split(gradients), offsets, counts, zero_logit)

@@ -20,7 +20,7 @@ from videoattn.kernels.transforms import (
     refuses_tangents,
     register_derivative,
 )
-from videoattn.kernels.triton.launch import suits_short
+from videoattn.kernels.triton.launch import supports_short
 
 REMEDY = "call torch's scaled_dot_product_attention"
 
@@ -30,7 +30,7 @@ def fits(q: Tensor, k: Tensor | None = None, v: Tensor | None = None) -> bool:
 
     It needs a GPU and few tokens, of q as many as of k and v, and has no formulas for transforms.
     """
-    if not q.is_cuda or is_transformed() or not suits_short(q.shape[-1], q.dtype, q.shape[2]):
+    if not q.is_cuda or is_transformed() or not supports_short(q.shape[-1], q.dtype, q.shape[2]):
         return False
     return all(x is None or (x.shape == q.shape and x.dtype == q.dtype) for x in (k, v))
 

@@ -1,4 +1,4 @@
-"""What every transformer here does around its blocks: check the clip, and run the blocks one after another."""
+"""Work around the blocks of a transformer: checking the clip, and running the blocks one after another."""
 
 from collections.abc import Iterable
 
@@ -9,18 +9,18 @@ from torch.utils.checkpoint import checkpoint
 def check_clip(clip: Tensor, clip_size: tuple[int, int, int]) -> None:
     """Raise ValueError unless `clip` is [B, 3, T, H, W] of that (T, H, W)."""
     if tuple(clip.shape[1:]) != (3, *clip_size):
-        raise ValueError(f"the model takes clips [B, 3, T, H, W] with T, H, W = {clip_size}, got {tuple(clip.shape)}")
+        raise ValueError(f"the model expects clips [B, 3, T, H, W] with T, H, W = {clip_size}, got {tuple(clip.shape)}")
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, act_checkpoint: bool) -> Tensor:
-    """The stream after blocks that each return it with what their attention slots hand on to the next block.
+    """Return the stream after all blocks; each also returns what its attention slots carry to the next block.
 
     With `act_checkpoint`, a block's activations are computed again in the backward pass instead of kept.
     """
-    previous: dict[str, Tensor] = {}
+    carried: dict[str, Tensor] = {}
     for block in blocks:
         if act_checkpoint:
-            x, previous = checkpoint(block, x, previous, use_reentrant=False)
+            x, carried = checkpoint(block, x, carried, use_reentrant=False)
         else:
-            x, previous = block(x, previous)
+            x, carried = block(x, carried)
     return x

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
 from videoattn.kernels.pool import can_pool, pool_tokens
-from videoattn.layers.attention import BuildOperator, HandOn, TokenMixer
+from videoattn.layers.attention import BuildOperator, Carry, TokenMixer
 from videoattn.layers.skip import ReusedWeights
 from videoattn.operators import AttentionSite
 
@@ -34,7 +34,7 @@ class Pooling:
         return self.kernel == UNIT and self.stride == UNIT
 
     def apply_to(self, grid: TokenGrid) -> TokenGrid:
-        """The grid after pooling one of `grid`."""
+        """Return the grid that pooling makes of `grid`."""
         return grid.pooled(self.kernel, self.stride)
 
 
@@ -57,14 +57,14 @@ class TokenPool(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as convolutions do in torch."""
+        """Initialise as torch's convolutions do."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         return pool_packed(x.unsqueeze(3), [self], self.grid)[0]
 
     def convolve(self, x: Tensor) -> Tensor:
-        """All but the norm, in plain PyTorch."""
+        """Apply all but the norm, in plain PyTorch."""
         grid = self.grid
         # with channels last in memory and one filter per channel of all heads, nothing is transposed
         volume = x[:, grid.prefix :].flatten(2).unflatten(1, (grid.t, grid.h, grid.w))
@@ -73,7 +73,7 @@ class TokenPool(nn.Module):
         return torch.cat([x[:, : grid.prefix], pooled], dim=1) if grid.prefix else pooled
 
     def normalize(self, x: Tensor) -> Tensor:
-        """The norm over channels; in the type of x, as under autocast norms may give float32."""
+        """Apply the norm over channels, in the type of x: under autocast norms may give float32."""
         return self.norm(x).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -98,14 +98,14 @@ def pool_packed(x: Tensor, pools: Sequence[TokenPool | None], grid: TokenGrid) -
 
 
 def relative_rows(num_queries: int, num_keys: int) -> Tensor:
-    """Which row of a table of 2·max(Nq, Nk) - 1 relative positions each pair along an axis reads, int64 [Nq, Nk]."""
+    """Return the row of a table of 2·max(Nq, Nk) - 1 relative positions for each pair on an axis, int64 [Nq, Nk]."""
     q_scale, k_scale = max(num_keys / num_queries, 1.0), max(num_queries / num_keys, 1.0)
     queries, keys = torch.arange(num_queries, device="cpu"), torch.arange(num_keys, device="cpu")
     return (queries[:, None] * q_scale - keys[None] * k_scale + (num_keys - 1) * k_scale).long()
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table of relative positions [L, d] at another length, linearly interpolated."""
+    """Interpolate a table of relative positions [L, d] linearly to another length."""
     if table.shape[0] == length:
         return table
     return F.interpolate(table.float().t()[None], size=length, mode="linear")[0].t().to(table.dtype)
@@ -168,11 +168,11 @@ class PooledAttention(TokenMixer):
     """
 
     def __init__(
-        self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+        self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
         pool_q: Pooling = UNPOOLED, pool_kv: Pooling = UNPOOLED, relative: dict[str, int] | None = None,
-        residual_pooling: bool = False, qkv_bias: bool = True, hand_on: HandOn = "nothing",
+        residual_pooling: bool = False, qkv_bias: bool = True, carry: Carry = "nothing",
     ) -> None:  # fmt: skip
-        super().__init__(grid, axis, hand_on)
+        super().__init__(grid, axis, carry)
         if dim_out % num_heads:
             raise ValueError(f"the width must be a multiple of the number of heads, got {dim_out} and {num_heads}")
         if axis is not Axis.JOINT and max(pool_q.stride[0], pool_kv.stride[0], pool_q.kernel[0], pool_kv.kernel[0]) > 1:
@@ -188,38 +188,38 @@ class PooledAttention(TokenMixer):
             None if pool_kv.is_identity else TokenPool(head_dim, grid, pool_kv) for _ in range(2)
         )
         site = AttentionSite(
-            self.q_grid.along(axis), self.kv_grid.along(axis), num_heads, head_dim, layer, has_bias=bool(relative)
+            self.q_grid.along(axis), self.kv_grid.along(axis), num_heads, head_dim, block, has_bias=bool(relative)
         )
         self.operator = operator(site)
-        if hand_on == "weights" and not self.operator.forms_weights:
+        if carry == "weights" and not self.operator.forms_weights:
             raise ValueError(
-                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {layer + 1} "
+                f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
                 "could reuse; choose another PHI or operator"
             )
         self.relative = RelativePositions(head_dim, site.q_grid, site.kv_grid, relative) if relative else None
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, 3, -1))
         pooled = pool_packed(qkv, (self.pool_q, self.pool_k, self.pool_v), self.grid)
         grids = (self.q_grid, self.kv_grid, self.kv_grid)
         q, k, v = (split_calls(fold(y, grid, self.axis), self.axis) for y, grid in zip(pooled, grids, strict=True))
         bias = None if self.relative is None else self.relative(q)
-        weights = self.operator.weights(q, k, bias) if self.hand_on == "weights" else None
+        weights = self.operator.weights(q, k, bias) if self.carry == "weights" else None
         mixed = self.operator(q, k, v, bias) if weights is None else weights @ v
         if self.residual_pooling:
             mixed = add_residual(mixed, q, self.operator.site.q_grid.prefix)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, update if self.hand_on == "update" else weights
+        return update, update if self.carry == "update" else weights
 
 
 class ReusedPooledWeights(ReusedWeights):
     """New values, pooled, mixed by the attention weights of the last block that computed some; no residual pooling."""
 
     def __init__(
-        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, pooling: Pooling, hand_on: HandOn = "nothing"
+        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, pooling: Pooling, carry: Carry = "nothing"
     ) -> None:
-        super().__init__(dim, num_heads, grid, axis, hand_on)
+        super().__init__(dim, num_heads, grid, axis, carry)
         self.kv_grid = pooling.apply_to(grid)
         self.pool_v = None if pooling.is_identity else TokenPool(dim // num_heads, grid, pooling)
 
@@ -229,7 +229,7 @@ class ReusedPooledWeights(ReusedWeights):
 
 
 def add_residual(mixed: Tensor, q: Tensor, prefix: int) -> Tensor:
-    """Residual pooling: pooled queries [rows, heads, Nq, d] added to mixed values, except the first `prefix` rows."""
+    """Add pooled queries [rows, heads, Nq, d] to mixed values, except to the first `prefix` rows (residual pooling)."""
     if not prefix:
         return mixed + q
     return torch.cat([mixed[:, :, :prefix], mixed[:, :, prefix:] + q[:, :, prefix:]], dim=2)

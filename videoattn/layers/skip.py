@@ -1,4 +1,4 @@
-"""SkipAt: blocks that make their update from what the same slot computed one block earlier, without attending.
+"""SkipAt: blocks that reuse what the same slot computed one block earlier instead of attending.
 
 Source: SkipAt (Venkataramanan et al., ICLR 2024), arXiv 2301.02240.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
-from videoattn.layers.attention import BuildOperator, HandOn, MultiheadAttention, TokenMixer
+from videoattn.layers.attention import BuildOperator, Carry, MultiheadAttention, TokenMixer
 
 Phi = Literal["leff", "identity", "weights"]
 KERNEL_SIZE = 5
@@ -20,9 +20,9 @@ KERNEL_SIZE = 5
 
 @dataclass(frozen=True)
 class SkipSettings:
-    """In which blocks (from 0) a slot skips attention, and what stands in: leff, identity, or the weights again."""
+    """The blocks (from 0) in which a slot skips attention, and its replacement: leff, identity, or reused weights."""
 
-    layers: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     phi: Phi = "leff"
     expansion: int = 2
 
@@ -31,20 +31,20 @@ class SkipSettings:
             raise ValueError(f"PHI expects one of {', '.join(get_args(Phi))}, got {self.phi!r}")
         if self.expansion < 1:
             raise ValueError(f"EXPANSION expects 1 or more, got {self.expansion}")
-        if any(layer < 1 for layer in self.layers):
-            raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.layers}")
+        if any(block < 1 for block in self.blocks):
+            raise ValueError(f"SKIP expects blocks from 1 on, since block 0 has no block before it; got {self.blocks}")
 
-    def handed_on(self, layer: int) -> HandOn:
-        """What the slot of block `layer` has to hand on to the next block."""
-        if layer + 1 not in self.layers:
+    def carry_of(self, block: int) -> Carry:
+        """Return what the slot of block `block` carries to the next block."""
+        if block + 1 not in self.blocks:
             return "nothing"
         return "weights" if self.phi == "weights" else "update"
 
 
 class Leff(nn.Module):
-    """Φ of SkipAt: a hidden layer with a depthwise convolution along the axes of a call, then a gate per channel.
+    """Φ of SkipAt: a hidden layer with a depthwise convolution along the attended axes, then a gate per channel.
 
-    Takes and returns [B, t, h, w, C]; the gate is formed from the mean over the tokens of each attention call.
+    Takes and returns [B, t, h, w, C]; the gate is formed from the mean over the tokens of each sequence.
     Differs: the paper's formula leaves out both GELUs, which its code has.
     """
 
@@ -82,34 +82,34 @@ class Leff(nn.Module):
 
 
 class SkipAttention(TokenMixer):
-    """The previous block's update again: patch rows through Φ, prefix rows as they are.
+    """A mixer that reuses the update of the block before: patch rows pass through Φ, prefix rows stay as they are.
 
-    `phi` is a module on [B, t, h, w, C], e.g. `Leff`, or None for the identity. Skipped blocks hand their own update
-    on, so that several in a row form a chain.
+    `phi` is a module on [B, t, h, w, C], e.g. `Leff`, or None for the identity. Skipped blocks carry their own
+    update on, so that several in a row form a chain.
     """
 
-    def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, hand_on: HandOn = "nothing") -> None:
-        super().__init__(grid, axis, hand_on)
+    def __init__(self, grid: TokenGrid, axis: Axis, phi: nn.Module | None, carry: Carry = "nothing") -> None:
+        super().__init__(grid, axis, carry)
         self.phi = phi
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if previous is None:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if carried is None:
             raise ValueError(f"a skipped block needs the update of the block before it along {self.axis.name}")
-        update = previous
+        update = carried
         if self.phi is not None:
             prefix = 0 if self.axis is Axis.TIME else self.grid.prefix
-            patches = previous[:, :, prefix:]
+            patches = carried[:, :, prefix:]
             cells = patches.unflatten(2, (-1, self.grid.h, self.grid.w)).flatten(1, 2)  # t from F or from M
             made = self.phi(cells).view(patches.shape)
-            update = torch.cat([previous[:, :, :prefix], made], dim=2) if prefix else made
-        return update, update if self.hand_on == "update" else None
+            update = torch.cat([carried[:, :, :prefix], made], dim=2) if prefix else made
+        return update, update if self.carry == "update" else None
 
 
 class ReusedWeights(TokenMixer):
     """New values mixed by the attention weights of the last block that computed some: no q, k and softmax."""
 
-    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, hand_on: HandOn = "nothing") -> None:
-        super().__init__(grid, axis, hand_on)
+    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, carry: Carry = "nothing") -> None:
+        super().__init__(grid, axis, carry)
         self.num_heads = num_heads
         self.kv_grid = grid
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -117,27 +117,27 @@ class ReusedWeights(TokenMixer):
         self.proj = nn.Linear(dim, dim)
 
     def values(self, x: Tensor) -> Tensor:
-        """The values [B, N, heads, d] that are mixed, on `kv_grid`."""
+        """Return the values [B, N, heads, d] to be mixed, on `kv_grid`."""
         return self.v(self.norm(x)).unflatten(2, (self.num_heads, -1))
 
-    def forward(self, x: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        if previous is None:
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if carried is None:
             raise ValueError(f"a block that reuses weights needs those of the block before it along {self.axis.name}")
-        mixed = previous @ split_calls(fold(self.values(x), self.kv_grid, self.axis), self.axis)
+        mixed = carried @ split_calls(fold(self.values(x), self.kv_grid, self.axis), self.axis)
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, previous if self.hand_on == "weights" else None
+        return update, carried if self.carry == "weights" else None
 
 
 def build_mixer(
-    dim: int, num_heads: int, grid: TokenGrid, axis: Axis, layer: int, operator: BuildOperator,
+    dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
     skip: Mapping[Axis, SkipSettings],
 ) -> TokenMixer:  # fmt: skip
-    """What fills the slot along `axis` of block `layer`: attention with `operator`, or what `skip` puts there."""
+    """Build the mixer along `axis` of block `block`: attention with `operator`, or its replacement from `skip`."""
     settings = skip.get(axis, SkipSettings(()))
-    hand_on = settings.handed_on(layer)
-    if layer not in settings.layers:
-        return MultiheadAttention(dim, num_heads, grid, axis, layer, operator, hand_on=hand_on)
+    carry = settings.carry_of(block)
+    if block not in settings.blocks:
+        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, carry=carry)
     if settings.phi == "weights":
-        return ReusedWeights(dim, num_heads, grid, axis, hand_on)
+        return ReusedWeights(dim, num_heads, grid, axis, carry)
     phi = Leff(dim, axis, settings.expansion) if settings.phi == "leff" else None
-    return SkipAttention(grid, axis, phi, hand_on)
+    return SkipAttention(grid, axis, phi, carry)

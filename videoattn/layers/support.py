@@ -1,4 +1,4 @@
-"""The methods that work in each kind of attention slot, found by asking them: the table of docs/attention.md."""
+"""The methods that support each type of attention slot, found by constructing them: the table of docs/attention.md."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,17 +14,17 @@ _POOLED = TokenGrid(4, 2, 3, prefix=1)
 
 
 def _along(axis: Axis, grid: TokenGrid = _CLIP) -> AttentionSite:
-    return AttentionSite(grid.along(axis), grid.along(axis), num_heads=3, head_dim=8, layer=1)
+    return AttentionSite(grid.along(axis), grid.along(axis), num_heads=3, head_dim=8, block=1)
 
 
-# An example of each kind of slot.
+# An example of each type of slot.
 SLOTS: dict[str, AttentionSite] = {
     "divided, along time": _along(Axis.TIME),
     "divided, along space": _along(Axis.SPACE),
     "joint": _along(Axis.JOINT),
     "space-only": _along(Axis.SPACE, TokenGrid(1, 3, 5, prefix=1)),
-    "pooled keys": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1),
-    "relative positions in logits": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, layer=1, has_bias=True),
+    "pooled keys": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, block=1),
+    "relative positions in logits": AttentionSite(_CLIP, _POOLED, num_heads=3, head_dim=8, block=1, has_bias=True),
 }
 # Where a refusal goes on to say what was given, here an example's, or what to do.
 _DETAIL = re.compile(r", got |; ")
@@ -47,7 +47,7 @@ def operators_before(phi: str, names: Iterable[str] = OPERATORS) -> list[str]:
 
 
 def render_support(names: Sequence[str] = tuple(OPERATORS)) -> str:
-    """Return the table as Markdown, with notes below it: each operator is asked at each kind of slot."""
+    """Return the table as Markdown, with notes below it: each operator is tried in each type of slot."""
     notes: list[str] = []
 
     def noted(cell: str, note: str) -> str:

@@ -1,6 +1,6 @@
 """Convolutional networks, and MViT, as pytorchvideo builds them: to train, evaluate and profile beside our own models.
 
-They take the clips that ours take, and return logits.
+They accept the same clips as ours, and return logits.
 """
 
 import re
@@ -82,7 +82,7 @@ class Baseline(nn.Module):
 
     Means over the grid are taken at whatever size it has, so that any clip will do; at the published size that is
     what pytorchvideo computes. SlowFast gets every frame on its fast pathway and every fourth on its slow one. Raises
-    ImportError where pytorchvideo is not installed, ValueError for a clip that the network cannot take.
+    ImportError where pytorchvideo is not installed, ValueError for a clip size that the network does not support.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Baseline(nn.Module):
         except ImportError as error:
             raise ImportError(f"{PREFIX}{name} needs pytorchvideo 0.1.5, which can't be imported: {error}") from error
         except AssertionError as error:  # how pytorchvideo refuses sizes
-            raise ValueError(f"{PREFIX}{name} can't take clips of {self.clip_size}: {error}") from error
+            raise ValueError(f"{PREFIX}{name} does not support clips of {self.clip_size}: {error}") from error
         for module in list(self.network.modules()):
             for child_name, child in list(module.named_children()):
                 if isinstance(child, nn.AvgPool3d):

@@ -1,4 +1,4 @@
-"""A model from a config: the one place where models meet settings."""
+"""Building a model from a config."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ def find_spec(name: str) -> ModelSpec:
 
 
 def list_kinds() -> list[ModelSpec]:
-    """Return one spec for each kind of model, which is each adapter."""
+    """Return one spec for each type of model, that is for each adapter."""
     return list({id(spec.adapter): spec for spec in reversed(MODELS.values())}.values())[::-1]
 
 
@@ -44,7 +44,7 @@ def adapter_of(model: nn.Module) -> WeightAdapter:
 
 
 def find_kind(names: Iterable[str]) -> tuple[ModelSpec, Family] | None:
-    """Return a spec of the kind of model that has tensors of such names, and their family; None if no adapter knows."""
+    """Return a spec of the type of model that has tensors of such names, and their family; None if no adapter knows."""
     names = list(names)
     for spec in list_kinds():
         if (family := spec.adapter.find_family(names)) is not None:

@@ -29,11 +29,11 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
         return partial(_build_operator, sections[0], key)
     chosen: dict[int, BuildOperator] = {}
     for section in sections:
-        _check_layers(section.layers, depth, f"{key}: LAYERS of {section.name}")
+        _check_blocks(section.layers, depth, f"{key}: LAYERS of {section.name}")
         chosen |= dict.fromkeys(section.layers, partial(_build_operator, section, key))
 
     def build(site: AttentionSite) -> AttentionOperator:
-        return chosen.get(site.layer, DenseAttention)(site)
+        return chosen.get(site.block, DenseAttention)(site)
 
     return build
 
@@ -42,12 +42,12 @@ def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> 
     try:
         return OPERATORS[section.name](site, **section.options)
     except ValueError as error:
-        raise ValueError(f"{key} (NAME {section.name}, block {site.layer}): {error}") from None
+        raise ValueError(f"{key} (NAME {section.name}, block {site.block}): {error}") from None
 
 
-def _check_layers(layers: Sequence[int], depth: int, what: str) -> None:
-    if layers and layers[-1] >= depth:
-        raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(layers)}")
+def _check_blocks(blocks: Sequence[int], depth: int, what: str) -> None:
+    if blocks and blocks[-1] >= depth:
+        raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(blocks)}")
 
 
 def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, depth: int) -> dict[str, Any]:
@@ -64,12 +64,12 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
                 f"ATTENTION.{axis.name} or ATTENTION.SKIP.{axis.name} asks for {', '.join(used)}, but a model of "
                 f"ATTENTION_TYPE {attention_type} attends along {' and '.join(a.name for a in axes) or 'no axis'} alone"
             )
-        _check_layers(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
+        _check_blocks(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
     operators = {axis: bind_operators(getattr(settings, axis.value), depth, f"ATTENTION.{axis.name}") for axis in axes}
     skip = {
-        axis: SkipSettings(layers, settings.skip.phi, settings.skip.expansion)
+        axis: SkipSettings(blocks, settings.skip.phi, settings.skip.expansion)
         for axis in axes
-        if (layers := getattr(settings.skip, axis.value))
+        if (blocks := getattr(settings.skip, axis.value))
     }
     return {"operators": operators, "skip": skip}
 

@@ -1,4 +1,4 @@
-"""ModelSpec: everything that the package asks about a model, answered in one place."""
+"""ModelSpec, the description of a model that the rest of the package uses."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class ModelSpec:
     """A model of a named size, and the rules that training, evaluation, profiling and checkpoints follow for it.
 
     Args:
-        model: the class. It takes `clip_size` (T, H, W) and `num_classes` as keywords, keeps `clip_size` as an
+        model: the class. It accepts `clip_size` (T, H, W) and `num_classes` as keywords, keeps `clip_size` as an
             attribute, and returns logits [B, num_classes] of clips [B, 3, T, H, W].
         size: the keyword arguments that make the named size.
         clip_size: (T, H, W) of the clips that the model is published for.

@@ -18,25 +18,26 @@ _NO_LOGITS = "there are no logits to add a bias to"
 class AttentionSite:
     """The place of an operator in a network; all of it is known when the model is built.
 
-    `has_bias` says that `forward` will be given a bias for the logits (relative positions of MViT).
+    `block` is the index of the transformer block. With `has_bias`, `forward` receives a bias of the logits (relative
+    positions of MViT).
     """
 
     q_grid: TokenGrid
     kv_grid: TokenGrid
     num_heads: int
     head_dim: int
-    layer: int
+    block: int
     has_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.q_grid.prefix != self.kv_grid.prefix:
             raise ValueError(f"queries and keys need the same prefix tokens, got {self.q_grid} and {self.kv_grid}")
-        if min(self.num_heads, self.head_dim) < 1 or self.layer < 0:
-            raise ValueError(f"a site needs num_heads and head_dim >= 1 and layer >= 0, got {self}")
+        if min(self.num_heads, self.head_dim) < 1 or self.block < 0:
+            raise ValueError(f"a site needs num_heads and head_dim >= 1 and block >= 0, got {self}")
 
 
 class AttentionOperator(nn.Module):
-    """Mixes values among the tokens of one sequence. The constructor of a subclass takes the site, then its options.
+    """Mixes values among the tokens of one sequence. A subclass is constructed from the site and its options.
 
     q is [rows, groups·heads, Nq, d]; k and v are [rows, groups·heads, Nk, d], with d the site's head dimension and the
     head index fastest within the second axis (groups is 1 except along time, see `videoattn.grid.split_calls`). All
@@ -50,7 +51,7 @@ class AttentionOperator(nn.Module):
     - `forms_weights`: values are mixed by a matrix that depends on q and k alone, which `weights` returns.
     - `normalizes_weights`: each row of that matrix sums to one, as after a softmax.
     - `takes_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
-    - `takes_packed`: `forward` also takes a single packed [rows, groups·heads, n, 3, d], whose gradient it then forms
+    - `takes_packed`: `forward` also accepts a single packed [rows, groups·heads, n, 3, d], whose gradient it then forms
       in one piece.
     - `HOW`: the options that choose how a result is computed, and do not change it.
     """
@@ -93,13 +94,13 @@ class AttentionOperator(nn.Module):
         raise NotImplementedError
 
     def refuse_bias(self, bias: Tensor | None) -> None:
-        """Raise ValueError on a bias, in `forward` and `weights` of an operator that takes none."""
+        """Raise ValueError on a bias, in `forward` and `weights` of an operator that supports none."""
         if bias is not None:
             raise ValueError(_NO_LOGITS)
 
     @property
     def options(self) -> dict[str, object]:
-        """The options given to the constructor that change the result and differ from their defaults."""
+        """Return the options given to the constructor that change the result and differ from their defaults."""
         known = options_of(type(self))
         return {
             name: value for name, value in self._given.items() if name not in self.HOW and value != known[name].default

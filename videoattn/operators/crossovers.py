@@ -1,4 +1,4 @@
-"""From which sizes on "auto" computes an operator in another way: one place for what was measured.
+"""Sizes from which "auto" computes an operator in another way, as measured.
 
 CPU values were measured with the steps of `benchmarks/operators.py`, each method by itself, on one core of an AMD EPYC
 (Zen 4, AVX-512), torch 2.13, float32, 12 heads of 64 channels. `python benchmarks/operators.py --sites "joint 1568"`
@@ -8,12 +8,12 @@ products and bytes for an H200: no GPU was at hand.
 
 # ---- fibonacci
 
-# Without a compiler the pairs alone are faster on a CPU from this many keys on, and the masked product below.
-PAIRS_FROM_KEYS = 96
+# Without a compiler, gathering is faster on a CPU from this many keys on, and the masked product below.
+GATHER_FROM_KEYS = 96
 
 # ---- lisa
 
-# How long a multiply-accumulate takes by each method, next to one of "direct"; "auto" takes what should be done first.
+# How long a multiply-accumulate takes by each method, next to one of "direct"; "auto" chooses what should end first.
 # "axes" needs no matrices of pairs: forward and backward it is faster from 8 x 7 x 7 tokens on, forward alone from
 # 4 x 14 x 14 on; for eight frames of 21 x 21 "direct" is faster. Transforms are slow where axes are short: "fft" beats
 # "direct" for 784 tokens in a row, but takes three to seven times as long as "axes" for one to four frames of 14 x 14.

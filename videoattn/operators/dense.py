@@ -13,7 +13,7 @@ from videoattn.operators.base import AttentionOperator, AttentionSite
 class DenseAttention(AttentionOperator):
     """Softmax attention over every pair of tokens (Vaswani et al., 2017).
 
-    Many short sequences on a GPU are computed by a kernel for these. `forward` also takes q, k and v packed in one
+    Many short sequences on a GPU are computed by a kernel for these. `forward` also accepts q, k and v packed in one
     tensor [rows, groups·heads, n, 3, d] as `q`.
     """
 

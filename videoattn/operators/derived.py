@@ -1,4 +1,4 @@
-"""What is computed from a module's parameters alone, kept between calls of an evaluation."""
+"""Cache of values computed from a module's parameters alone, kept between the calls of an evaluation."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ class Derived:
         self._kept: tuple[Signature, Tensor, Tensor] | None = None
 
     def __call__(self, parameter: Tensor, signature: Signature, compute: Callable[[], Tensor]) -> Tensor:
-        """`compute()`, which depends on `parameter` and on what `signature` says, and nothing else."""
+        """Return `compute()`, which depends on `parameter` and on what `signature` says, and nothing else."""
         if not may_keep(parameter):
             return compute()
         signature = (*signature, parameter.dtype, parameter.device, parameter.shape)
@@ -55,7 +55,7 @@ class Derived:
 
 
 def may_keep(parameter: Tensor) -> bool:
-    """Not under gradients, nor while a graph is made of the call, nor for what stands in for a parameter."""
+    """Return whether to keep a value: not with gradients, while tracing, or for a substitute of a parameter."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()

@@ -42,7 +42,7 @@ class FocusedLinearAttention(AttentionOperator):
     attention below d tokens.
 
     Keys get an embedding of their position, initially zero; where there are frames and locations it is the sum of one
-    over t and one over (h, w). Prefix tokens take part in the sums, have no embedding and no part in DWC.
+    over t and one over (h, w). Prefix tokens are part of the sums, but have no embedding and are not part of DWC.
 
     DWC has one kernel per channel, shared by the heads, and a bias. It spans `kernel_size` (odd; 0 leaves DWC out)
     tokens along each axis longer than 1. Where there are frames and locations it is (1, k, k), then at most 3 along
@@ -51,7 +51,7 @@ class FocusedLinearAttention(AttentionOperator):
     Parameters are used in float32 (float64 for float64 inputs), as is everything between input and output.
     `implementation` says how: "plain" by torch; "compiled" by the kernel of `videoattn.kernels.focused`, on a CPU with
     a C++ compiler, faster at every length; "auto" by the kernel wherever it works.
-    `forward` also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
+    `forward` also accepts q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`.
 
     Source: FLatten Transformer (arXiv 2308.00442) and its released code. Differs: tokens are divided by their largest
     channel before the power, which changes nothing in real arithmetic and keeps it finite in every precision; on
@@ -104,7 +104,7 @@ class FocusedLinearAttention(AttentionOperator):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Zero scale and embeddings, a convolution as torch starts it: uniform within ±1/√taps."""
+        """Set scale and embeddings to zero, and the convolution as torch does: uniform within ±1/√taps."""
         for parameter in (self.scale, self.pos_time, self.pos_space):
             if parameter is not None:
                 nn.init.zeros_(parameter)
@@ -126,7 +126,7 @@ class FocusedLinearAttention(AttentionOperator):
         by_kernel = self.compiled and q.device.type == "cpu"
         if self.implementation == "compiled" and not by_kernel and q.device.type != "meta":
             raise ValueError(
-                f"IMPLEMENTATION: compiled takes tensors on a CPU, got {q.device}; set IMPLEMENTATION: auto"
+                f"IMPLEMENTATION: compiled expects tensors on a CPU, got {q.device}; set IMPLEMENTATION: auto"
             )
         wide = torch.promote_types(dtype, torch.float32)
         resamples = self.kernel_size > 0 and grid != kv  # values, before they are convolved
@@ -158,7 +158,7 @@ class FocusedLinearAttention(AttentionOperator):
 
 
 def resample(patches: Tensor, grid: TokenGrid, to: TokenGrid) -> Tensor:
-    """Patches [rows, groups·heads, N, d] on another grid, linearly interpolated along t, h and w."""
+    """Interpolate patches [rows, groups·heads, N, d] linearly along t, h and w to another grid."""
     rows, heads, _, d = patches.shape
     x = patches.permute(0, 1, 3, 2).reshape(rows, heads * d, grid.t, grid.h, grid.w)
     x = F.interpolate(x, size=(to.t, to.h, to.w), mode="trilinear", align_corners=False)

@@ -1,9 +1,9 @@
-"""Options of an attention operator, read from the signature of its constructor: the one place that says them.
+"""Options of an attention operator, read from the signature of its constructor.
 
     def __init__(self, site: AttentionSite, window: Annotated[int, Field(ge=1), "keys at most this far"] = 4) -> None:
 
 gives the option `window`: its type, its range, one line of help, its default. Settings of runs, checks of values,
-tables of the documentation and `videoattn.convert` are derived from this.
+tables of the documentation and `videoattn.replace_attention` are derived from this.
 """
 
 import functools

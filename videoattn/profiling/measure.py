@@ -1,11 +1,11 @@
-"""What a model's forward (and backward) pass takes on a device: latency, throughput, peak memory, what ran."""
+"""Latency, throughput, peak memory and kernels of a model's forward (and backward) pass on a device."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoattn.operators import AttentionOperator
+from videoattn.precision import AUTOCAST, Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution")
 CUDA_MEMORY = "most that tensors held on the GPU, weights included"
 CPU_MEMORY = "most resident memory of the process, less what it held before the first pass, weights included"
@@ -27,7 +25,7 @@ NO_MEMORY = "the peak of a process's resident memory can be reset only on Linux"
 class Measurement:
     """One batch of `batch_size` clips, `repeats` times after `warmup`; latencies in milliseconds per batch.
 
-    `implementations` says for each kind of attention operator which kernels computed its products.
+    `implementations` says for each type of attention operator which kernels computed its products.
     """
 
     device: str
@@ -60,7 +58,7 @@ def measure(
     repeats: int = 10,
     train: bool = False,
 ) -> Measurement:
-    """Median latency of a forward pass on clips of zeros, with `train` also of the backward pass (no optimizer step).
+    """Measure the median latency of a forward pass on clips of zeros, with `train` forward and backward.
 
     The model runs on `device` (default: where it is) and is left as it was: device, mode, gradients, buffers. Raises
     ValueError on a model without weights (meta device), and where the batch does not fit into the GPU's memory.
@@ -118,7 +116,7 @@ def measure(
 
 
 def example_clip(model: nn.Module, clip_size: tuple[int, int, int], batch_size: int = 1) -> Tensor:
-    """Zeros [batch_size, 3, T, H, W] on the device and in the type of the model's first parameter."""
+    """Return zeros [batch_size, 3, T, H, W] on the device and in the type of the model's first parameter."""
     if len(clip_size) != 3 or min(clip_size) < 1:
         raise ValueError(f"a clip size is (T, H, W), all at least 1, got {clip_size}")
     first = next(model.parameters(), torch.empty(0))
@@ -143,7 +141,7 @@ def _time(step: Callable[[], None]) -> float:
 
 @contextmanager
 def _borrowed(model: nn.Module, home: torch.device, place: torch.device, train: bool) -> Iterator[None]:
-    """The model on `place` in the mode asked for; afterwards everything is as before, random generators included."""
+    """Give the model on `place` in the requested mode; on leaving, restore all, random generators included."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
@@ -188,7 +186,7 @@ class PeakMemory:
 
 
 def _read_status(key: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """Return a figure of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 

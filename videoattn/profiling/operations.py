@@ -1,4 +1,4 @@
-"""What one operation of a traced graph costs: the tables from which `videoattn.profiling.profile` counts.
+"""Costs of single operations of a traced graph: the tables from which `videoattn.profiling.profile` counts.
 
 Counted are multiply-accumulates (MACs: one multiply-add is one; many papers call this FLOPs) of products, convolutions
 and Fourier transforms. Norms, softmax, activation functions and other element-wise work are listed apart, in elements.
@@ -19,18 +19,18 @@ Handle = Callable[[list[Any], list[Any]], Counter[tuple[str, str]]]
 
 
 def count_product(position: int) -> MacFormula:
-    """A product that contracts the last dimension of the argument at `position`."""
+    """Count a product that contracts the last dimension of the argument at `position`."""
     return lambda arguments, outputs: math.prod(outputs[0]) * arguments[position][-1]
 
 
 def count_convolution(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Every weight of a channel's filter, once per output element (per input element where transposed)."""
+    """Count every weight of a channel's filter, once per output element (per input element if transposed)."""
     transposed = len(arguments) > 6 and arguments[6] is True
     return math.prod(arguments[0] if transposed else outputs[0]) * math.prod(arguments[1][1:])
 
 
 def count_attention(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """q·k and weights·v over every pair of tokens; a mask excludes pairs from the result, not from the work."""
+    """Count q·k and weights·v over every pair of tokens; a mask excludes pairs from the result, not from the work."""
     q, k, v = arguments[:3]
     return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
@@ -41,7 +41,7 @@ def count_tensordot(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def count_einsum(arguments: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Exact for any number of operands, contracted pairwise in torch's order; a step that sums nothing costs nothing.
+    """Count any number of operands exactly, contracted in torch's order; a step that sums nothing costs nothing.
 
     Such a step is an element-wise product.
     """
@@ -78,7 +78,7 @@ def _expand_ellipsis(term: str, shape: Sequence[int]) -> str:
 
 
 def count_fourier(kind: str, num_dims: int | None) -> MacFormula:
-    """Half of 5·n·log2(n) real operations for each complex transform of length n, half of that where one side is real.
+    """Count half of 5·n·log2(n) operations per complex transform of length n, half of that if one side is real.
 
     `kind` is "complex", "to_real" or "from_real"; `num_dims` how many dimensions are transformed where none are named
     (None: all). The figure is a convention (that of FFTW's benchmarks), not a count of what a library executes.
@@ -165,7 +165,7 @@ ELEMENTWISE = frozenset(
 )
 
 # Operations without arithmetic: views, copies, index look-ups, comparisons, masks, constants. In-place forms included.
-HARMLESS = frozenset(
+UNCOUNTED = frozenset(
     f"aten::{name}"
     for name in """
     view view_as reshape reshape_as flatten unflatten squeeze unsqueeze transpose swapaxes permute movedim t numpy_T
@@ -184,7 +184,7 @@ HARMLESS = frozenset(
 
 
 def _known(value: Any) -> Any:
-    """What the trace knows of a value: the shape of a tensor, the list behind a list, a constant, else None."""
+    """Return what the trace knows of a value: a tensor's shape, a list's elements, a constant, else None."""
     if value.isCompleteTensor():
         return tuple(value.type().sizes())
     if value.node().kind() == "prim::ListConstruct":
@@ -221,10 +221,10 @@ def _formula_handle(operation: str, formula: MacFormula) -> Handle:
 
 
 def build_handles() -> dict[str, Handle]:
-    """fvcore handles for every known operation, whose counters are keyed (quantity, operation).
+    """Return fvcore handles for every known operation, whose counters are keyed (quantity, operation).
 
     Quantities: macs; activations, the output elements of an operation with MACs; elements of element-wise work; calls
-    of harmless operations.
+    of ignored operations.
     """
 
     def element_handle(name: str) -> Handle:
@@ -234,7 +234,7 @@ def build_handles() -> dict[str, Handle]:
         return lambda inputs, outputs: Counter({("calls", name): 1})
 
     handles: dict[str, Handle] = {}
-    for table, build in ((HARMLESS, call_handle), (ELEMENTWISE, element_handle)):
+    for table, build in ((UNCOUNTED, call_handle), (ELEMENTWISE, element_handle)):
         for operation in table:
             handle = build(operation.removeprefix("aten::"))
             handles[operation] = handles[f"{operation}_"] = handle

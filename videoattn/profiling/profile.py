@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulates executed and needed, parameters, activations, by module.
+"""Cost of a model: multiply-accumulates executed and needed, parameters, activations, by module.
 
 MACs: one multiply-add is one (many papers call this FLOPs; torch's own counter gives twice as many). Counted are
 products, convolutions and Fourier transforms; norms and element-wise work are listed apart, in elements. *Executed* is
@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from videoattn.operators import AttentionOperator
 from videoattn.profiling.measure import Measurement, example_clip, measure
-from videoattn.profiling.operations import ELEMENTWISE, HARMLESS, MAC_FORMULAS, build_handles
+from videoattn.profiling.operations import ELEMENTWISE, MAC_FORMULAS, UNCOUNTED, build_handles
 
 __all__ = [
     "ELEMENTWISE",
-    "HARMLESS",
+    "UNCOUNTED",
     "MAC_FORMULAS",
     "Measurement",
     "ModuleCost",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class UnknownOperationError(ValueError):
-    """Operations ran that no table knows, so a total would leave out their arithmetic."""
+    """Raised for operations that are in no table, whose arithmetic a total would leave out."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """Costs of one clip (one view); a video takes `views` of them.
+    """Costs of one clip (one view); a video has `views` of them.
 
     `activations` counts elements of the outputs of everything that has MACs; fused attention never forms its weights,
     so they are not among them. `attention_*` is what attention operators execute and need, plus calls of
@@ -84,16 +84,16 @@ class Profile:
 
     @property
     def attention_share_executed(self) -> float:
-        """Fraction of the executed MACs that attention products are."""
+        """Return the share of attention products in the executed MACs."""
         return self.attention_executed / max(self.macs_executed, 1)
 
     @property
     def attention_share_needed(self) -> float:
-        """Fraction of the needed MACs that attention products are."""
+        """Return the share of attention products in the needed MACs."""
         return self.attention_needed / max(self.macs_needed, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values, the derived figures included."""
+        """Return everything as JSON-ready values, the derived figures included."""
         return asdict(self) | {
             "macs_executed_per_video": self.macs_executed_per_video,
             "macs_needed_per_video": self.macs_needed_per_video,
@@ -112,7 +112,7 @@ def profile(model: nn.Module, clip: tuple[int, int, int] | Tensor, *, views: int
     from fvcore.nn import FlopCountAnalysis
 
     if views < 1:
-        raise ValueError(f"a video takes at least one view, got {views}")
+        raise ValueError(f"views expects at least 1, got {views}")
     clip = clip if isinstance(clip, Tensor) else example_clip(model, clip)
     if clip.dim() < 2 or clip.shape[0] != 1:
         raise ValueError(f"expected one clip [1, 3, T, H, W], got {tuple(clip.shape)}")
@@ -180,9 +180,9 @@ def _collect(
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts back training flags and hooks of every module (fvcore leaves its own behind when a forward pass fails).
+    """Restore training flags and hooks of every module (fvcore leaves its own when a forward pass fails).
 
-    Attention is not taken through torch's fused fast path meanwhile: it is a single operation that hides its products.
+    Meanwhile, attention does not use torch's fused fast path, a single operation that hides its products.
     """
     before = [(m, m.training, set(m._forward_hooks), set(m._forward_pre_hooks)) for m in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -220,7 +220,7 @@ def _refuse_unknown(unknown: Mapping[str, Counter[str]]) -> None:
         lines.append(f"{operation} (called {count} times, in {', '.join(shown)})")
     raise UnknownOperationError(
         f"a total would leave out the arithmetic of {'; '.join(lines)}; enter each in MAC_FORMULAS, ELEMENTWISE or "
-        "HARMLESS of videoattn.profiling.operations"
+        "UNCOUNTED of videoattn.profiling.operations"
     )
 
 
@@ -229,7 +229,7 @@ def _contains(name: str, other: str) -> bool:
 
 
 class _TraceableMetaConvolutions(TorchFunctionMode):
-    """Calls convolutions of meta tensors in the form that the tracer records.
+    """Call convolutions of meta tensors in the form that the tracer records.
 
     The tracer records `_convolution`, below `convolution`, whose meta implementation fails while tracing.
     """

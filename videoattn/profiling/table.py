@@ -24,7 +24,7 @@ class _Row:
 
 
 def format_profile(profile: Profile, depth: int = 2) -> str:
-    """A table by module, `depth` levels deep, and the totals per clip and per video.
+    """Format a table by module, `depth` levels deep, and the totals per clip and per video.
 
     Neighbours of a list with the same costs share a row with their sum (`blocks.0-11 x12`); modules without MACs and
     parameters are left out.
@@ -69,7 +69,7 @@ def _format_totals(profile: Profile) -> Iterator[str]:
         lines.append([name, show(macs), show(macs * profile.views), f"{show(attention)} ({100 * share:.1f} %)"])
     yield from _align(lines)
     if profile.macs_executed > profile.macs_needed:
-        yield "Executed is what runs, needed what attending pairs take: a masked product also computes excluded pairs."
+        yield "Executed: what runs. Needed: the attending pairs alone; the rest is the overhead of masked products."
     ran = sorted(profile.macs_by_operation.items(), key=lambda item: -item[1])
     yield from _wrap(f"What ran, in MACs: {', '.join(f'{name} {show(count)}' for name, count in ran) or 'nothing'}.")
     activations = show(profile.activations)
@@ -81,7 +81,7 @@ def _format_totals(profile: Profile) -> Iterator[str]:
 
 
 def format_measurement(measurement: Measurement) -> str:
-    """Latency, throughput and peak memory in a few lines."""
+    """Format latency, throughput and peak memory in a few lines."""
     what = "forward and backward" if measurement.train else "forward"
     peak = measurement.peak_memory_bytes
     memory = "not measured" if peak is None else f"{peak / 2**20:,.1f} MiB"
@@ -117,7 +117,7 @@ class _Tree:
         return own + tuple(self.signature(child) for child in self.children.get(cost.name, []))
 
     def rows(self, parents: list[ModuleCost], level: int, depth: int) -> Iterator[_Row]:
-        """The rows under modules that are alike, in the order of the model."""
+        """Return the rows under modules that are alike, in the order of the model."""
         if level > depth:
             return
         offset = len(parents[0].name) + bool(parents[0].name)
@@ -143,7 +143,7 @@ class _Tree:
 
 
 def show(count: int) -> str:
-    """A count with a prefix that keeps it readable, e.g. 195.70 G."""
+    """Format a count with a readable prefix, e.g. 195.70 G."""
     formatted, unit = _scale(count)
     return f"{formatted(count)} {unit}".rstrip()
 
@@ -164,7 +164,7 @@ def _wrap(text: str) -> list[str]:
 
 
 def _align(lines: list[list[str]], rule_before_last: bool = False) -> list[str]:
-    """Columns padded to their widest cell, the first to the left, numbers to the right."""
+    """Pad columns to their widest cell, the first to the left, numbers to the right."""
     lines = [[cell.rstrip() for cell in line] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = [

@@ -1,4 +1,4 @@
-"""Published checkpoints: where they are, what they score, and the protocol that produced the score."""
+"""Published checkpoints: addresses, scores, and the protocols of the scores."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -189,7 +189,7 @@ def check_weights(row: ZooRow, path: Path) -> None:
 
 
 def check_class_order(row: ZooRow, names: Sequence[str] | None) -> None:
-    """Raise ValueError where the videos' classes are numbered otherwise than those of the row's weights.
+    """Raise ValueError if the videos' classes are numbered differently from those of the row's weights.
 
     Published weights for Kinetics and Something-Something number the classes by the alphabet.
     """

@@ -169,7 +169,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _version(answer: Any) -> str:
-    """Return what tells a file's versions apart: its strong ETag, else the date of its last change, else nothing."""
+    """Return a file's version: its strong ETag, else the date of its last change, else nothing."""
     etag, date = answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", "")
     version = etag if etag.startswith('"') else date
     return version if _VERSION.fullmatch(version) else ""

@@ -304,7 +304,7 @@ class TestPlan:
         plans = plan_blocks(
             shape, self.grid, rel_pos="t", mlp_ratio=2.5, drop_path_rate=0.2, qkv_bias=False, residual_pooling=True
         )
-        assert [plan.layer for plan in plans] == [0, 1, 2]
+        assert [plan.block for plan in plans] == [0, 1, 2]
         assert [plan.mlp_dim for plan in plans] == [240, 480, 480]
         assert [plan.drop_path_rate for plan in plans] == pytest.approx([0, 0.1, 0.2])
         assert all(plan.table_lengths == {"t": 15} and not plan.qkv_bias and plan.residual_pooling for plan in plans)

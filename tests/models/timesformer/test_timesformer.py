@@ -132,7 +132,7 @@ def test_the_class_token_takes_the_mean_of_its_updates_in_all_frames() -> None:
     torch.testing.assert_close(y[:, 1:], torch.cat([frame[:, 1:] for frame in alone], dim=1))
 
 
-def test_a_block_gets_what_its_slots_handed_on_one_block_before() -> None:
+def test_a_block_gets_what_its_slots_carried_one_block_before() -> None:
     skip = {Axis.TIME: SkipSettings((1, 3), "identity"), Axis.SPACE: SkipSettings((2,), "weights")}
     model, seen = small_model(depth=4, skip=skip), []
     for block in model.blocks:
@@ -141,7 +141,7 @@ def test_a_block_gets_what_its_slots_handed_on_one_block_before() -> None:
     assert seen[0][0] == {}
     for (_, produced), (received, _) in itertools.pairwise(seen):
         assert received is produced
-    assert [list(handed_on) for _, handed_on in seen] == [["time"], ["space"], ["time"], []]
+    assert [list(carried_next) for _, carried_next in seen] == [["time"], ["space"], ["time"], []]
     assert seen[0][1]["time"].shape == (2, 4, 6, 24) and seen[1][1]["space"].shape == (8, 3, 7, 7)
 
 

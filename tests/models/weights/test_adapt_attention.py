@@ -30,7 +30,7 @@ def test_a_dense_file_fills_a_model_with_another_operator(operator: str, attenti
         assert "operator" in str(report)
 
 
-AT = AttentionSite(TokenGrid(2, 1, 1), TokenGrid(2, 1, 1), num_heads=1, head_dim=2, layer=0)
+AT = AttentionSite(TokenGrid(2, 1, 1), TokenGrid(2, 1, 1), num_heads=1, head_dim=2, block=0)
 WITH_PARAMETERS = [name for name, operator in OPERATORS.items() if list(operator(AT).parameters())]
 
 

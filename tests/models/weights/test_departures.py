@@ -168,7 +168,7 @@ def test_layers_that_a_file_does_not_fill_are_refused_where_they_must_be_filled(
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_keeps_every_option_that_changes_its_result(name: str) -> None:
     """A forgotten option would hide a departure."""
-    site = AttentionSite(TokenGrid(2, 3, 4, 1), TokenGrid(2, 3, 4, 1), num_heads=2, head_dim=4, layer=1)
+    site = AttentionSite(TokenGrid(2, 3, 4, 1), TokenGrid(2, 3, 4, 1), num_heads=2, head_dim=4, block=1)
     assert OPERATORS[name](site).options == {}
     for option in options_of(OPERATORS[name]).values():
         if option.name in OPERATORS[name].HOW:

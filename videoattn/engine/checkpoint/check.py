@@ -1,4 +1,4 @@
-"""Checks that a state is one to train on from: whole, of this model, and finite."""
+"""Checks that training can continue from a state: it is complete, of this model, and finite."""
 
 import math
 from collections import defaultdict
@@ -19,7 +19,7 @@ _SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """The name of the first tensor that holds an infinity or NaN, or ""."""
+    """Return the name of the first tensor that holds an infinity or NaN, or ""."""
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, tensor in tensors:
         if tensor.is_floating_point() or tensor.is_complex():
@@ -32,7 +32,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def tensors_of_optimizer(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of an optimizer's state dict with names that say what they are."""
+    """Return the tensors of an optimizer's state dict under descriptive names."""
     for number, values in state["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -115,7 +115,7 @@ def _check_weights(state: Mapping[str, Tensor], target: Mapping[str, Tensor], wh
 
 
 def _check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, num_moments: Any) -> None:
-    """Torch itself compares the numbers of groups and parameters alone, and fails in a step if the rest is wrong.
+    """Check an optimizer's state: torch compares only the numbers of groups and parameters, and fails in a step.
 
     `num_moments` is the number of parameters that had moments, where the checkpoint says it.
     """

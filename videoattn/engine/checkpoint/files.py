@@ -17,7 +17,7 @@ _NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth")
 
 
 class BadCheckpointError(ValueError):
-    """A file that a run can't continue from: damaged, of another kind, or of another model. The message names it."""
+    """A file that a run can't continue from: damaged, of another type, or of another model. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Checkpoints of a run, oldest first; the best one's copy is not among them."""
+    """Return the checkpoints of a run, oldest first; the best one's copy is not among them."""
     found = []
     for path in folder.glob("checkpoint_epoch_*.pyth"):
         match = _NAME.fullmatch(path.name)

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues from: found past damaged ones, compared with the run, and restored."""
+"""The checkpoint that a run continues from: the newest good one, compared with the run, and restored."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from videoattn.engine.checkpoint.files import (
 )
 from videoattn.engine.distributed import gather_objects, shared_errors
 from videoattn.engine.log import logger
-from videoattn.engine.train import TrainState, restore
+from videoattn.engine.train import TrainState, restore_training
 from videoattn.engine.trainer import Trainer
 
 Content = dict[str, Any]
@@ -105,7 +105,7 @@ class Run:
             raise BadCheckpointError(f"step is {content['step']}, expected less than those of an epoch, {steps}")
 
     def _changes(self, content: Content) -> tuple[dict[str, str], list[str]]:
-        """Settings that may not differ but do, and those that do because the command line gives them."""
+        """Return the settings that must not differ but do, and those that the command line changes."""
         try:
             keys = [key for key in self.changed_keys(content["cfg"], self.cfg) if not key.startswith(FREE_KEYS)]
         except ValueError as error:
@@ -140,7 +140,7 @@ class Candidates:
     refused: dict[Path, str] = field(default_factory=dict)
 
     def newest(self) -> tuple[Path, Content] | None:
-        """The newest good checkpoint with its content; None where the folder has none at all.
+        """Return the newest good checkpoint with its content; None if the folder has no checkpoint.
 
         Raises BadCheckpointError that says why of each, where none is good, and ValueError on a folder in its place.
         """
@@ -170,7 +170,7 @@ class Candidates:
         path, content = found
         while True:
             try:
-                state = restore(trainer, content)
+                state = restore_training(trainer, content)
                 break
             except BadCheckpointError as error:
                 if path.parent != self.folder:
@@ -227,7 +227,7 @@ def resume(
         if chosen is None:
             if not shared[0].is_file():
                 raise ValueError(f"{shared[0]} is not there for all processes; expected an OUTPUT_DIR that they share")
-            restore(trainer, load_checkpoint(shared[0]))
+            restore_training(trainer, load_checkpoint(shared[0]))
     return shared
 
 
@@ -261,7 +261,7 @@ def read_checkpoint(
 
 
 def _flat(text: str) -> dict[str, Any]:
-    """Values of a dumped config by keys as `DATA.NUM_FRAMES`."""
+    """Return the values of a dumped config by dotted key, such as `DATA.NUM_FRAMES`."""
     flat: dict[str, Any] = {}
 
     def add(values: Mapping[str, Any], prefix: str) -> None:

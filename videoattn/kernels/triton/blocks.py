@@ -18,7 +18,7 @@ from torch import Tensor
 
 from videoattn.kernels.triton import offsets as triton_offsets
 from videoattn.kernels.triton.arguments import describe, index_type, on_device_of, strides_of
-from videoattn.kernels.triton.launch import launch_of, suits_blocks
+from videoattn.kernels.triton.launch import launch_of, supports_blocks
 from videoattn.kernels.triton.offsets import LOWEST
 from videoattn.kernels.triton.rows import key_token, read_row, read_rows, start_of, write_rows
 
@@ -150,7 +150,7 @@ def describe_blocks(
 
 
 def _check(q: Tensor, k: Tensor, block: int) -> None:
-    if not suits_blocks(block, q.shape[3], q.dtype):
+    if not supports_blocks(block, q.shape[3], q.dtype):
         raise ValueError(
             f"on a GPU attention between blocks accepts 16 positions, heads of up to 128 and no float64, got blocks of "
             f"{block}, heads of {q.shape[3]} and {q.dtype}; use another implementation"

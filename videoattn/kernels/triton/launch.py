@@ -43,13 +43,13 @@ def launch_of(kernel: Kernel, dim: int, dtype: torch.dtype, length: int) -> Laun
     return Launch(max(tile, 16))
 
 
-def suits_short(dim: int, dtype: torch.dtype, length: int) -> bool:
+def supports_short(dim: int, dtype: torch.dtype, length: int) -> bool:
     """Return whether sequences of `length` tokens fit the kernel for short sequences."""
     tile, widest = SHORT_TILES.get(dtype, (0, 0))
     return length <= tile and dim <= widest
 
 
-def suits_blocks(block: int, dim: int, dtype: torch.dtype) -> bool:
+def supports_blocks(block: int, dim: int, dtype: torch.dtype) -> bool:
     """Return whether blocks of `block` positions fit the kernels that multiply them on tensor cores."""
     return block == 16 and dim <= 128 and dtype in BLOCK_LAUNCHES
 

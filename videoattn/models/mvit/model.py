@@ -43,7 +43,7 @@ class PooledShortcut(nn.Module):
         self.kernel = tuple(s + 1 if s > 1 else 1 for s in pooling.stride)
 
     def forward(self, x: Tensor, mixer: nn.Module) -> Tensor:
-        """[B, N, C] to [B, N', C_out]; a projection takes the stream as `mixer` norms it."""
+        """Map [B, N, C] to [B, N', C_out]; a projection is applied to the stream after the norm of `mixer`."""
         if self.proj is not None:
             x = self.proj(mixer.norm(x))  # type: ignore[operator]
         if self.stride == (1, 1, 1):
@@ -85,28 +85,28 @@ class MViTBlock(nn.Module):
         self.widen = nn.Linear(plan.attention_dim, plan.dim_out) if plan.attention_dim != plan.dim_out else None
         self.drop_path = DropPath(plan.drop_path_rate)
 
-    def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
-        handed_on = {}
+    def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map the stream [B, N, C] and what the slots of the block before carried, by axis, to those of this block."""
+        carried_next = {}
         for axis in self.axes:
             name = axis.value
-            update, following = self.mixers[name](x, previous.get(name))
+            update, following = self.mixers[name](x, carried.get(name))
             if following is not None:
-                handed_on[name] = following
+                carried_next[name] = following
             update = self.drop_path(update)
             if axis is Axis.TIME:
                 x = x + unfold(self.temporal_fc(update), self.plan.grid, axis)
             else:
                 x = self.shortcut(x, self.mixers[name]) + unfold(update, self.plan.grid_out, axis)
         normed = self.norm_mlp(x)
-        return (x if self.widen is None else self.widen(normed)) + self.drop_path(self.mlp(normed)), handed_on
+        return (x if self.widen is None else self.widen(normed)) + self.drop_path(self.mlp(normed)), carried_next
 
 
 class MViT(nn.Module):
     """A multiscale video transformer for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
 
     `shape` says how blocks widen and pool. `operators` gives the attention operator along each axis of
-    `attention_type`, as callables that take an `AttentionSite`; axes left out are dense. `skip` names the blocks that
+    `attention_type`, as callables that accept an `AttentionSite`; axes left out are dense. `skip` names the blocks that
     skip attention along an axis (SkipAt). Without `class_token` the head sees the mean of all tokens. Raises ValueError
     where strides do not divide the clip, or something cannot be built on its grid.
 
@@ -177,10 +177,10 @@ class MViT(nn.Module):
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Init = "published") -> None:
-        """Start anew.
+        """Initialise all parameters.
 
         "published": normal weights of deviation 0.02; in a divided model every block's temporal_fc is zero, so that
-        one which takes over a model of frames starts as that. "from_scratch": Xavier weights, sines and cosines in the
+        attention along time has no effect at the start. "from_scratch": Xavier weights, sines and cosines in the
         position embeddings, and no zeros in temporal_fc.
         """
         for name, parameter in self.named_parameters(recurse=False):
@@ -206,7 +206,7 @@ class MViT(nn.Module):
                 self.pos_embed_temporal.copy_(time)
 
     def embed(self, clip: Tensor) -> Tensor:
-        """Clip [B, 3, T, H, W] to a token stream [B, N, C]."""
+        """Map a clip [B, 3, T, H, W] to a token stream [B, N, C]."""
         x = self.patch_embed(clip)
         if self.pos_embed_spatial is not None and self.pos_embed_temporal is not None:
             x = x + (self.pos_embed_temporal[:, :, None] + self.pos_embed_spatial[:, None]).flatten(1, 2)
@@ -225,27 +225,27 @@ class MViT(nn.Module):
         return self.head(self.dropout(self.forward_features(clip)))
 
 
-def _strides(depth: int, layers: tuple[int, ...]) -> dict[int, Size3]:
-    """MViTv2's query strides: 2 in space at `layers`, and 1, with a kernel all the same, elsewhere."""
-    return {i: (1, 2, 2) if i in layers else (1, 1, 1) for i in range(depth)}
+def _strides(depth: int, blocks: tuple[int, ...]) -> dict[int, Size3]:
+    """MViTv2's query strides: 2 in space in `blocks`, and 1, with a kernel all the same, elsewhere."""
+    return {i: (1, 2, 2) if i in blocks else (1, 1, 1) for i in range(depth)}
 
 
-def _mvit_v1(depth: int, layers: tuple[int, ...], pool_kernel: Size3 | None, **arguments: Any) -> dict[str, Any]:
-    doubling = dict.fromkeys(layers, 2)
+def _mvit_v1(depth: int, blocks: tuple[int, ...], pool_kernel: Size3 | None, **arguments: Any) -> dict[str, Any]:
+    doubling = dict.fromkeys(blocks, 2)
     shape = MViTShape(
-        depth=depth, dim_mul=doubling, head_mul=doubling, pool_q_stride=dict.fromkeys(layers, (1, 2, 2)),
+        depth=depth, dim_mul=doubling, head_mul=doubling, pool_q_stride=dict.fromkeys(blocks, (1, 2, 2)),
         pool_kv_stride_adaptive=(1, 8, 8), pool_kernel=pool_kernel,
     )  # fmt: skip
     return {"shape": shape, **arguments}
 
 
 def _mvit_v2(
-    depth: int, layers: tuple[int, ...], embed_dim: int = 96, num_heads: int = 1, **arguments: Any
+    depth: int, blocks: tuple[int, ...], embed_dim: int = 96, num_heads: int = 1, **arguments: Any
 ) -> dict[str, Any]:
-    doubling = dict.fromkeys(layers, 2)
+    doubling = dict.fromkeys(blocks, 2)
     shape = MViTShape(
         embed_dim=embed_dim, depth=depth, num_heads=num_heads, dim_mul=doubling, head_mul=doubling,
-        dim_mul_in_attention=True, pool_q_stride=_strides(depth, layers), pool_kv_stride_adaptive=(1, 8, 8),
+        dim_mul_in_attention=True, pool_q_stride=_strides(depth, blocks), pool_kv_stride_adaptive=(1, 8, 8),
         pool_kernel=(3, 3, 3),
     )  # fmt: skip
     relative = {"positions": "none", "rel_pos_spatial": True, "rel_pos_temporal": True, "residual_pooling": True}

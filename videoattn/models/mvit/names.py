@@ -120,7 +120,7 @@ def _rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> di
 
 
 def _widened_module(tensors: Mapping[str, Tensor], start: str, source: Family) -> str:
-    """Our module in which the block whose names begin with `start` widens: attention's shortcut, or behind the MLP."""
+    """Return our module that widens the block whose names begin with `start`: attention's shortcut, or the MLP's."""
     if source == "videoattn":
         return "shortcut.proj" if f"{start}shortcut.proj.weight" in tensors else "widen"
     norms = [tensors.get(f"{start}norm{i}.weight") for i in (1, 2)]
@@ -129,7 +129,7 @@ def _widened_module(tensors: Mapping[str, Tensor], start: str, source: Family) -
 
 
 def _drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without second names of the same tensor. Raises CheckpointError where the two differ."""
+    """Drop second names of the same tensor. Raises CheckpointError if the two differ."""
     kept = {name: value for name, value in tensors.items() if not _ALIAS.fullmatch(name)}
     for name, value in tensors.items():
         if match := _ALIAS.fullmatch(name):
@@ -140,7 +140,7 @@ def _drop_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Separate projections to q, k and v as one. Raises CheckpointError where one of the three is missing."""
+    """Pack separate projections to q, k and v into one. Raises CheckpointError if one of the three is missing."""
     packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         match = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", name)
@@ -149,7 +149,7 @@ def _pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         parts = [tensors.get(f"{match[1]}{x}.{match[3]}") for x in "qkv"]
         if any(part is None for part in parts):
-            raise CheckpointError(f"{name} stands without its companions for q, k and v")
+            raise CheckpointError(f"{name} is present without its counterparts for q, k and v")
         packed[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)  # type: ignore[arg-type]
     return packed
 
@@ -246,7 +246,7 @@ def _need(tensors: Mapping[str, Tensor], name: str, dims: int) -> Tensor:
 
 
 def _head_dim(tensors: Mapping[str, Tensor], blocks: Sequence[int], slot: str) -> dict[int, int]:
-    """Each block's head dimension: that of its pooling, else of the nearest block before it that pools, else after."""
+    """Return each block's head dimension: that of its pooling, else of the nearest pooling block before, else after."""
     known: dict[int, int] = {}
     for block in blocks:
         for part in ("pool_q.norm.weight", "pool_k.norm.weight", "pool_v.norm.weight"):

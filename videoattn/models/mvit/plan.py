@@ -20,7 +20,7 @@ class MViTBlockPlan:
     `table_lengths` holds the lengths of the tables of relative positions, by axis letter, that the block has.
     """
 
-    layer: int
+    block: int
     grid: TokenGrid
     dim: int
     attention_dim: int
@@ -66,7 +66,7 @@ class MViTShape:
 
     def __post_init__(self) -> None:
         for name in ("dim_mul", "head_mul", "pool_q_stride", "pool_kv_stride"):
-            beyond = [layer for layer in getattr(self, name) if not 0 <= layer < self.depth]
+            beyond = [block for block in getattr(self, name) if not 0 <= block < self.depth]
             if beyond:
                 raise ValueError(
                     f"{name.upper()} expects blocks 0 to {self.depth - 1} of a model of DEPTH {self.depth}, "
@@ -108,27 +108,27 @@ def plan_blocks(
     dim, num_heads = shape.embed_dim, shape.num_heads
     kv_strides = shape.kv_strides()
     nominal = (grid.t, grid.h, grid.w)  # sizes rounded down, which published tables of relative positions have
-    for layer in range(shape.depth):
-        num_heads = _grow(num_heads, shape.head_mul.get(layer, 1), "HEAD_MUL", layer)
-        widening = layer if shape.dim_mul_in_attention else layer + 1
+    for block in range(shape.depth):
+        num_heads = _grow(num_heads, shape.head_mul.get(block, 1), "HEAD_MUL", block)
+        widening = block if shape.dim_mul_in_attention else block + 1
         dim_out = _grow(dim, shape.dim_mul.get(widening, 1), "DIM_MUL", widening)
         attention_dim = dim_out if shape.dim_mul_in_attention else dim
         if attention_dim % num_heads:
             raise ValueError(
-                f"block {layer} has a width of {attention_dim}, which {num_heads} heads do not divide: see EMBED_DIM, "
+                f"block {block} has a width of {attention_dim}, which {num_heads} heads do not divide: see EMBED_DIM, "
                 "DIM_MUL, NUM_HEADS and HEAD_MUL"
             )
-        q_stride = shape.pool_q_stride.get(layer)
-        pool_q = _pooling(q_stride, shape.pool_kernel, attention_type, layer)
-        pool_kv = _pooling(kv_strides.get(layer), shape.pool_kernel, attention_type, layer)
+        q_stride = shape.pool_q_stride.get(block)
+        pool_q = _pooling(q_stride, shape.pool_kernel, attention_type, block)
+        pool_kv = _pooling(kv_strides.get(block), shape.pool_kernel, attention_type, block)
         _, *sides = (
             max(n // s_q, n // s_kv) for n, s_q, s_kv in zip(nominal, pool_q.stride, pool_kv.stride, strict=True)
         )
         lengths = zip("thw", (2 * size - 1 for size in (nominal[0], *sides)), strict=True)
         plan = MViTBlockPlan(
-            layer, grid, dim, attention_dim, dim_out, num_heads, pool_q, pool_kv,
+            block, grid, dim, attention_dim, dim_out, num_heads, pool_q, pool_kv,
             table_lengths={letter: length for letter, length in lengths if letter in rel_pos},
-            mlp_dim=int(attention_dim * mlp_ratio), drop_path_rate=rates[layer], qkv_bias=qkv_bias,
+            mlp_dim=int(attention_dim * mlp_ratio), drop_path_rate=rates[block], qkv_bias=qkv_bias,
             residual_pooling=residual_pooling,
         )  # fmt: skip
         plans.append(plan)
@@ -137,20 +137,20 @@ def plan_blocks(
     return plans
 
 
-def _grow(number: int, factor: float, key: str, layer: int) -> int:
+def _grow(number: int, factor: float, key: str, block: int) -> int:
     grown = number * factor
     if grown != int(grown) or grown < 1:
-        raise ValueError(f"{key} {factor} at block {layer} does not make a whole number of {number}")
+        raise ValueError(f"{key} {factor} at block {block} does not make a whole number of {number}")
     return int(grown)
 
 
-def _pooling(stride: Size3 | None, kernel: Size3 | None, attention_type: AttentionType, layer: int) -> Pooling:
+def _pooling(stride: Size3 | None, kernel: Size3 | None, attention_type: AttentionType, block: int) -> Pooling:
     if stride is None:
         return UNPOOLED
     kernel = kernel or _triple(s + 1 if s > 1 else 1 for s in stride)
     if attention_type == "divided":
         if stride[0] > 1:
-            raise ValueError(f"a divided MViT pools in space alone, got stride {stride} in block {layer}")
+            raise ValueError(f"a divided MViT pools in space alone, got stride {stride} in block {block}")
         kernel = (1, *kernel[1:])
     return Pooling(kernel, stride)
 

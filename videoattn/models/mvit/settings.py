@@ -46,11 +46,11 @@ def mvit_shape(settings: MViTSection, base: MViTShape) -> MViTShape:
     """Return `base` with what MVIT.* says otherwise. Raises ValueError naming the key at fault."""
     changes = given_settings(settings, ("embed_dim", "num_heads", "depth", "pool_kv_stride_adaptive"))
     changes |= {
-        name: {layer: factor for layer, factor in pairs}
+        name: {block: factor for block, factor in pairs}
         for name, pairs in given_settings(settings, ("dim_mul", "head_mul")).items()
     }
     changes |= {
-        name: {layer: tuple(stride) for layer, *stride in strides}
+        name: {block: tuple(stride) for block, *stride in strides}
         for name, strides in given_settings(settings, ("pool_q_stride", "pool_kv_stride")).items()
     }
     if settings.dim_mul_in_att is not None:

@@ -70,7 +70,7 @@ def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MV
 
 
 def _divide(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
-    """Return a joint model's state as a divided model's: attention in space takes it over, temporal_fc is zero.
+    """Return a joint model's state as a divided model's: it becomes attention in space, and temporal_fc is zero.
 
     Filters that pool are summed over time, which leaves clips of one repeated frame as they are but at their ends.
     """
@@ -97,7 +97,7 @@ def describe_mvit(file: WeightFile, family: Family, given: Mapping[str, Any], no
     if family == OURS:
         raise CheckpointError("the file does not say how its MViT pools: build the model and use load_weights")
     if "num_heads" in given:
-        raise CheckpointError("the file holds an MViT, whose numbers of heads it tells: expected no num_heads")
+        raise CheckpointError("the file holds an MViT, which determines the numbers of heads: expected no num_heads")
     shape = MViTGeometry.of(mvit_to_ours(file.tensors, family))
     if shape.num_classes is None:
         raise CheckpointError("there is no head among the tensors: build a model and use load_weights")
@@ -125,7 +125,7 @@ def _embedded_arguments(cfg: str) -> dict[str, Any] | None:
 
 
 def _arguments_of_tensors(shape: MViTGeometry, tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Any]:
-    """As published models are made: 2 x 2 pooling where heads double, keys and values by 8 x 8 at first."""
+    """Return arguments as in published models: 2 x 2 pooling where heads double, keys and values by 8 x 8 at first."""
     dims_in = (shape.embed_dim, *shape.dims_out[:-1])
     in_attention = dims_in != shape.attention_dims  # MViTv2 widens there, MViTv1 in the MLP of the block before
     doubled = [i for i in range(1, shape.depth) if shape.num_heads[i] != shape.num_heads[i - 1]]
@@ -153,7 +153,7 @@ def _arguments_of_tensors(shape: MViTGeometry, tensors: Mapping[str, Tensor], no
 
 
 def _clip_size(shape: MViTGeometry) -> Size3:
-    """From the number of positions, patches being 2 frames x 4 x 4 pixels apart as in all published models."""
+    """Return the clip size from the number of positions, for patches 2 frames x 4 x 4 pixels apart as published."""
     if shape.num_positions is not None:
         t, count = shape.num_positions
         side = math.isqrt(count)

@@ -31,7 +31,7 @@ class TimeSformerBlock(nn.Module):
     """One pre-norm attention slot per axis, then an MLP; the temporal update passes through one more projection."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, layer: int,
+        self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, index: int,
         operators: Mapping[Axis, BuildOperator], skip: Mapping[Axis, SkipSettings],
         drop_path_rate: float, drop_path_unit: DropUnit,
     ) -> None:  # fmt: skip
@@ -40,7 +40,7 @@ class TimeSformerBlock(nn.Module):
         self.axes = tuple(operators)
         self.mixers = nn.ModuleDict(
             {
-                axis.value: build_mixer(dim, num_heads, grid, axis, layer, operator, skip)
+                axis.value: build_mixer(dim, num_heads, grid, axis, index, operator, skip)
                 for axis, operator in operators.items()
             }
         )
@@ -53,25 +53,25 @@ class TimeSformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path_mlp = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, previous: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Stream [B, N, C] and what the slots of the block before handed on, by axis, to the same of this block."""
-        handed_on = {}
+    def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Map the stream [B, N, C] and what the slots of the block before carried, by axis, to those of this block."""
+        carried_next = {}
         for axis in self.axes:
             name = axis.value
-            update, following = self.mixers[name](x, previous.get(name))
+            update, following = self.mixers[name](x, carried.get(name))
             if following is not None:
-                handed_on[name] = following
+                carried_next[name] = following
             update = self.drop_paths[name](update)
             if axis is Axis.TIME:
                 update = self.temporal_fc(update)
             x = x + unfold(update, self.grid, axis)
-        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), handed_on
+        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), carried_next
 
 
 class TimeSformer(nn.Module):
     """A video transformer for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
 
-    `operators` gives the attention operator along each axis, as callables that take an `AttentionSite` (a class or a
+    `operators` gives the attention operator along each axis, as callables that accept an `AttentionSite` (a class or a
     `functools.partial` of one); axes left out are dense. `skip` names the blocks that skip attention along an axis
     (SkipAt). `space_only` sees frames on their own and averages them. Raises ValueError where patches do not divide the
     clip, or an operator cannot be built on its grid.
@@ -133,12 +133,12 @@ class TimeSformer(nn.Module):
         self.reset_parameters(init)
 
     def reset_parameters(self, init: Init = "published") -> None:
-        """Start anew.
+        """Initialise all parameters.
 
-        "published": normal weights of deviation 0.02, time_embed and every block's temporal_fc zero, so that time
-        begins mute. It is meant for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier weights, which
-        keep a signal's size at any width, sines and cosines in both embeddings, and no zeros in temporal_fc: for small
-        models, which otherwise take long to find what depends on the order of frames.
+        "published": normal weights of deviation 0.02; time_embed and every block's temporal_fc are zero-initialised,
+        so that time has no effect at the start; for width 768 and an ImageNet ViT to start from. "from_scratch": Xavier
+        weights, which keep a signal's size at any width, sines and cosines in both embeddings, and no zeros in
+        temporal_fc; for small models, which otherwise learn slowly what depends on the order of frames.
         """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -161,7 +161,7 @@ class TimeSformer(nn.Module):
                     self.time_embed.copy_(time)
 
     def embed(self, clip: Tensor) -> Tensor:
-        """Clip [B, 3, T, H, W] to a token stream: [B, 1 + T·h·w, C], or [B·T, 1 + h·w, C] where frames are apart."""
+        """Map a clip [B, 3, T, H, W] to tokens [B, 1 + T·h·w, C], or [B·T, 1 + h·w, C] with separate frames."""
         patches = self.patch_embed(clip) + self.pos_embed[:, None, 1:]
         if self.time_embed is not None:
             patches = patches + self.time_embed[:, :, None]

@@ -144,7 +144,7 @@ def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> 
 
 
 @dataclass(frozen=True)
-class Geometry:
+class TensorSizes:
     """The sizes that a model's tensors show; `num_frames` is None where there is no time embedding."""
 
     attention_type: str
@@ -157,7 +157,7 @@ class Geometry:
     num_frames: int | None
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Geometry":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "TensorSizes":
         """Read from tensors under our names. Raises CheckpointError naming those that are missing or misshapen."""
         needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
         for name, dims in needed.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from videoattn.layers.attention import MultiheadAttention
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
-from videoattn.models.timesformer.names import Geometry, rename, source_grid, to_ours
+from videoattn.models.timesformer.names import TensorSizes, rename, source_grid, to_ours
 from videoattn.models.weights.adapt_attention import adapt_attention_weights
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
@@ -32,7 +32,7 @@ def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, op
     if said not in (None, num_heads):
         raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
     state = to_ours(file.tensors, report.family, num_heads)
-    theirs, ours = Geometry.of(state), Geometry.of(target)
+    theirs, ours = TensorSizes.of(state), TensorSizes.of(target)
     both = f"the file has {theirs}; the model has {ours}"
 
     if any(getattr(theirs, name) != getattr(ours, name) for name in ("depth", "embed_dim", "mlp_dim", "patch_size")):
@@ -86,7 +86,7 @@ def describe_timesformer(
     file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
     """Return the arguments of the model whose tensors these are; assumptions go to `notes`."""
-    shape = Geometry.of(file.tensors if family == OURS else rename(file.tensors, family, OURS))
+    shape = TensorSizes.of(file.tensors if family == OURS else rename(file.tensors, family, OURS))
     if shape.num_classes is None:
         raise CheckpointError("there is no head among the tensors: build a model and use load_weights")
     if family == OURS and "operators" not in given:

@@ -17,7 +17,7 @@ def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, repor
     """Return a state dict whose dense attention slots fit the slots of `model`, noted in `report`.
 
     Slots of the state that are not dense stay as they are. Parameters of an operator and of SkipAt's Φ keep the values
-    that `model` has. Blocks that reuse weights take the value rows of the packed projection.
+    that `model` has. Blocks that reuse weights get the value rows of the packed projection.
     """
     adapted = dict(state)
     reusing = 0

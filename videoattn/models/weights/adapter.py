@@ -1,4 +1,4 @@
-"""WeightAdapter: how files of weights become the state of one kind of model, and how its state is written again."""
+"""WeightAdapter: conversion between files of weights and the state of one type of model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,14 +48,14 @@ def refuse_families(state: Mapping[str, Tensor], family: Family, num_heads: int 
 
 @dataclass(frozen=True)
 class WeightAdapter:
-    """Reads and writes the weights of one kind of model; every function raises CheckpointError on what does not fit.
+    """Reads and writes the weights of one type of model; every function raises CheckpointError on what does not fit.
 
-    The defaults suit a model that only has files of this package: they are loaded strictly.
+    The defaults are for a model that only has files of this package: they are loaded strictly.
 
     Args:
-        held: the kind of model with its article, as in "the file holds an MViT".
+        held: the type of model with its article, as in "the file holds an MViT".
         families: the projects besides this package whose files are understood. None if only ours are, strictly.
-        find_family: returns the family of the names of a file, or None if the file holds another kind of model.
+        find_family: returns the family of the names of a file, or None if the file holds another type of model.
         fit: returns the complete new state of a model from a file, and notes in the report what became of the tensors.
         arguments: returns the arguments of the model that a file without our settings holds, from the file, its family
             and the arguments given by the user; assumptions go to the list of notes.

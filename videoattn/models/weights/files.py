@@ -64,7 +64,7 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
     """Read the tensors of a .pyth, .pt, .pth, .bin or .safetensors file, on the CPU and where possible mapped.
 
     The file is checked for damage by the checksums that it carries. A pickle that needs code is refused unless `trust`,
-    which runs that code. `ema` takes the averaged weights of our training checkpoints: True, False, or "auto" for those
+    which runs that code. `ema` chooses averaged weights of our training checkpoints: True, False, or "auto" for those
     that hold some. Raises CheckpointError naming the file.
     """
     path = Path(path)

@@ -61,18 +61,19 @@ def load_weights(
 ) -> LoadReport:  # fmt: skip
     """Fill a model from a file of ours, or one that was made elsewhere.
 
-    A TimeSformer takes files of its release, of transformers, and of image ViTs, an MViT those of SlowFast,
+    A TimeSformer accepts files of its release, of transformers, and of image ViTs, an MViT those of SlowFast,
     torchvision and pytorchvideo. `allow_resize` resizes positions that were learned for clips of another size;
     `file_grid` is then the file's (h, w) in patches where a TimeSformer's tensors leave that open. `allow_new_head` is
     for fine-tuning: a head for other classes is left as it is, and a file without time starts a video model, as
     published: temporal attention copied from the spatial one, temporal_fc and time embedding zero; a joint MViT starts
-    a divided one, whose attention along time begins mute. A dense file also fills a model with other attention
-    operators or skipped blocks: what dense attention does not have keeps its initial value, and the report names it;
-    with `allow_new_layers=False`, as for an evaluation, that is an error.
+    a divided one, whose temporal_fc is zero-initialised, so that attention along time has no effect at the start. A
+    dense file also fills a model with other attention operators or skipped blocks: what dense attention does not have
+    keeps its initial value, and the report names it; with `allow_new_layers=False`, as for an evaluation, that is an
+    error.
 
     The settings that a file says of its training are compared with the model, and with `data`, the settings in use as
     `describe_data` returns them. Differences are one logged warning, and the report's `departures`. `trust` loads
-    pickles that run code. `ema` takes averaged weights: "auto" if there are any.
+    pickles that run code. `ema` chooses averaged weights; "auto": if there are any.
 
     Raises CheckpointError, before anything is changed, that names the tensors or sizes which do not fit.
     """
@@ -104,7 +105,7 @@ def load_imagenet_vit(
     with naming_file(name):
         family = find_family(file.tensors)
         if family != "vit":
-            raise CheckpointError(f"expected an image ViT, got a {family} video model; load_weights loads those")
+            raise CheckpointError(f"expected an image ViT, got a {family} video model; use load_weights for it")
     return _fill(model, file, FitOptions("new", file_grid, allow_resize=True))
 
 

@@ -23,7 +23,7 @@ class Departure(NamedTuple):
 
 @dataclass
 class LoadReport:
-    """The fate of each tensor, by our names, except `dropped`, which the model has no use for.
+    """What became of each tensor, by our names; `dropped` are tensors of the file that the model does not use.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
     `class_names` are those of the videos that the weights were trained on, where the file says them. `departures` are
@@ -97,7 +97,7 @@ def keep_head(
 def note_resized(
     names: Sequence[str], report: LoadReport, clip_size: tuple[int, int, int], *, allowed: bool, sizes: str
 ) -> None:
-    """Note the tensors of positions that were resized to a model for clips of `clip_size`.
+    """Report the position tensors that were resized to a model for clips of `clip_size`.
 
     Raises CheckpointError where there are some and resizing is not `allowed`; `sizes` says of both what they have.
     """

@@ -14,9 +14,9 @@ from videoattn.kernels.gather import GatherPlan
 from videoattn.kernels.offset_plan import OffsetPlan
 from videoattn.kernels.offsets import has_kernel, multiply_adds
 from videoattn.kernels.transforms import is_transformed, without_autocast
-from videoattn.kernels.triton.launch import suits_blocks
+from videoattn.kernels.triton.launch import supports_blocks
 from videoattn.operators.base import AttentionOperator, AttentionSite
-from videoattn.operators.crossovers import PAIRS_FROM_KEYS
+from videoattn.operators.crossovers import GATHER_FROM_KEYS
 from videoattn.operators.fibonacci.sets import (
     HeadsPermutation,
     Order,
@@ -29,7 +29,7 @@ from videoattn.operators.fibonacci.sets import (
 
 Semantics = Literal["exclude", "zero_logit"]
 Geometry = Literal["raster", "axial", "block"]
-Implementation = Literal["auto", "masked", "pairs", "compiled"]
+Implementation = Literal["auto", "masked", "gather", "compiled"]
 
 # Tokens of a block where the geometry is that of blocks: the least that tensor cores multiply at once.
 BLOCK = 16
@@ -48,10 +48,10 @@ class FibonacciAttention(AttentionOperator):
 
     `implementation="masked"` is the plain form, a dense product that saves nothing. The others compute the same, and
     its gradients, from attending pairs alone: "compiled" by the kernel of `videoattn.kernels.offsets` for the device of
-    the tensors, C++ on a CPU and Triton on a GPU; "pairs" on a CPU, several times slower, which needs no compiler and
-    also takes a bias. "auto" takes the fastest there is for the device and the number of keys. The kernel for
+    the tensors, C++ on a CPU and Triton on a GPU; "gather" on a CPU, several times slower, which needs no compiler and
+    also accepts a bias. "auto" chooses the fastest for the device and the number of keys. The kernel for
     blocks on a GPU needs queries and keys on one grid. Raises ValueError where some query would have no key. `forward`
-    also takes q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`. Source: arXiv 2406.19391.
+    also accepts q, k and v packed in one tensor [rows, groups·heads, n, 3, d] as `q`. Source: arXiv 2406.19391.
     """
 
     forms_weights = True
@@ -66,16 +66,16 @@ class FibonacciAttention(AttentionOperator):
         semantics: Annotated[
             Semantics, "weight of other keys: none, or that of a logit of 0 (as in the released code)"
         ] = "exclude",
-        keep_self: Annotated[bool, "every token attends to itself"] = True,
-        heads_permutation: Annotated[HeadsPermutation, "which head takes which sequence"] = "per_layer",
+        keep_self: Annotated[bool, "let every token attend to itself"] = True,
+        heads_permutation: Annotated[HeadsPermutation, "the assignment of sequences to heads"] = "per_layer",
         order: Annotated[Order, "raster in which joint attention measures distance"] = "thw",
         geometry: Annotated[
             Geometry, "distance in the raster, along t, h, w apart, or between blocks of 16 tokens of the raster"
         ] = "raster",
         implementation: Annotated[
             Implementation,
-            "masked: a dense product; pairs: attending pairs alone; compiled: these by a kernel, in C++ on a CPU and "
-            "in Triton on a GPU; auto: the fastest",
+            "masked: a dense product; gather: only the attending pairs; compiled: these by a kernel, in C++ on a CPU "
+            "and in Triton on a GPU; auto: the fastest",
         ] = "auto",
     ) -> None:
         super().__init__(site)
@@ -85,7 +85,7 @@ class FibonacciAttention(AttentionOperator):
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
         block = BLOCK if geometry == "block" else 1
-        rows = permute_heads(site.num_heads, site.layer, heads_permutation)
+        rows = permute_heads(site.num_heads, site.block, heads_permutation)
         # offsets[axis][head]: distances along that axis; the raster is a single axis
         offsets = [
             [sets[row] for row in rows]
@@ -102,17 +102,17 @@ class FibonacciAttention(AttentionOperator):
                 f"{kv}; set KEEP_SELF: true"
             )
         kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
-        suited = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
-        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in suited)
+        supporting = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
+        self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in supporting)
         if implementation == "compiled" and not self.kernels:
             needed, why = "needs a C++ compiler, found by CXX or as c++, or Triton for a GPU", ""
             if site.has_bias:
-                needed = "takes no bias"
+                needed = "does not support a bias"
             elif explain_absence("offset_attention"):
                 why = f" (on a CPU: {explain_absence('offset_attention')})"
             raise ValueError(f"IMPLEMENTATION: compiled {needed}; set IMPLEMENTATION: auto{why}")
-        pairs = implementation == "pairs" or (implementation == "auto" and "cpu" not in self.kernels)
-        tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if pairs else None
+        gathers = implementation == "gather" or (implementation == "auto" and "cpu" not in self.kernels)
+        tables = key_table(q_cells, k_cells, lengths, offsets, kv.prefix, block) if gathers else None
         self.gather = GatherPlan(*tables, kv.tokens) if tables else None
         mask_elements = site.num_heads * site.q_grid.tokens * kv.tokens
         self.keeps_mask = implementation in ("auto", "masked") and mask_elements <= MASK_ELEMENTS
@@ -121,14 +121,14 @@ class FibonacciAttention(AttentionOperator):
             self._whole_mask()
 
     def _mask(self, start: int, stop: int) -> Tensor:
-        """[heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
+        """Return [heads, stop - start, Nk], True where these queries (counted with the prefix) see a key."""
         prefix = self.site.q_grid.prefix
         num_prefix_rows = max(min(stop, prefix) - start, 0)
         patch_rows = self.plan.mask(max(start - prefix, 0), max(stop - prefix, 0))
         return F.pad(patch_rows, (0, 0, num_prefix_rows, 0), value=True)
 
     def _whole_mask(self) -> Tensor | None:
-        """The mask of all queries, kept from the first time on; None where it is too large to keep."""
+        """Return the mask of all queries, kept after the first time; None if it is too large to keep."""
         if self.keep is None and self.keeps_mask:
             with torch.inference_mode(False):  # it may serve in training later
                 mask = self._mask(0, self.site.q_grid.tokens)
@@ -140,17 +140,17 @@ class FibonacciAttention(AttentionOperator):
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        takes = self._choose(q, v, bias)
-        if takes == "compiled":
+        chosen = self._choose(q, v, bias)
+        if chosen == "compiled":
             if bias is not None:
-                raise ValueError("IMPLEMENTATION: compiled takes no bias; set IMPLEMENTATION: auto")
+                raise ValueError("IMPLEMENTATION: compiled does not support a bias; set IMPLEMENTATION: auto")
             tensors = [q] if k is None or v is None else [q, k, v]
             # kernels compute in float32; that of a CPU reads all but float16 as it is
             wide = [x.float() if x.dtype is torch.float16 and not x.is_cuda else x for x in tensors]
             return self.plan.attend(wide, self.semantics == "zero_logit").to(q.dtype)
         if k is None or v is None:
             q, k, v = q.unbind(3)
-        if takes == "pairs" and self.gather is not None:
+        if chosen == "gather" and self.gather is not None:
             return self._attend_pairs(self.gather, q, k, v, bias).to(q.dtype)
         keep = self._whole_mask()
         if keep is not None:
@@ -167,14 +167,14 @@ class FibonacciAttention(AttentionOperator):
         if self.implementation != "auto":
             return self.implementation
         num_keys = self.site.kv_grid.tokens
-        suits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
+        fits_kernel = bias is None and (v is None or v.shape[-1] == q.shape[-1])
         kind = "cpu" if q.device.type == "meta" else q.device.type
         if kind == "cuda" and self.plan.block > 1:
-            suits_kernel = suits_kernel and suits_blocks(self.plan.block, q.shape[-1], q.dtype)
-        if kind in self.kernels and suits_kernel:
+            fits_kernel = fits_kernel and supports_blocks(self.plan.block, q.shape[-1], q.dtype)
+        if kind in self.kernels and fits_kernel:
             return "compiled"
-        if kind == "cpu" and self.gather is not None and num_keys >= PAIRS_FROM_KEYS:
-            return "pairs"
+        if kind == "cpu" and self.gather is not None and num_keys >= GATHER_FROM_KEYS:
+            return "gather"
         return "masked"
 
     # ---- the plain form
@@ -191,7 +191,7 @@ class FibonacciAttention(AttentionOperator):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def _masked_weights(self, q: Tensor, k: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
-        """Weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""
+        """Compute weights [rows, groups·heads, Nq, Nk] in float32 or wider: logits of half precision would overflow."""
         wide = torch.promote_types(q.dtype, torch.float32)
         with without_autocast(q.device):
             logits = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(self.site.head_dim)
@@ -246,7 +246,7 @@ class FibonacciAttention(AttentionOperator):
         return plan.sums(excess, values) + share * values.sum(dim=-2, keepdim=True)
 
     def _bias_of_pairs(self, plan: GatherPlan, bias: Tensor) -> Tensor:
-        """What a bias of patch queries, that broadcasts to [rows, groups, heads, Nq, Nk], has at the pairs."""
+        """Return the entries at the attending pairs of a bias that broadcasts to [rows, groups, heads, Nq, Nk]."""
         keys = plan.keys.long()
         bias = bias.expand(*bias.shape[:2], *keys.shape[:2], self.site.kv_grid.tokens)
         return bias.gather(-1, keys.expand(*bias.shape[:2], -1, -1, -1))
@@ -262,7 +262,7 @@ def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, which torch computes by vectors on a CPU only from 16 elements on."""
+    """Compute the softmax over the last dimension; on a CPU torch vectorises it only from 16 elements on."""
     if logits.shape[-1] >= 16:
         return logits.softmax(dim=-1)
     return logits.transpose(-2, -1).contiguous().softmax(dim=-2).transpose(-2, -1)

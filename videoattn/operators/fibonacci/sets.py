@@ -1,4 +1,4 @@
-"""Fibottention's pattern: at which token distances each head attends, and which keys these are on a grid.
+"""Fibottention's pattern: the token distances of each head, and the keys at these distances on a grid.
 
 Source: Fibottention (arXiv 2406.19391). For head i over N tokens, with golden ratio φ, f = floor(iφ), a = floor(fφ) and
 b = floor(fφ²), the Wythoff variant is the sequence a, b, a+b, ... and the modified variant prepends i-1, f; both end
@@ -24,7 +24,7 @@ W_MIN = 5
 
 
 def head_windows(num_tokens: int, num_heads: int) -> list[int]:
-    """The largest offset of each head, from W_MIN to N // 3 (published float arithmetic, truncated)."""
+    """Return the largest offset of each head, from W_MIN to N // 3 (published float arithmetic, truncated)."""
     w_max = num_tokens // 3
     if num_heads == 1:
         return [w_max]
@@ -32,7 +32,7 @@ def head_windows(num_tokens: int, num_heads: int) -> list[int]:
 
 
 def published_rows(num_tokens: int, num_heads: int, variant: Variant) -> list[list[int]]:
-    """Rows of the published tables, as they stand there: a row's first term is kept even above its window."""
+    """Return the rows of the published tables unchanged: a row's first term is kept even above its window."""
     rows = []
     for i, window in enumerate(head_windows(num_tokens, num_heads), start=1):
         f = math.floor(i * GOLDEN_RATIO)
@@ -45,7 +45,7 @@ def published_rows(num_tokens: int, num_heads: int, variant: Variant) -> list[li
 
 
 def offset_sets(num_tokens: int, num_heads: int, variant: Variant, keep_self: bool) -> list[list[int]]:
-    """Sorted offsets in 0..N-1 of each row, every one of them with an offset above 0 if N > 1.
+    """Return the sorted offsets in 0..N-1 of each row; each row has an offset above 0 if N > 1.
 
     On short axes some rows hold no offset in 1..N-1; they repeat the R rows that do, in turn (offset 1 if there are
     none: a single head over two tokens). Differs: the published code fails there.
@@ -60,19 +60,19 @@ def offset_sets(num_tokens: int, num_heads: int, variant: Variant, keep_self: bo
     return [sorted(row | {0} if keep_self else row) for row in rows]
 
 
-def permute_heads(num_heads: int, layer: int, permutation: HeadsPermutation) -> list[int]:
-    """Which row each head takes in `layer`: shuffled per layer, as in layer 0 everywhere, or row i for head i."""
+def permute_heads(num_heads: int, block: int, permutation: HeadsPermutation) -> list[int]:
+    """Return the row of each head in `block`: shuffled per block, shuffled as in block 0, or row i for head i."""
     if permutation not in get_args(HeadsPermutation):
         expected = ", ".join(get_args(HeadsPermutation))
         raise ValueError(f"HEADS_PERMUTATION expects one of {expected}, got {permutation!r}")
     order = list(range(num_heads))
     if permutation != "none":
-        random.Random(layer if permutation == "per_layer" else 0).shuffle(order)
+        random.Random(block if permutation == "per_layer" else 0).shuffle(order)
     return order
 
 
 def raster_positions(cells: np.ndarray, grid: TokenGrid, order: Order) -> np.ndarray:
-    """Position of each cell when the grid is read in `order` (last letter fastest), int64 [N, 1]."""
+    """Return the position of each cell when the grid is read in `order` (last letter fastest), int64 [N, 1]."""
     t, h, w = cells.T
     index: np.ndarray = (t * grid.h + h) * grid.w + w if order == "thw" else (h * grid.w + w) * grid.t + t
     return index[:, None]
@@ -86,7 +86,7 @@ def key_table(
     prefix: int,
     block: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of each patch query, the prefix among them: int64 [heads, Nq, K] and their numbers [heads, Nq].
+    """Return the keys of each patch query, with the prefix: int64 [heads, Nq, K] and their numbers [heads, Nq].
 
     Cells [N, axes] are coordinates below `lengths`; a key attends that differs from the query along one axis by one of
     `offsets[axis][head]`, or, on a single axis, whose `block` of so many consecutive positions does from the query's.

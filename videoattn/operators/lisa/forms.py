@@ -1,4 +1,4 @@
-"""The three ways in which `LisaAttention` computes the same: by pairs of tokens, axis by axis, or by FFT."""
+"""Three ways to compute `LisaAttention` with the same result: by pairs of tokens, axis by axis, or by FFT."""
 
 import torch
 from torch import Tensor
@@ -23,22 +23,22 @@ FEW_KEYS, LEAST_ROWS = 64, 8
 class Form:
     """One way to compute. r1 and r2 [heads, L, ...] are made ready in two steps, `finish(begin(table))`.
 
-    The second step may be taken for some heads at a time, where all of them would take too much memory.
+    The second step may process some heads at a time, if all of them would need too much memory.
     """
 
     def __init__(self, site: AttentionSite, num_patterns: int, wrap: bool) -> None:
         self.site, self.num_patterns, self.wrap = site, num_patterns, wrap
 
     def macs(self) -> int:
-        """Of what patch keys give to patch queries in one row."""
+        """Return the multiply-accumulates from patch keys to patch queries in one row."""
         raise NotImplementedError
 
     def finished_elements(self) -> int:
-        """Real numbers in one table after `finish`."""
+        """Return the number of real numbers in one table after `finish`."""
         raise NotImplementedError
 
     def share(self) -> tuple[int, int]:
-        """Rows and heads that are best taken at a time."""
+        """Return the best numbers of rows and heads to process at a time."""
         raise NotImplementedError
 
     def begin(self, table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +50,7 @@ class Form:
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None, cells: Tensor | None
     ) -> Tensor:
-        """Patch queries q [B, heads, Nq, d], all k and v [B, heads, prefix + Nk, d] to [B, heads, Nq, d].
+        """Map patch queries q [B, heads, Nq, d], all k and v [B, heads, prefix + Nk, d] to [B, heads, Nq, d].
 
         r1 and r2 are finished, P is [heads, L, d], g [heads], or None without prefix; `cells` [Nq] says which patch key
         is under a query, where their grids differ.
@@ -58,7 +58,7 @@ class Form:
         raise NotImplementedError
 
     def split_prefix(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class tokens and patches of [B, heads, prefix + Nk, ...]."""
+        """Return class tokens and patches of [B, heads, prefix + Nk, ...]."""
         class_tokens, patches = x.split([self.site.kv_grid.prefix, self.site.kv_grid.patches], 2)
         return class_tokens, patches
 
@@ -70,7 +70,7 @@ class Form:
 
 
 class Pairs(Form):
-    """The weights of all pairs, by matrices [heads, Nq, L, Nk] of relative positions, and their product with v."""
+    """Compute the weights of all pairs, by matrices [heads, Nq, L, Nk] of relative positions, and their product."""
 
     def macs(self) -> int:
         nq, nk, d = self.site.q_grid.patches, self.site.kv_grid.patches, self.site.head_dim
@@ -99,7 +99,7 @@ class Pairs(Form):
     def weights(
         self, q: Tensor, k: Tensor, r1: Tensor, r2: Tensor, P: Tensor, g: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        """Of class keys [B, heads, Nq, prefix], where there are any, and of patch keys [B, heads, Nq, Nk]."""
+        """Return the weights of class keys [B, heads, Nq, prefix] or None, and of patch keys [B, heads, Nq, Nk]."""
         prefix, num_keys = self.site.kv_grid.prefix, self.site.kv_grid.patches
         # P as further keys: products of its few rows on their own would take as long as those of all keys
         keys = torch.cat([k, P.expand(k.shape[0], -1, -1, -1)], 2)
@@ -113,7 +113,7 @@ class Pairs(Form):
 
 
 class Axes(Form):
-    """Sums of keys and of values for each query and pattern, formed axis by axis, in float32 at least."""
+    """Compute sums of keys and of values for each query and pattern axis by axis, in float32 at least."""
 
     def macs(self) -> int:
         site, num_patterns = self.site, self.num_patterns
@@ -160,7 +160,7 @@ class Axes(Form):
 
 
 class Ffts(Form):
-    """The same sums by one transform over all axes."""
+    """Compute the same sums by one transform over all axes."""
 
     def macs(self) -> int:
         channels = self.site.num_heads * self.site.head_dim

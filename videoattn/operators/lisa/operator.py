@@ -45,7 +45,7 @@ class LisaAttention(AttentionOperator):
     `method` only says how this is computed; every choice is exact for every length. "direct" forms the weights of all
     pairs, in the inputs' type, by matrices of relative positions. "axes" and "fft" form both sums, in float32 (float64
     for float64 inputs) whatever autocast says: "axes" by products along one axis after the other, "fft" by a transform
-    of all axes, O(N log N). "auto" takes what should be done first by `videoattn.operators.crossovers`. Without
+    of all axes, O(N log N). "auto" chooses the fastest by the estimate of `videoattn.operators.crossovers`. Without
     gradients, what is computed from r1 and r2 is kept for later calls, at most 40 MB and a copy of r1 and r2, until
     they change; `videoattn.operators.derived` says how that is seen.
 
@@ -123,7 +123,7 @@ class LisaAttention(AttentionOperator):
 
     @property
     def form(self) -> Form:
-        """By what it is computed, on the device that its parameters are on."""
+        """Return the way to compute on the device of its parameters."""
         if self.method != "auto":
             return self.forms[self.method]
         return self.forms[self.fastest["cuda" if self.P.is_cuda else "cpu"]]
@@ -143,7 +143,7 @@ class LisaAttention(AttentionOperator):
         return torch.cat([class_out.to(dtype), out.to(dtype)], dim=2)
 
     def mix_patches(self, q: Tensor, k: Tensor, v: Tensor, normalize: bool = True) -> Tensor:
-        """What all keys give to patch queries, without `normalize` for q and k as they are.
+        """Mix the values of all keys for patch queries; without `normalize`, q and k are used as they are.
 
         For a share of heads and rows at a time, so that what is written in between stays in the cache. A graph of the
         call takes all rows at once: a loop over shares would fix their number in it.
@@ -180,7 +180,7 @@ class LisaAttention(AttentionOperator):
         return form.mix(q, k, v, r1, r2, P, g, self.cells)
 
     def _table(self, form: Form, index: int, dtype: torch.dtype) -> Tensor:
-        """r1 or r2 as the form takes it: finished, or only begun where that is too large to keep."""
+        """Return r1 or r2 as the form uses it: finished, or only begun if the result is too large to keep."""
         table, kept = (self.r1, self.r2)[index], self._kept[index]
         if self._keeps_finished(form, dtype):
             return kept(table, (form, dtype), lambda: form.finish(form.begin(table, dtype), dtype, self.cells))
@@ -193,7 +193,7 @@ class LisaAttention(AttentionOperator):
         return form.finished_elements() * dtype.itemsize <= KEPT_BYTES
 
     def weights(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The matrix [rows, groups·heads, Nq, Nk] that values are multiplied by, whatever `method` is."""
+        """Return the matrix [rows, groups·heads, Nq, Nk] that multiplies the values, for any `method`."""
         self.refuse_bias(bias)
         prefix, pairs = self.site.kv_grid.prefix, Pairs(self.site, self.num_patterns, self.wrap)
         q_unit, k_unit = (direction(x).to(q.dtype) for x in (q[:, :, prefix:], k))
@@ -213,7 +213,7 @@ class LisaAttention(AttentionOperator):
         return torch.cat([logits.softmax(dim=-1), patch_rows], dim=2).to(q.dtype)
 
     def macs(self) -> int:
-        """Products and Fourier transforms of one call, by the method that is taken on the device of the parameters.
+        """Return the MACs of products and Fourier transforms of one sequence, by the method chosen for the device.
 
         As in `videoattn.profiling`, element-wise products are not counted: those of spectra, and where the sums are
         formed those of a token's strengths. Nor is what is computed from r1 and r2, which all calls share.
@@ -232,7 +232,7 @@ def concatenate(parts: list[Tensor], dim: int) -> Tensor:
 
 
 def direction(x: Tensor) -> Tensor:
-    """x divided by its norm over the last dimension, in float32 at least; zero vectors stay zero, with gradient 0."""
+    """Divide x by its norm over the last dimension, in float32 at least; zero vectors stay zero, with gradient 0."""
     # next to zero the slope is 1/EPS, which would be infinite in half precision; norms of strided views are slow
     x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -240,7 +240,7 @@ def direction(x: Tensor) -> Tensor:
 
 
 def smoothing(length: int, deviation: float, wrap: bool) -> Tensor:
-    """A Gaussian of relative position along one axis (deviation 0: a delta), with squares that sum to 1.
+    """Return a Gaussian of relative position along one axis (deviation 0: a delta), with squares that sum to 1.
 
     The sum is over the keys of one query, averaged over queries: the larger |δ|, the fewer queries have such a key.
     """

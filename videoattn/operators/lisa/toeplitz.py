@@ -15,12 +15,12 @@ from videoattn.grid import TokenGrid
 
 
 def table_sizes(grid: TokenGrid, wrap: bool) -> list[int]:
-    """Entries of a table along t, h, w."""
+    """Return the number of entries of a table along t, h, w."""
     return [n if wrap else 2 * n - 1 for n in (grid.t, grid.h, grid.w)]
 
 
 def unwrapped(table: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
-    """The table with 2n - 1 entries along each axis, whether it wraps or not."""
+    """Return the table with 2n - 1 entries along each axis, whether it wraps or not."""
     for dim, n in enumerate((grid.t, grid.h, grid.w), start=2):
         if wrap and n > 1:
             table = torch.cat([table.narrow(dim, 1, n - 1), table], dim)
@@ -28,7 +28,7 @@ def unwrapped(table: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
 
 
 def toeplitz_matrices(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
-    """Matrices [heads, N, L, N]: for each query i (first N) and function, the row of table(i - j) over the keys j.
+    """Return matrices [heads, N, L, N]: for each query i (first N) and function, the row table(i - j) over keys j.
 
     Rows are windows of the table, so neither the matrices nor their gradient need an index.
     """
@@ -40,12 +40,12 @@ def toeplitz_matrices(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.d
 
 
 def windows(table: Tensor, dim: int, n: int, at: int) -> Tensor:
-    """For each of n queries the n entries of its keys, queries in a new dimension `at`; the table is reversed."""
+    """Return the n entries of each of n queries' keys, queries in a new dimension `at`; the table is reversed."""
     return torch.stack([table.narrow(dim, n - 1 - i, n) for i in range(n)], at)
 
 
 def table_spectrum(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
-    """What `fourier_sums` multiplies spectra by: [heads, L, *transform lengths], the last one halved, complex."""
+    """Return the factors of spectra in `fourier_sums`: [heads, L, *transform lengths], the last one halved, complex."""
     _, entries, sizes = zip(*_long_axes(grid, wrap), strict=True)
     dims = tuple(range(-len(sizes), 0))
     spectrum: Tensor = torch.fft.rfftn(table.to(dtype).flatten(2).unflatten(2, entries), s=sizes, dim=dims)
@@ -53,7 +53,7 @@ def table_spectrum(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtyp
 
 
 def fourier_sums(x: Tensor, spectrum: Tensor, grid: TokenGrid, wrap: bool) -> Tensor:
-    """[B, heads, N, d] to [B, heads, N, L, d] in x's type, which is float32 or float64.
+    """Map [B, heads, N, d] to [B, heads, N, L, d] in x's type, which is float32 or float64.
 
     Sequences are padded with zeros so far that nothing wraps around, unless it should. On the way back each axis is cut
     to its N as soon as it is transformed, which takes about half the time of one transform of all axes.
@@ -71,13 +71,13 @@ def fourier_sums(x: Tensor, spectrum: Tensor, grid: TokenGrid, wrap: bool) -> Te
 
 
 def table_macs(num_tables: int, grid: TokenGrid, wrap: bool) -> int:
-    """Of the transform of real functions on the padded grid, as `videoattn.profiling.operations` counts it."""
+    """Return the MACs of transforming real functions on the padded grid, as in `videoattn.profiling.operations`."""
     sizes = [size for _, _, size in _long_axes(grid, wrap)]
     return round(5 * num_tables * math.prod(sizes) * math.log2(math.prod(sizes)) / 4)
 
 
 def fourier_macs(num_channels: int, num_patterns: int, grid: TokenGrid, wrap: bool) -> int:
-    """Of the transforms in `fourier_sums` for one row with heads·d channels, that of the table left out."""
+    """Return the MACs of the transforms in `fourier_sums` for one row with heads·d channels, without the table's."""
     axes = _long_axes(grid, wrap)
     macs = table_macs(num_channels, grid, wrap)  # the same sizes
     *shape, last = (size for _, _, size in axes)
@@ -89,7 +89,7 @@ def fourier_macs(num_channels: int, num_patterns: int, grid: TokenGrid, wrap: bo
 
 
 def _long_axes(grid: TokenGrid, wrap: bool) -> list[tuple[int, int, int]]:
-    """Tokens, table entries and transform length of each axis longer than 1, or of a single axis of 1.
+    """Return tokens, table entries and transform length of each axis longer than 1, or of a single axis of 1.
 
     An axis that wraps is transformed as it is, others at a fast size of at least 2n - 1: a product of 2, 3, 5 and 7,
     along the last axis, where spectra are halved, an even one.
@@ -102,7 +102,7 @@ def _long_axes(grid: TokenGrid, wrap: bool) -> list[tuple[int, int, int]]:
 
 
 def _fast_size(size: int, even: bool) -> int:
-    """The least product of 2, 3, 5 and 7 that is at least `size`, which may stay 1."""
+    """Return the least product of 2, 3, 5 and 7 that is at least `size`, which may stay 1."""
     while size > 1:
         rest = size
         for factor in (2, 3, 5, 7):

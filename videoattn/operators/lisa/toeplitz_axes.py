@@ -19,7 +19,7 @@ from videoattn.operators.lisa.toeplitz import unwrapped, windows
 
 
 def table_harmonics(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dtype) -> Tensor:
-    """[heads, h·(2w-1), 2, L, 2, 2t-1]: per pair of frequencies, the complex factors as 2×2 matrices, t reversed."""
+    """Return [heads, h·(2w-1), 2, L, 2, 2t-1]: complex factors of frequency pairs as 2×2 matrices, t reversed."""
     table = unwrapped(table, grid, wrap).to(dtype).flip(2)
     of_h = _harmonics_of_reals(grid.h, 1 - grid.h, table)
     of_w = _harmonics_of_complex(grid.w, 1 - grid.w, table) / (grid.h * (2 * grid.w - 1))
@@ -30,13 +30,13 @@ def table_harmonics(table: Tensor, grid: TokenGrid, wrap: bool, dtype: torch.dty
 
 
 def frame_matrices(harmonics: Tensor) -> Tensor:
-    """[..., 2, L, 2, 2t-1] to Toeplitz matrices [..., 2·t·L, 2·t] over frames."""
+    """Map [..., 2, L, 2, 2t-1] to Toeplitz matrices [..., 2·t·L, 2·t] over frames."""
     t = (harmonics.shape[-1] + 1) // 2
     return windows(harmonics, -1, t, at=-4).flatten(-2).flatten(-4, -2)
 
 
 def axes_sums(x: Tensor, matrices: Tensor, grid: TokenGrid) -> Tensor:
-    """[h·w·t, columns] and `frame_matrices` of one head [h·(2w-1), 2·t·L, 2·t] to [h·w·t, L, columns]."""
+    """Map [h·w·t, columns] and `frame_matrices` of one head [h·(2w-1), 2·t·L, 2·t] to [h·w·t, L, columns]."""
     of_h, of_w = _harmonics_of_reals(grid.h, 0, x), _harmonics_of_complex(grid.w, 0, x)
     columns = x.shape[1]
     x = of_h @ x.reshape(grid.h, -1)  # h·2 × w·t·columns
@@ -48,19 +48,19 @@ def axes_sums(x: Tensor, matrices: Tensor, grid: TokenGrid) -> Tensor:
 
 
 def by_columns(x: Tensor, grid: TokenGrid) -> Tensor:
-    """[B, N, d] in the order t, h, w to [N, B, d] in the order h, w, t."""
+    """Map [B, N, d] in the order t, h, w to [N, B, d] in the order h, w, t."""
     ordered: Tensor = x.unflatten(1, (grid.t, grid.h, grid.w)).permute(2, 3, 1, 0, 4).flatten(0, 2)
     return ordered
 
 
 def by_rows(x: Tensor, grid: TokenGrid) -> Tensor:
-    """The way back from `by_columns`."""
+    """Undo `by_columns`."""
     rows: Tensor = x.unflatten(0, (grid.h, grid.w, grid.t)).permute(3, 2, 0, 1, 4).flatten(1, 3)
     return rows
 
 
 def _harmonics_of_reals(n: int, first: int, like: Tensor) -> Tensor:
-    """[2·n, positions]: re and im at n odd frequencies, of tokens at positions first, first + 1, ... n - 1."""
+    """Return [2·n, positions]: re and im at n odd frequencies, of tokens at positions first, first + 1, ... n - 1."""
     at = torch.arange(first, n, device=like.device, dtype=torch.float64)
     frequency = (torch.arange(n, device=like.device, dtype=torch.float64) + 0.5) * (math.pi / n)
     phase = frequency[:, None, None] * at
@@ -68,7 +68,7 @@ def _harmonics_of_reals(n: int, first: int, like: Tensor) -> Tensor:
 
 
 def _harmonics_of_complex(n: int, first: int, like: Tensor) -> Tensor:
-    """[(2n-1)·2, 2·positions]: the same at 2n - 1 frequencies, of re and im at each position."""
+    """Return [(2n-1)·2, 2·positions]: the same at 2n - 1 frequencies, of re and im at each position."""
     at = torch.arange(first, n, device=like.device, dtype=torch.float64)
     frequency = torch.arange(2 * n - 1, device=like.device, dtype=torch.float64) * (2 * math.pi / (2 * n - 1))
     phase = frequency[:, None] * at
@@ -77,7 +77,7 @@ def _harmonics_of_complex(n: int, first: int, like: Tensor) -> Tensor:
 
 
 def axes_macs(num_channels: int, num_patterns: int, grid: TokenGrid) -> int:
-    """Of `axes_sums` for one row with heads·d channels."""
+    """Return the MACs of `axes_sums` for one row with heads·d channels."""
     t, h, w, m = grid.t, grid.h, grid.w, 2 * grid.w - 1
     transforms = 2 * h * h * w * t + h * 2 * m * 2 * w * t
     return num_channels * ((1 + num_patterns) * transforms + h * m * (2 * t * num_patterns) * (2 * t))

@@ -1,4 +1,4 @@
-"""Small models of every kind that can be converted, and an operator with a parameter to put into them."""
+"""Small models of every supported type, and an operator with a parameter to replace their attention with."""
 
 from collections.abc import Callable
 from functools import partial
@@ -99,5 +99,5 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return result if isinstance(result, Tensor) else result.logits
 
 
-def convert(model: nn.Module, axes: tuple[str, ...], operator: Any, **options: Any) -> Any:
-    return videoattn.convert(model, **dict.fromkeys(axes, operator), verbose=False, **options)
+def replace(model: nn.Module, axes: tuple[str, ...], operator: Any, **options: Any) -> Any:
+    return videoattn.replace_attention(model, **dict.fromkeys(axes, operator), verbose=False, **options)
