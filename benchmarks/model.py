@@ -34,7 +34,7 @@ from videoattn.files import atomic_write
 from videoattn.grid import Axis
 from videoattn.layers.skip import SkipSettings
 from videoattn.models import TIMESFORMER_SIZES, TimeSformer
-from videoattn.operators import DenseAttention, FibonacciAttention, FocusedLinearAttention, LisaAttention
+from videoattn.operators import OPERATORS, DenseAttention, FibonacciAttention
 from videoattn.profiling.measure import PeakMemory
 from videoattn.profiling.profile import profile
 
@@ -43,11 +43,8 @@ PASSES = ("inference", "train")
 KINDS = {"joint": "joint_space_time", "divided": "divided_space_time"}
 AXES = {"joint": (Axis.JOINT,), "divided": (Axis.TIME, Axis.SPACE)}
 METHODS = {
-    "dense": DenseAttention,
-    "fibonacci": FibonacciAttention,
+    **OPERATORS,
     "fibonacci, block": partial(FibonacciAttention, geometry="block"),
-    "lisa": LisaAttention,
-    "focused_linear": FocusedLinearAttention,
     "skipat": DenseAttention,  # in the middle half of the blocks
 }
 

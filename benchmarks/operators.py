@@ -33,14 +33,7 @@ from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.layers.attention import BuildOperator
-from videoattn.operators import (
-    AttentionOperator,
-    AttentionSite,
-    DenseAttention,
-    FibonacciAttention,
-    FocusedLinearAttention,
-    LisaAttention,
-)
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, FibonacciAttention
 
 ROOT = Path(__file__).parents[1]
 HEADS, HEAD_DIM = 12, 64
@@ -63,11 +56,8 @@ SITES = {
     "joint 6272": Place(TokenGrid(32, 14, 14, 1), Axis.JOINT),
 }
 METHODS: dict[str, BuildOperator] = {
-    "dense": DenseAttention,
-    "fibonacci": FibonacciAttention,
+    **OPERATORS,
     "fibonacci, masked": partial(FibonacciAttention, implementation="masked"),
-    "lisa": LisaAttention,
-    "focused_linear": FocusedLinearAttention,
 }
 LEFT_OUT = {("joint 6272", "fibonacci, masked")}  # minutes and many gigabytes, to no purpose
 PASSES = ("forward", "forward and backward")

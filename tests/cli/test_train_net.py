@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_if_whole
 def test_a_list_that_changed_is_refused_and_one_that_moved_is_not(data: Path, tmp_path: Path) -> None:
     train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1))
     write_list(data / "train.csv", [f"v{number}" for number in range(8)], [0, 1, 1, 1, 0, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"train.csv has changed: video 3, 'v2', has label 1, and had 0;"):
+    with pytest.raises(ValueError, match=r"train.csv has changed: video 3, 'v2', has label 1 instead of 0;"):
         train_net.main(arguments(data, "SOLVER.MAX_EPOCH", 1))
     write_list(data / "train.csv", [f"v{number}" for number in range(8)])
     data.rename(tmp_path / "moved")

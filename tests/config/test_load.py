@@ -183,7 +183,7 @@ def test_other_block_numbers_are_refused(tmp_path: Path, text: str) -> None:
     [
         (
             "TIME: {NAME: fibonaci}",
-            "cfg.yaml:2: ATTENTION.TIME.NAME expects one of dense, fibonacci, lisa, focused_linear",
+            f"cfg.yaml:2: ATTENTION.TIME.NAME expects one of {', '.join(OPERATOR_SECTIONS)}, got",
         ),
         (
             "TIME: {NAME: fibonacci, VARIENT: x}",
@@ -208,7 +208,7 @@ def test_other_block_numbers_are_refused(tmp_path: Path, text: str) -> None:
         ),
         (
             "TIME: [{NAME: lisas, LAYERS: 0-2}]",
-            ":2: ATTENTION.TIME.0.NAME expects one of dense, fibonacci, lisa, focused",
+            f":2: ATTENTION.TIME.0.NAME expects one of {', '.join(OPERATOR_SECTIONS)}, got",
         ),
         ("TIME: []", "ATTENTION.TIME is a section and expects KEY: value lines, got []"),
         ("TIME: dense", "ATTENTION.TIME is a section and expects KEY: value lines, got 'dense'"),

@@ -37,7 +37,7 @@ def rendered_videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def video_folder(rendered_videos: list[Path], tmp_path: Path) -> Callable[..., Path]:
-    """Builds a folder of `num_videos` files, those in `bad` damaged, with csv files that list them."""
+    """Build a folder of `num_videos` files, those in `bad` damaged, with csv files that list them."""
 
     def build(num_videos: int, bad: tuple[int, ...] = ()) -> Path:
         folder = tmp_path / f"{num_videos}_{len(bad)}"
@@ -66,7 +66,7 @@ def pictures(num_frames: int, height: int, width: int) -> Iterator[np.ndarray[An
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """Encodes a small video; `times` of frames are in units of 1/25 s."""
+    """Encode a small video; `times` of frames are in units of 1/25 s."""
 
     def encode(
         name: str,
@@ -104,7 +104,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def csv(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a list."""
+    """Write a list."""
 
     def write(content: str | bytes, name: str = "train.csv") -> Path:
         file = tmp_path / name

@@ -49,7 +49,7 @@ def sound() -> bytes:
 
 
 def different(content: bytes, number: int) -> bytes:
-    """The same video with other bytes: a box that players pass over follows it.
+    """Return the same video with other bytes: a box that players skip follows it.
 
     Source: ISO/IEC 14496-12, 8.1.2 (free space box).
     """
@@ -57,7 +57,7 @@ def different(content: bytes, number: int) -> bytes:
 
 
 class ClipMaker:
-    """Contents of files by the kind of their fault, all with different bytes; None stands for no file."""
+    """Contents of files by their type of fault, all with different bytes; None stands for no file."""
 
     def __init__(self, folder: Path) -> None:
         self.good = encoded(folder, NUM_FRAMES)
@@ -77,7 +77,7 @@ class ClipMaker:
         }
 
     def content(self, fault: str = "") -> bytes | None:
-        """A file with a fault, or one without where its bytes alone have none of that name."""
+        """Return a file with a fault, or a sound file if the fault is not one of its bytes."""
         self._number += 1
         make = self._faults.get(fault)
         return make() if make else different(self.good, self._number)

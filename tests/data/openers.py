@@ -1,4 +1,4 @@
-"""Videos opened by a function of a test, wherever decoding options are expected."""
+"""Stand-ins for decoding options that open videos with a function of a test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Whole runs over files that cannot be used: each costs a clip in training, and is left out of evaluation by name.
+"""Whole runs over unusable files: each costs one clip in training, and is excluded from evaluation and listed.
 
-One of them is a pipe to which nobody writes: opening it would never end.
+One of them is a pipe without a writer: opening it would never end.
 """
 
 import json
@@ -44,7 +44,7 @@ def bad_names(entries: list[Any]) -> set[str]:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("backend", ["auto", "decord"])
-def test_training_and_evaluation_survive_every_kind_of_bad_file(tmp_path: Path, backend: str) -> None:
+def test_training_and_evaluation_continue_past_every_type_of_bad_file(tmp_path: Path, backend: str) -> None:
     if backend == "decord":
         pytest.importorskip("decord")
     folder = tmp_path / "videos"
@@ -73,7 +73,7 @@ def test_training_and_evaluation_survive_every_kind_of_bad_file(tmp_path: Path, 
 @pytest.mark.slow
 @needs_clips
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
-def test_training_and_evaluation_survive_real_videos_of_all_kinds(tmp_path: Path, backend: str) -> None:
+def test_training_and_evaluation_continue_past_real_videos_of_all_types(tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for path in [*CLIPS.iterdir(), *(CLIPS / "made").iterdir()]:

@@ -200,7 +200,7 @@ def test_loader_starts_anew_after_an_abandoned_epoch_and_after_close(video_folde
     abandoned = loader.epoch(0)
     next(abandoned)
     assert contents(list(loader.epoch(1))) == expected
-    with pytest.raises(RuntimeError, match="epoch 0 cannot go on"):
+    with pytest.raises(RuntimeError, match="epoch 0 has ended"):
         next(abandoned)
     loader.close()
     assert contents(list(loader.epoch(1))) == expected
@@ -218,7 +218,7 @@ def test_loading_draws_nothing_from_global_generators(video_folder: Callable[...
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
 
 
-def test_settings_that_do_not_fit_are_refused_by_name(video_folder: Callable[..., Path]) -> None:
+def test_contradictory_settings_are_refused_by_name(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(4)
 
     def refused(match: str, split: Any = "train", processes: dict[str, int] | None = None, **sections: Any) -> None:
@@ -260,7 +260,7 @@ def test_class_names_come_from_their_file(video_folder: Callable[..., Path]) -> 
         build_loader(cfg, "val")
 
 
-def test_segments_are_for_ssv2_unless_told_otherwise(video_folder: Callable[..., Path]) -> None:
+def test_segments_are_the_default_of_ssv2_alone(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(2)
     kinds = {
         (dataset, sampling): clip_sampler(settings(folder, DATA={"SAMPLING": sampling}), dataset, use_offset=False).kind
@@ -334,7 +334,7 @@ def test_a_missing_test_list_names_the_settings_and_the_split_that_is_there(tmp_
         if layout == "csv":
             (tmp_path / f"{split}.csv").write_text(f"{split}/a/1.mp4 0\n")
     cfg = settings(tmp_path, MODEL={"NUM_CLASSES": 1})
-    message = "test.csv does not exist.*DATA.PATH_TO_DATA_DIR is '.*', TEST.SPLIT test; TEST.SPLIT val takes the one"
+    message = "test.csv does not exist.*DATA.PATH_TO_DATA_DIR is '.*', TEST.SPLIT test; TEST.SPLIT val selects"
     with pytest.raises(AnnotationError, match=message):
         build_loader(cfg, "test")
     assert len(read_videos(settings(tmp_path, MODEL={"NUM_CLASSES": 1}, TEST={"SPLIT": "val"}), "test")) == 1
@@ -342,7 +342,7 @@ def test_a_missing_test_list_names_the_settings_and_the_split_that_is_there(tmp_
         read_videos(settings(tmp_path, DATA={"PATH_TO_DATA_DIR": "", "PATH_PREFIX": ""}), "train")
 
 
-def test_lists_that_do_not_fit_the_model_are_found_without_it(tmp_path: Path) -> None:
+def test_lists_that_contradict_the_model_are_found_without_it(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 3\n")
     with pytest.raises(AnnotationError, match="train.csv:2: label '3' of 'b.mp4', .* 0 to 2.*labels count from 0"):
         read_videos(settings(tmp_path), "train")
@@ -350,7 +350,7 @@ def test_lists_that_do_not_fit_the_model_are_found_without_it(tmp_path: Path) ->
         read_videos(settings(tmp_path, DATA={"PATH_LABEL_SEPARATOR": ","}), "train")
 
 
-def test_odd_lists_are_told_once_by_the_first_process(
+def test_oddities_of_lists_are_logged_once_by_the_first_process(
     video_folder: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = video_folder(4)
@@ -374,7 +374,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see processes")
-def test_an_error_that_nobody_catches_ends_the_workers_too(video_folder: Callable[..., Path]) -> None:
+def test_an_uncaught_error_ends_the_workers_too(video_folder: Callable[..., Path]) -> None:
     process, workers = start_script(video_folder(8), then="raise OSError('nobody closes the loader')")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "nobody closes the loader" in errors

@@ -54,7 +54,8 @@ MARKERS = [match[2] for match in tables.MARKED.finditer(PAGE)]
 
 
 def test_the_page_has_every_table() -> None:
-    of_options = {f"{name}_options" for name in NAMED if options_of(OPERATORS[name])}
+    below_the_first = {name for name in NAMED if f"Options of `{name}`:" in PAGE}  # of a method without a section
+    of_options = {f"{name}_options" for name in NAMED if options_of(OPERATORS[name]) and name not in below_the_first}
     others = {name for name in tables.TABLES if name.removesuffix("_options") not in OPERATORS}
     assert set(MARKERS) >= {"operators", *tables.OF_OPERATORS, *others, *of_options}
 
@@ -71,7 +72,7 @@ def test_a_page_with_all_its_tables_made_anew_is_the_same() -> None:
 
 
 def test_every_option_and_its_default_stand_in_the_tables() -> None:
-    assert NAMED[:4] == ["dense", "fibonacci", "lisa", "focused_linear"]
+    assert {"dense", "fibonacci", "lisa", "focused_linear"} <= set(NAMED)
     for section in [*(OPERATOR_SECTIONS[name] for name in NAMED), Skip]:
         for name, field in section.model_fields.items():
             if name not in ("name", "layers"):

@@ -43,7 +43,7 @@ NOT_RUN = {
      "reduce(GELU(dwconv(GELU(expand(x)))))"): "a formula",
     ("docs/data.md", "{split}/{label}/{youtube_id}_{start:06d}_{end:06d}.mp4"): "a pattern of file names",
     ("docs/data.md", "DATA.RANDOM_FLIP True DATA.FLIP_LABELS exchange"): "settings; tests/data/test_flip_labels.py",
-    ("docs/data.md", "train.csv: flips exchange 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
+    ("docs/data.md", "train.csv: flips swap 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
      "'translate_right';"): "a line of a log; tests/data/test_flip_labels.py",
     ("docs/data.md", "train-000003.tar/004711_abseiling_x1y2.mp4@512+48213 7"): "a line of a list",
 }  # fmt: skip

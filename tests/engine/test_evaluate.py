@@ -211,9 +211,9 @@ def test_short_clips_are_counted() -> None:
 
 
 def test_videos_decoded_from_their_start_are_counted_by_reason() -> None:
-    first, second = (replace(batch(rows), in_order=("avi",)) for rows in (TWO_VIEWS, []))
-    results = run(FakeLoader([first, replace(second, in_order=("avi", "hevc"))], [1]))
-    assert results.summary()["decoded_in_order"] == {"avi": 2, "hevc": 1}
+    first, second = (replace(batch(rows), sequential=("avi",)) for rows in (TWO_VIEWS, []))
+    results = run(FakeLoader([first, replace(second, sequential=("avi", "hevc"))], [1]))
+    assert results.summary()["sequential"] == {"avi": 2, "hevc": 1}
 
 
 def test_wrong_methods_views_and_shapes_are_refused_with_their_values() -> None:

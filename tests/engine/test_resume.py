@@ -173,10 +173,10 @@ def content(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "changed, message",
     [
-        (videos(labels={"c": 2}), "video 3, 'c.mp4', has label 2, and had 1"),
-        (videos("abdcef"), "video 3 is 'd.mp4' with label 1, and was 'c.mp4' with label 1"),
-        (videos("abcdefg"), "video 7, 'g.mp4', is new; it lists 7 videos, and had 6"),
-        (videos("abcde"), "video 6, 'f.mp4', is not there any more; it lists 5 videos, and had 6"),
+        (videos(labels={"c": 2}), "video 3, 'c.mp4', has label 2 instead of 1"),
+        (videos("abdcef"), "video 3 is 'd.mp4' with label 1 instead of 'c.mp4' with label 1"),
+        (videos("abcdefg"), "video 7, 'g.mp4', is new; it lists 7 videos instead of 6"),
+        (videos("abcde"), "video 6, 'f.mp4', has been removed; it lists 5 videos instead of 6"),
     ],
     ids=["relabelled", "reordered", "longer", "shorter"],
 )
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_the_user_names_warns_of_all_that_differs(
     other = this_run(folder, changed=["SOLVER.MAX_EPOCH"], videos=videos("abc"))
     other.compare(named(folder, 2), content)
     (line,) = warnings
-    assert "SOLVER.MAX_EPOCH 2, was 2" in line and "it lists 3 videos, and had 6" in line
+    assert "SOLVER.MAX_EPOCH 2, was 2" in line and "it lists 3 videos instead of 6" in line
     with pytest.raises(ValueError, match="within an epoch, which can't go on: the training list"):
         other.compare(named(folder, 2), content | {"step": 3})
 

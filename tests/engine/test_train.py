@@ -28,11 +28,11 @@ class Clips:
     """A loader of made-up clips: the label is the brightest quarter of the frame."""
 
     def __init__(
-        self, num_batches=6, batch_size=4, accumulate=1, rank=0, world_size=1, bad=0, in_order=(), on_batch=None
+        self, num_batches=6, batch_size=4, accumulate=1, rank=0, world_size=1, bad=0, sequential=(), on_batch=None
     ):
         self.num_batches, self.accumulate = num_batches, accumulate
         self.whole, self.rank, self.batch_size = batch_size, rank, batch_size // world_size
-        self.bad, self.in_order, self.on_batch = bad, in_order, on_batch
+        self.bad, self.sequential, self.on_batch = bad, sequential, on_batch
 
     def epoch(self, epoch, start_batch=0):
         for i in range(start_batch, self.num_batches):
@@ -48,7 +48,7 @@ class Clips:
             failures = tuple(Failure(0, "bad.mp4", "bad.mp4: no frames") for _ in range(self.bad))
             count = len(labels[mine])
             zeros = torch.zeros(count, dtype=torch.int64)
-            yield Batch(clips[mine], labels[mine], zeros, zeros, failures, 0, count, self.in_order)
+            yield Batch(clips[mine], labels[mine], zeros, zeros, failures, 0, count, self.sequential)
 
 
 def prepare(batch, seed):
@@ -239,9 +239,9 @@ def test_too_many_bad_clips_stop_the_run_and_are_listed(tmp_path):
 def test_videos_decoded_from_their_start_are_counted_and_each_reason_is_logged_once(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(logging.getLogger("videoattn"), "info", lambda text, *values: lines.append(text % values))
-    run(tmp_path, loader=Clips(in_order=("container avi",)), max_epoch=2)
+    run(tmp_path, loader=Clips(sequential=("container avi",)), max_epoch=2)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [event["in_order"] for event in events if event["event"] == "epoch"] == [6, 6]
+    assert [event["sequential"] for event in events if event["event"] == "epoch"] == [6, 6]
     assert sum(line.endswith("decoded from their start instead of sought in: container avi") for line in lines) == 1
     assert sum("6 videos decoded from their start" in line for line in lines) == 2
 

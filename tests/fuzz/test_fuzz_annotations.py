@@ -18,7 +18,7 @@ from tests.data.conftest import write_video
 from tests.fuzz.time_limit import Hang, time_limit
 from videoattn.data.lists import VideoList, read_annotations
 from videoattn.data.prepare.index import index_shards
-from videoattn.data.prepare.shard import Sample, write_shard
+from videoattn.data.prepare.shard import ShardSample, write_shard
 
 Rows = list[tuple[str, int]]
 VIDEOS = ("a.mp4", "b.mp4", "sub/c.mp4", "d e,f;g.mp4")
@@ -207,7 +207,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> list[Format]:
         extract(root / f"frames/f{number}", "img_{:05d}.png")
     made.append(plain("frames", [f"f{number} {FRAMES} {number}" for number in range(4)], " "))
     (root / "packed").mkdir()
-    samples = [Sample(f"{number}_v", str(root / "video.mp4"), len(video), number) for number in range(4)]
+    samples = [ShardSample(f"{number}_v", str(root / "video.mp4"), len(video), number) for number in range(4)]
     write_shard(root / "packed/train-000000.tar", samples)
     index_shards(root / "packed", "train", root / "packed/train.csv")
     made.append(plain("packed", (root / "packed/train.csv").read_text().splitlines(), " "))

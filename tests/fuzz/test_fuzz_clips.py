@@ -24,7 +24,7 @@ from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists.video_list import pack
 from videoattn.data.prepare.video import EncodeError, EncodeSettings, encode_video
 from videoattn.data.readers.open_video import DecodeError, DecodeOptions, check_backend, open_video
-from videoattn.data.workers.worker_pool import Lost, map_surviving
+from videoattn.data.workers.worker_pool import Failed, map_with_timeout
 
 NUM_CLIPS, NUM_REAL, NUM_PICTURES, LIMIT_SECONDS = 200, 50, 400, 20.0
 LARGEST = 700_000  # bytes of a real clip
@@ -201,11 +201,11 @@ def tasks(clips: list[Path]) -> Iterator[Task]:
 @pytest.mark.slow
 def test_damaged_clips_give_frames_or_a_decode_error_that_names_them(tmp_path: Path) -> None:
     clips = damaged_clips(tmp_path, seed=15)
-    answers = list(map_surviving(outcomes, tasks(clips), num_workers=1, limit_seconds=LIMIT_SECONDS))
+    answers = list(map_with_timeout(outcomes, tasks(clips), num_workers=1, limit_seconds=LIMIT_SECONDS))
     counts: Counter[tuple[str, str]] = Counter()
     unexpected = []
     for task, answer in answers:
-        if isinstance(answer, Lost):
+        if isinstance(answer, Failed):
             counts[task.reader, answer.kind] += 1
             unexpected.append(f"{task.clip.name}, {task.reader}: {answer.reason}\n{answer.trace}")
         else:
@@ -259,7 +259,7 @@ def picture_outcome(path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Pillow's, about damaged data
 def test_damaged_pictures_give_frames_or_a_decode_error_that_names_them(tmp_path: Path) -> None:
-    answers = map_surviving(
+    answers = map_with_timeout(
         picture_outcome, damaged_pictures(tmp_path, seed=16), num_workers=1, limit_seconds=LIMIT_SECONDS
     )
     counts = Counter(answer if isinstance(answer, str) else f"{path.name}: {answer}" for path, answer in answers)

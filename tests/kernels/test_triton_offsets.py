@@ -118,7 +118,7 @@ def test_every_run_gives_the_same_bits(zero_logit, device):
 
 
 @on_devices
-@pytest.mark.parametrize("seed", [10, 35])
+@pytest.mark.parametrize("seed", [10, pytest.param(35, marks=pytest.mark.slow)])
 @interpreted
 def test_several_programs_may_share_the_keys_of_a_prefix_token(seed, device):
     with patch.object(triton_launch, "WALK", 7):

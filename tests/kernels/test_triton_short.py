@@ -53,7 +53,8 @@ def check_shape(shape: tuple[int, int, int, int], dtype: torch.dtype, device: st
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter multiplies no bfloat16
+# the interpreter multiplies no bfloat16
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 @interpreted
 def test_outputs_and_gradients_equal_a_dense_product(shape, dtype):

@@ -54,9 +54,8 @@ def check(launch, vectors: bool = True) -> None:
         assert any(kind.startswith("STG.E.128") for kind in found["kinds"]), found
 
 
-@pytest.mark.parametrize(
-    "kernel", [KERNELS[0], *(pytest.param(kernel, marks=pytest.mark.slow) for kernel in KERNELS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
 @compiling
 def test_offset_kernels_keep_all_in_registers(kernel):
     check(launches_of_offsets()[kernel])

@@ -25,7 +25,12 @@ PUBLISHED = {  # millions of parameters, G multiply-accumulates of one clip of t
 CLIP_SIZE = (8, 64, 64)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+QUICK = {"slow_r50", "x3d_s", "r2plus1d_r50", "mvit_base_16x4"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in BASELINES]
+)
 def test_cost_is_that_of_the_published_network(name: str) -> None:
     with torch.device("meta"):
         model: Any = MODELS[PREFIX + name]()

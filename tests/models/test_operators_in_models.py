@@ -64,6 +64,7 @@ class TestOperatorInModel:
             model.eval()(clip)
         assert counter.get_total_flops() == 2 * profile(model, CLIP_SIZE).macs_executed
 
+    @pytest.mark.slow
     def test_an_exported_model_gives_the_same_logits(self, name: str, attention_type: str, axis: Axis) -> None:
         model = model_with(name, attention_type, axis)
         program = torch.export.export(model, (random_clip(),))

@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("check", __doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/check"), help="default: %(default)s")
     parser.add_argument("--decode", choices=("none", "sample", "all"), default="sample",
-                        help="frames to decode: none, a sample (the first, middle and last), or all; "
-                        "default: %(default)s")  # fmt: skip
+                        help="none; sample: first, middle and last frames; all; default: %(default)s")  # fmt: skip
     parser.add_argument("--workers", type=int, default=num_cores(), metavar="N", help="default: all cores")
     parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="per file; default: %(default)s")
     parser.add_argument("--min-frames", type=int, metavar="N", help="fewer are too short; default: one clip")

@@ -1,4 +1,4 @@
-"""The loader of a run, as its settings ask: which videos, clips and views, in which order, to which process."""
+"""Builders of a run's loaders and batch preparation from its settings."""
 
 import logging
 from dataclasses import replace
@@ -47,11 +47,11 @@ Split = Literal["train", "val", "test"]
 
 
 def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 1, local_world_size: int = 1) -> Loader:
-    """The loader of one process: random clips for "train", one centred view for "val", all views for "test".
+    """Build the loader of one process: random clips for "train", one centred view for "val", all views for "test".
 
-    "val" is for evaluation during training, at the size trained with; "test" is the TEST section's protocol, on the
-    list that TEST.SPLIT names. `local_world_size` processes share a machine. Raises AnnotationError on a bad list, and
-    ValueError, naming the settings, where they do not fit each other, the list or the number of processes.
+    "val" is for evaluation during training, at the training size; "test" follows the protocol of the TEST section on
+    the list that TEST.SPLIT names. `local_world_size` processes share a machine. Raises AnnotationError on an invalid
+    list, and ValueError, naming the settings, if they contradict each other, the list or the number of processes.
     """
     if world_size % local_world_size or not 0 <= rank < world_size:
         raise ValueError(
@@ -78,10 +78,10 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
 
 
 def read_videos(cfg: Config, split: Split) -> VideoList:
-    """The list of videos that a loader of `split` reads, with labels that the model has; no video is opened.
+    """Read the list of videos of `split` and check its labels against the model; no video is opened.
 
-    Raises AnnotationError where there is no such list, naming the setting that says where it is, or it does not fit
-    the settings.
+    Raises AnnotationError if the list is missing, naming the setting that says where it is, or contradicts the
+    settings.
     """
     names = class_names(cfg) if cfg.data.class_names else None
     read = partial(
@@ -108,7 +108,7 @@ def read_videos(cfg: Config, split: Split) -> VideoList:
 
 
 def _where_lists_are(cfg: Config, split: Split) -> str:
-    """Return the settings that say where a missing list is, and another list that is there for a test."""
+    """Return the settings that locate a missing list and, for a test, name another list that exists."""
     where = f"DATA.PATH_TO_DATA_DIR is {cfg.data.path_to_data_dir!r}"
     if split != "test":
         return where
@@ -116,7 +116,7 @@ def _where_lists_are(cfg: Config, split: Split) -> str:
         other for other in ("val", "train")
         if find_list(cfg.test.dataset, cfg.data.path_to_data_dir, other, prefix=cfg.data.path_prefix)
     ]  # fmt: skip
-    there = f"; TEST.SPLIT {others[0]} takes the one that is there" if others else ""
+    there = f"; TEST.SPLIT {others[0]} selects the one that exists" if others else ""
     return f"{where}, TEST.SPLIT {cfg.test.split}{there}"
 
 
@@ -203,10 +203,10 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
 
 
 def build_prepare(cfg: Config, split: Split, device: torch.device | str, *, videos_before: int = 0) -> Prepare:
-    """Return the function from a batch of `split` and a seed to normalised clips and their targets on `device`.
+    """Return the function that maps a batch of `split` and a seed to normalised clips and their targets on `device`.
 
-    For "train", clips are also augmented and mixed as `cfg` says; `videos_before` videos of the whole batch are those
-    of processes before this one, so that processes which share a batch do as one would.
+    For "train", clips are also augmented and mixed as `cfg` says. `videos_before` is the number of videos of the whole
+    batch that belong to earlier processes, so that processes which share a batch give the result of a single one.
     """
     augment = mixing = None
     aug, mixup, training = cfg.aug, cfg.mixup, split == "train"
@@ -242,7 +242,7 @@ def build_prepare(cfg: Config, split: Split, device: torch.device | str, *, vide
 
 
 def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
-    """Return the sampler that cuts clips; DATA.SAMPLING auto depends on the data set."""
+    """Return the sampler of clips; DATA.SAMPLING auto depends on the data set."""
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     shifted = cfg.test.segment_clips == "shifted"
@@ -250,14 +250,14 @@ def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
 
 
 def decode_options(cfg: Config) -> DecodeOptions:
-    """Return how the settings open and decode videos. Raises ValueError where the decoder's library is missing."""
+    """Return the decoding options of the settings. Raises ValueError if the decoder's library is missing."""
     data = cfg.data
     check_backend(data.decoding_backend)
     return DecodeOptions(data.decoding_backend, data.frames_fps or data.target_fps, data.decoding_short_size)
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:
-    """The names in DATA.CLASS_NAMES. Raises AnnotationError where they are not MODEL.NUM_CLASSES."""
+    """Read the class names in DATA.CLASS_NAMES. Raises AnnotationError unless there are MODEL.NUM_CLASSES of them."""
     names = read_class_names(cfg.data.class_names)
     if len(names) != cfg.model.num_classes:
         raise AnnotationError(

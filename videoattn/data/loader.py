@@ -1,4 +1,4 @@
-"""Batches of one process, epoch after epoch: decoded here, or by workers that may hang or crash."""
+"""The loader of one process: batches epoch after epoch, decoded here or by workers that may hang or crash."""
 
 import atexit
 import os
@@ -21,14 +21,14 @@ STALL_SECONDS = 600.0
 class Loader:
     """Batches of one process, epoch after epoch, decoded by worker processes that live until `close`.
 
-    `num_batches` counts this process's batches of an epoch, of which `accumulate` make an optimizer step;
-    `batch_size` is the number of videos in each (all but the last, in evaluation); `videos` is the whole list with its
-    `num_videos` and `class_names`. The bytes do not depend on the number of workers, of which no more are started than
-    there are videos in an epoch or processor cores. `prefetch_factor` batches are decoded ahead.
+    `num_batches` is the number of this process's batches in an epoch, `accumulate` of which make an optimizer step;
+    `batch_size` is the number of videos in each batch (in evaluation, the last may be smaller); `videos` is the whole
+    list with its `num_videos` and `class_names`. The clips do not depend on the number of workers; no more workers are
+    started than there are videos in an epoch or processor cores. `prefetch_factor` batches are decoded ahead.
 
-    A video that takes a worker more than `limit_seconds` to read (0: no limit), or ends it, is one that cannot be
-    decoded. Without workers nothing guards against that. Workers are forked where the system forks safely (Linux): that
-    shares the list of videos and takes no time, and decoders are opened only in the worker. They leave Ctrl-C to the
+    A video that occupies a worker for more than `limit_seconds` (0: no limit), or crashes it, counts as one that cannot
+    be decoded. Without workers there is no such guard. Where the system forks safely (Linux), workers are forked: they
+    share the list of videos and start at once, and decoders are opened only in the worker. Workers leave Ctrl-C to the
     main process and end with it, however it ends.
     """
 
@@ -69,11 +69,11 @@ class Loader:
             )
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """This process's batches of an epoch, from number `start_batch` on without decoding those before it.
+        """Return this process's batches of an epoch, beginning with batch `start_batch`; earlier ones are not decoded.
 
-        Raises ValueError on a start beyond the epoch, and DecodeError where a training clip could not be replaced or
-        nothing can be read any more; both name the videos. An epoch ends where the next one begins: RuntimeError if it
-        is asked for more.
+        Raises ValueError if `start_batch` lies beyond the epoch, and DecodeError if a training clip could not be
+        replaced or nothing can be read any more; both name the videos. An epoch ends when the next one begins: asking
+        it for more batches raises RuntimeError.
         """
         if not 0 <= start_batch <= self.num_batches:
             raise ValueError(f"start_batch expects 0 to {self.num_batches}, the batches of an epoch, got {start_batch}")
@@ -90,7 +90,7 @@ class Loader:
                 )
             yield batch
             if number != self._num_begun:
-                raise RuntimeError(f"epoch {epoch} cannot go on: another one has begun on the same workers")
+                raise RuntimeError(f"epoch {epoch} has ended: another epoch has begun on the same workers")
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         keys: Iterator[Sequence[Any]] = self._plan.batches(epoch, start)
@@ -105,12 +105,12 @@ class Loader:
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _close_at_exit(loader: "weakref.ref[Loader]") -> None:
-    """End workers before multiprocessing asks them to, by a signal that they leave to the main process."""
+    """End the workers before multiprocessing does so with a signal that they leave to the main process."""
     alive = loader()
     if alive is not None:
         alive.close()

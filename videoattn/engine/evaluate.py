@@ -60,7 +60,7 @@ class Evaluation:
         self.aggregate = aggregate
         self.failures: dict[int, str] = {}
         self.num_short = 0
-        self.in_order: Counter[str] = Counter()
+        self.sequential: Counter[str] = Counter()
         self._partial: dict[int, dict[int, Tensor]] = {}
         self._complete: dict[int, Tensor] = {}
 
@@ -103,7 +103,7 @@ class Evaluation:
         for index, reason in other.failures.items():
             self.failures.setdefault(index, reason)
         self.num_short += other.num_short
-        self.in_order += other.in_order
+        self.sequential += other.sequential
 
     @property
     def num_finished(self) -> int:
@@ -196,7 +196,7 @@ def evaluate(
         scores=torch.stack(list(scores.values())) if scores else torch.empty(0, num_classes, dtype=torch.float64),
         failures=[Failure(video, paths[video], reason) for video, reason in failures.items()],
         num_short=everything.num_short,
-        in_order=everything.in_order,
+        sequential=everything.sequential,
         protocol={
             "views": options.num_views,
             "method": options.method,
@@ -249,7 +249,7 @@ def _chunks(batches: Iterable[Batch], size: int, evaluation: Evaluation) -> Iter
     for batch in batches:
         evaluation.add_failures(batch.failures)
         evaluation.num_short += batch.num_short
-        evaluation.in_order.update(batch.in_order)
+        evaluation.sequential.update(batch.sequential)
         if not len(batch.videos):
             continue
         parts = _Views(batch.clips, batch.labels, batch.videos, batch.views)

@@ -28,7 +28,7 @@ class Meters:
     draws: int = 0
     bad: int = 0
     short: int = 0
-    in_order: int = 0
+    in_order: int = 0  # decoded sequentially; checkpoints store the field under this name
 
     def add(self, other: "Meters") -> None:
         for name, value in asdict(other).items():
@@ -59,7 +59,7 @@ class PendingMeters:
             self.meters.draws += batch.draws
             self.meters.bad += len(batch.failures)
             self.meters.short += batch.num_short
-            self.meters.in_order += len(batch.in_order)
+            self.meters.in_order += len(batch.sequential)
 
     def reduce(self, world_size: int) -> Meters:
         """Totals over all processes (loss and steps, the same number everywhere, as means); starts anew."""

@@ -30,7 +30,7 @@ class ClipReports:
         """Keep what `batches` say until the next `flush`."""
         for batch in batches:
             self._failures += batch.failures
-            self._reasons.update(batch.in_order)
+            self._reasons.update(batch.sequential)
 
     def flush(self) -> None:
         """Log what the processes have noted since the last time, in the order of ranks."""
@@ -94,7 +94,12 @@ class ValidationReports:
 
 def report_epoch(meters: Meters, epoch: int, max_epoch: int, figures: dict[str, Any], log: RunLog) -> None:
     """Log the end of an epoch (from 0); `figures` are its loss, minutes and those of `ValidationReports`, if any."""
-    counts = {"clips": meters.draws, "bad_clips": meters.bad, "short_clips": meters.short, "in_order": meters.in_order}
+    counts = {
+        "clips": meters.draws,
+        "bad_clips": meters.bad,
+        "short_clips": meters.short,
+        "sequential": meters.in_order,
+    }
     log.write("epoch", step=epoch + 1, **counts, **figures)
     if not is_main():
         return

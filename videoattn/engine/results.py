@@ -28,7 +28,7 @@ class Results:
     """The outcome of an evaluation. `videos` are the evaluated ones, by index in the list, their `scores` in float64.
 
     `paths` and `labels` (-1: none) are of the whole list. Accuracies are shares of the evaluated videos that have a
-    label, and None where there is none. `in_order` counts videos decoded from their start, by the reason why.
+    label, and None where there is none. `sequential` counts videos decoded from their start, by the reason why.
     """
 
     paths: Sequence[str]
@@ -39,7 +39,7 @@ class Results:
     num_short: int
     protocol: Mapping[str, Any]
     speed: Mapping[str, float]
-    in_order: Mapping[str, int] = field(default_factory=dict)
+    sequential: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def _labelled(self) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class Results:
             "mean_class_accuracy": mean_class_accuracy(self.confusion) if len(self._labelled[1]) else None,
             "top1_failed_as_wrong": self.top_k(1, failed_as_wrong=True),
             "top5_failed_as_wrong": self.top_k(5, failed_as_wrong=True),
-            "decoded_in_order": dict(self.in_order),
+            "sequential": dict(self.sequential),
             "failed": [failure._asdict() for failure in self.failures],
             "per_class": [
                 {

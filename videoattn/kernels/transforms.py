@@ -6,6 +6,8 @@ derivatives, the transforms of `torch.func`, and derivatives of a gradient. Func
 """
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -52,6 +54,22 @@ def refuses_tangents(name: str, remedy: str) -> Callable[[Callable[..., Any]], C
     return decorate
 
 
+# Types that torch 2.6 reads in the schema of an operation only under their older names.
+_OLDER_NAMES: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
+
+
+def _readable_signature(kernel: Callable[..., Any]) -> inspect.Signature:
+    """Return a kernel's signature with the names of types that every supported torch reads in a schema."""
+
+    def rename(annotation: Any) -> Any:
+        name = _OLDER_NAMES.get(typing.get_origin(annotation))
+        return annotation if name is None else name[typing.get_args(annotation)]
+
+    signature = inspect.signature(kernel)
+    parameters = [one.replace(annotation=rename(one.annotation)) for one in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=rename(signature.return_annotation))
+
+
 def kernel_operation(name: str, remedy: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a kernel to be a `torch.library.custom_op` that can be batched and refuses tangents.
 
@@ -60,7 +78,9 @@ def kernel_operation(name: str, remedy: str, **options: Any) -> Callable[[Callab
     """
 
     def decorate(kernel: Callable[..., Any]) -> Any:
-        operation = torch.library.custom_op(name, refuses_tangents(name, remedy)(kernel), mutates_args=(), **options)
+        guarded: Any = refuses_tangents(name, remedy)(kernel)
+        guarded.__signature__ = _readable_signature(kernel)
+        operation = torch.library.custom_op(name, guarded, mutates_args=(), **options)
 
         def batch(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
             values, spec = pytree.tree_flatten(arguments)

@@ -21,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def batch(num_clips: int = 6) -> Tensor:
-    """Each clip is one frame three times."""
+    """Return clips that are one frame three times."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (num_clips, 3, 1, 24, 24), dtype=torch.uint8, generator=generator)
     return frames.expand(-1, -1, 3, -1, -1).contiguous()
@@ -103,14 +103,14 @@ def settings(folder: Path, device: str) -> Config:
 
 
 def prepared(cfg: Config, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-    """Clips as workers leave them, and as the model gets them."""
+    """Return clips as workers leave them, and as the model gets them."""
     with closing(build_loader(cfg, "train", rank=rank, world_size=world_size, local_world_size=world_size)) as loader:
         prepare = build_prepare(cfg, "train", "cpu", videos_before=rank * loader.batch_size)
         first = next(iter(loader.epoch(0)))
         return first.clips, prepare(first, 11)[0]
 
 
-def test_workers_crop_and_flip_alone_where_the_model_s_device_does_the_rest(video_folder: Callable[..., Path]) -> None:
+def test_workers_only_crop_and_flip_if_the_model_device_does_the_rest(video_folder: Callable[..., Path]) -> None:
     cfg = settings(video_folder(4), "model")
     plain = cfg.model_copy(
         update={"aug": cfg.aug.model_copy(update={"re_prob": 0.0, "aa_type": "", "color_jitter": 0})}

@@ -40,7 +40,7 @@ MOTION = (
         (("turning counter-clockwise", "turning clockwise"), (1, 0)),
     ],
 )
-def test_words_of_direction_are_exchanged_as_whole_words(names: Sequence[str], expected: tuple[int, ...]) -> None:
+def test_direction_words_are_swapped_as_whole_words(names: Sequence[str], expected: tuple[int, ...]) -> None:
     assert flipped_labels(names, "list.csv") == expected
 
 
@@ -49,7 +49,7 @@ def test_class_without_a_partner_is_never_flipped(name: str) -> None:
     assert flipped_labels((name, "up", "left"), "list.csv") == (NEVER_FLIPPED, 1, NEVER_FLIPPED)
 
 
-def test_listed_pairs_go_before_the_words() -> None:
+def test_listed_pairs_take_precedence_over_words() -> None:
     names = ("writing b", "writing d", "left", "right", "reading", "upper left")
     pairs = [["writing b", "writing d"], ["reading"], ["upper left", "upper left"]]
     assert flipped_labels(names, "list.csv", pairs) == (1, 0, 3, 2, NEVER_FLIPPED, 5)
@@ -62,12 +62,12 @@ def test_flipping_twice_gives_the_class_back() -> None:
         assert [labels[labels[number]] for number in range(len(names))] == list(range(len(names)))
 
 
-def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixture) -> None:
+def test_swapped_classes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="videoattn"):
         flipped_labels((*MOTION, "right"), "list.csv")
     (line,) = caplog.messages
     assert line == (
-        "list.csv: flips exchange 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
+        "list.csv: flips swap 'rotate_clockwise' and 'rotate_counterclockwise', 'translate_left' and "
         "'translate_right'; never flipped: 'right'; the other 4 classes keep their label"
     )
 
@@ -75,14 +75,16 @@ def test_the_log_says_which_classes_are_exchanged(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("names", "pairs", "message"),
     [
-        (None, [], "list.csv: DATA.FLIP_LABELS exchange expects names of classes.*set DATA.CLASS_NAMES"),
-        (("Left", "left"), [], "list.csv: the class 'left' is there twice"),
+        (None, [], "list.csv: DATA.FLIP_LABELS exchange expects class names.*set DATA.CLASS_NAMES"),
+        (("Left", "left"), [], "list.csv: class 'left' occurs twice"),
         (("left", "right"), [["lft", "right"]], "FLIP_PAIRS: unknown class 'lft'.*nearest is 'left'"),
-        (("left", "right", "up"), [["left", "up"]], "would make 'left' of 'right', but not the other way round"),
-        (("left", "right"), [["left"]], "would make 'left' of 'right'"),
+        (("left", "right", "up"), [["left", "up"]], "would turn 'right' into 'left', but not the other way round"),
+        (("left", "right"), [["left"]], "would turn 'right' into 'left'"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(names: Sequence[str] | None, pairs: list[list[str]], message: str) -> None:
+def test_class_names_without_a_consistent_flip_are_refused(
+    names: Sequence[str] | None, pairs: list[list[str]], message: str
+) -> None:
     with pytest.raises(AnnotationError, match=message):
         flipped_labels(names, "list.csv", pairs)
 
@@ -125,7 +127,7 @@ def drifting(tmp_path: Path) -> Path:
 
 
 def drifts_right(clip: torch.Tensor) -> bool:
-    """Whether frames [3, T, H, W] are like the ones before them a pixel further left, rather than right."""
+    """Return True if frames [3, T, H, W] are like the ones before them a pixel further left, rather than right."""
     now, later = clip[:, :-1].float(), clip[:, 1:].float()
     right, left = later[..., 1:] - now[..., :-1], later[..., :-1] - now[..., 1:]
     return bool(right.abs().mean() < left.abs().mean())
@@ -149,5 +151,5 @@ def test_label_of_each_copy_says_how_it_moves_if_asked(drifting: Path, flip_labe
 
 
 def test_a_list_without_names_is_refused_by_the_setting(drifting: Path) -> None:
-    with pytest.raises(AnnotationError, match="train.csv: DATA.FLIP_LABELS exchange expects names of classes"):
+    with pytest.raises(AnnotationError, match="train.csv: DATA.FLIP_LABELS exchange expects class names"):
         build_loader(settings(drifting, FLIP_LABELS="exchange"), "train")

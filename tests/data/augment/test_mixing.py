@@ -36,7 +36,7 @@ def test_mixup_blends_neighbours_by_the_share_in_the_targets() -> None:
     assert len(set(targets[::2].max(1).values.tolist())) == 4  # a share for each pair
 
 
-def test_cutmix_exchanges_a_box_whose_area_is_the_share_in_the_targets() -> None:
+def test_cutmix_swaps_a_box_whose_area_is_the_share_in_the_targets() -> None:
     clips, labels = batch(40)
     mixed, targets = mixing(alpha=0, label_smoothing=0)(clips, labels, seed=1)
     kept = mixed == clips
@@ -86,7 +86,7 @@ def test_mixing_keeps_the_type_of_its_clips() -> None:
     assert mixing()(clips.bfloat16(), labels, seed=0)[0].dtype == torch.bfloat16
 
 
-def test_what_cannot_be_mixed_is_refused() -> None:
+def test_clips_that_cannot_be_mixed_are_refused() -> None:
     clips, labels = batch(3)
     with pytest.raises(ValueError, match="even number of clips per process, got 3; change TRAIN.BATCH_SIZE"):
         mixing()(clips, labels, seed=0)

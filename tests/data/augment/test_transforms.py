@@ -211,7 +211,7 @@ def test_unknown_rand_augment_token_is_named(aa_type: str, token: str) -> None:
         train_transform(aa_type=aa_type)
 
 
-def test_settings_that_do_not_fit_are_refused() -> None:
+def test_contradictory_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"TRAIN_CROP_SIZE 32 expects at most DATA.*SCALES\[0\], which is 28"):
         train_transform(crop_size=32)
     with pytest.raises(ValueError, match="TRAIN_JITTER_ASPECT_RELATIVE"):
@@ -238,7 +238,7 @@ def test_normalised_values_are_those_of_the_formula() -> None:
     torch.testing.assert_close(normalize(clips, mean, std, reverse_channels=True), normalized.flip(1), rtol=0, atol=0)
 
 
-def test_normalising_refuses_what_is_not_a_batch_of_bytes() -> None:
+def test_normalising_refuses_anything_but_a_batch_of_bytes() -> None:
     for clips in (torch.zeros(2, 3, 4, 5, 6), torch.zeros(3, 4, 5, 6, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="expected uint8 clips"):
             normalize(clips, (0.45,) * 3, (0.225,) * 3)

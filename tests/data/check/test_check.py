@@ -48,7 +48,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> ClipMaker:
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Callable[..., CheckedList]:
-    """Writes a list and reads it; its videos are below tmp_path."""
+    """Write a list below tmp_path and read it."""
 
     def build(rows: Sequence[Row], split: str = "train", **asked: Any) -> CheckedList:
         file = tmp_path / f"{split}.csv"
@@ -59,7 +59,7 @@ def listed(tmp_path: Path) -> Callable[..., CheckedList]:
 
 
 def problems(out: Path, split: str = "train") -> list[tuple[str, str]]:
-    """(path, kind), sorted; paths as in the list."""
+    """Return (path, kind), sorted; paths as in the list."""
     with open(out / f"bad_{split}.csv", newline="") as stream:
         return sorted((os.path.basename(row["path"]), row["kind"]) for row in csv.DictReader(stream))
 
@@ -206,7 +206,7 @@ def failing_opener(path: str, backend: str) -> Any:
     return open_video(path, backend)  # type: ignore[arg-type]
 
 
-def test_a_decoder_that_hangs_or_dies_costs_one_file_and_is_tried_again_later(
+def test_a_decoder_that_hangs_or_crashes_costs_one_file_and_is_retried_later(
     maker: ClipMaker, listed: Callable[..., CheckedList], tmp_path: Path
 ) -> None:
     names = ["good0.mp4", "hangs.mp4", "killed.mp4", "raises.mp4", "good1.mp4", "good2.mp4"]
@@ -273,7 +273,7 @@ def test_damage_to_pictures_is_seen_only_by_decoding(
 
 
 def test_damage_between_the_sampled_frames_is_found_by_decoding_all(tmp_path: Path) -> None:
-    """In Motion JPEG every frame stands alone, so that the sample does not touch what is damaged."""
+    """In Motion JPEG every frame is independent, so the sample does not read the damaged one."""
     import av
 
     path = tmp_path / "a.mov"
@@ -291,7 +291,7 @@ def test_damage_between_the_sampled_frames_is_found_by_decoding_all(tmp_path: Pa
 
 
 def test_pictures_turned_by_half_a_right_angle_are_errors(maker: ClipMaker, tmp_path: Path) -> None:
-    """Source: ISO/IEC 14496-12, 8.3.2: the matrix of a track stands 40 bytes into its header."""
+    """Source: ISO/IEC 14496-12, 8.3.2: the matrix of a track is 40 bytes into its header."""
     content = bytearray(maker.good)
     place = content.index(b"tkhd") + 44
     turned = (46341, 46341, 0, -46341, 46341)
@@ -314,13 +314,13 @@ def test_real_files_are_errors_exactly_where_they_do_not_decode(decode: Any) -> 
     "name, reason",
     [
         ("mmaction2_test.mp4", ""),
-        ("datumaro_video.avi", "container avi does not keep times well"),
+        ("datumaro_video.avi", "container avi does not keep times reliably"),
         ("torchcodec_h265_video.mp4", "codec hevc is not known to seek safely"),
         ("made/cutcopy_editlist.mp4", "packets are missing, damaged or hidden"),
     ],
 )
-def test_why_a_real_file_is_read_in_order_is_said(name: str, reason: str) -> None:
-    assert probe(CLIPS / name, "none").in_order_because == reason
+def test_the_reason_for_sequential_decoding_of_a_real_file_is_recorded(name: str, reason: str) -> None:
+    assert probe(CLIPS / name, "none").sequential_reason == reason
 
 
 def test_something_something_lists_are_checked_and_written_as_they_are(maker: ClipMaker, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_the_page_is_well_formed_and_counts_what_the_summary_counts(
     assert (counts["listed"], counts["clean"], counts["problems"]) == (4, 3, {"missing": 1})
     assert [bin for bin in counts["frames"] if bin[2]] == [[NUM_FRAMES, 32, 3]]
     assert [bin for bin in counts["seconds"] if bin[2]] == [[1.5, 2.5, 3]]
-    assert (counts["resolution"], counts["fps"], counts["read_in_order"]) == ({"64x48": 3}, {"10.0": 3}, {})
+    assert (counts["resolution"], counts["fps"], counts["sequential"]) == ({"64x48": 3}, {"10.0": 3}, {})
     assert [(row["class"], row["listed"], row["clean"]) for row in counts["classes"]] == [(0, 2, 2), (1, 2, 1)]
     page = (tmp_path / "out" / "summary.html").read_text().removeprefix("<!DOCTYPE html>\n")
     tree = ElementTree.fromstring(page)
@@ -496,10 +496,10 @@ def test_train_and_val_alone_are_checked_where_there_is_no_test_split(
     assert status == 0, noted
     assert "train: 2 videos listed, 2 clean" in printed and "val: 2 videos listed, 2 clean" in printed
     assert "--split" in noted and "TEST.SPLIT" in noted
-    left_out = "left out by their names or places, so not looked at: 1 .txt"
+    left_out = "left out because of their names or places, so not checked: 1 .txt"
     assert printed.count(left_out) == (2 if layout == "folders" else 0)
     page = (out / "summary.html").read_text()
-    assert page.count("so not looked at: 1 .txt") == (2 if layout == "folders" else 0)
+    assert page.count("so not checked: 1 .txt") == (2 if layout == "folders" else 0)
     assert json.loads((out / "summary.json").read_text())["lists"]["val"]["left_out"] == (
         {".txt": 1} if layout == "folders" else {}
     )

@@ -7,7 +7,7 @@ import torch
 
 from tests.data.openers import Opening
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
-from videoattn.data.clips.batch import Batch, Sample, collate_copies, collate_views
+from videoattn.data.clips.batch import Batch, ClipSample, collate_copies, collate_views
 from videoattn.data.clips.dataset import MAX_REPLACEMENTS, Draw, VideoDataset, ViewDataset
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists import VideoList, read_annotations
@@ -15,7 +15,7 @@ from videoattn.data.readers.open_video import Backend, open_video
 
 
 class CountingOpener:
-    """Opens real videos and keeps an account of openings and reads."""
+    """An opener of real videos that counts openings and reads."""
 
     def __init__(self) -> None:
         self.opened: list[str] = []
@@ -67,7 +67,7 @@ def views(videos: VideoList, **options: Any) -> ViewDataset:
     return ViewDataset(videos, options.pop("sampler", sampler()), transform, **options)
 
 
-def same(a: Sample, b: Sample) -> bool:
+def same(a: ClipSample, b: ClipSample) -> bool:
     return torch.equal(a.clips, b.clips) and (a.label, a.video, a.views) == (b.label, b.video, b.views)
 
 

@@ -165,7 +165,7 @@ def test_ssv2_takes_mp4_where_the_first_video_is_one(ssv2: Any, tmp_path: Path) 
         ({"labels": []}, "labels.json: expected an object"),
     ],
 )
-def test_ssv2_names_what_is_wrong(ssv2: Any, changed: dict[str, Any], message: str) -> None:
+def test_mistakes_in_ssv2_files_are_named(ssv2: Any, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         read_ssv2(ssv2(**changed), "train")
 
@@ -211,11 +211,11 @@ def test_labels_are_32_bit_and_offsets_64_bit(csv: Any) -> None:
         ({"train": [{"id": True, "template": "Closing [something]"}]}, "item 0: expected an object with an id"),
         (
             {"train": '[{"id": "7", "id": "12", "template": "Closing [something]"}]'},
-            "train.json: item 0: key 'id' is there twice",
+            "train.json: item 0: key 'id' occurs twice",
         ),
         ({"train": "[" * 100_000}, "train.json: can't be read as JSON"),
         ({"train": f'[{{"id": {"9" * 5000}}}]'}, "train.json: item 0 .*has no template"),
-        ({"labels": '{"a": "0", "b": "1", "a": "1"}'}, "labels.json: template 'a' is there twice"),
+        ({"labels": '{"a": "0", "b": "1", "a": "1"}'}, "labels.json: template 'a' occurs twice"),
         ({"labels": {"a": "9" * 5000}}, "labels.json: class '9999.* expected each number"),
         ({"labels": {"a": "\uff10"}}, "labels.json: class '\uff10' of 'a'"),
         ({"labels": {"a": True, "b": "0"}}, "labels.json: class 'True' of 'a'"),
@@ -241,11 +241,11 @@ def test_ssv2_names_the_line_that_is_not_utf_8_and_skips_a_byte_order_mark(ssv2:
         read_ssv2(folder, "train")
 
 
-def test_classes_without_videos_and_videos_with_two_labels_are_told(csv: Any) -> None:
+def test_classes_without_videos_and_videos_with_two_labels_are_reported(csv: Any) -> None:
     videos = read_kinetics_csv(csv("a.mp4 0\nb.mp4 1\na.mp4 3\nb.mp4 1\n"))
     absent, repeated = find_oddities(videos, num_classes=6)
     assert absent.endswith("train.csv: 3 of MODEL.NUM_CLASSES 6 have no video: 2, 4, 5")
-    assert "train.csv: 2 of 4 entries name a video that an earlier one names, 1 of them with another label" in repeated
+    assert "train.csv: 2 of 4 entries repeat a video of an earlier entry, 1 of them with another label" in repeated
     assert "first a.mp4 with 0 (entry 1) and 3 (entry 3)" in repeated
     assert find_oddities(read_kinetics_csv(csv("a.mp4 0\nb.mp4 1\n")), num_classes=2) == []
     assert find_oddities(read_kinetics_csv(csv("a.mp4\nb.mp4\n"))) == []

@@ -159,7 +159,7 @@ def test_every_ending_that_the_decoder_opens_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_is_no_video_by_its_name_is_counted_by_its_ending(
+def test_files_without_a_video_ending_are_counted_by_their_ending(
     make: Any, caplog: pytest.LogCaptureFixture, split: str
 ) -> None:
     names = [
@@ -181,7 +181,7 @@ def test_what_is_no_video_by_its_name_is_counted_by_its_ending(
         videos = read_annotations("kinetics", folder, split)
     assert [videos.listed(i) for i in range(len(videos))] == ["a/1.mp4", "a/2.GIF", "b/3.mp4"]
     assert dict(videos.left_out) == {".txt": 3, ".ogg": 1, ".png": 1, "without an ending": 1}
-    assert f"{folder}/{split}: 3 videos; left out, by their names or places: 3 .txt, 1 " in caplog.text
+    assert f"{folder}/{split}: 3 videos; left out because of their names or places: 3 .txt, 1 " in caplog.text
 
 
 def test_videos_at_any_depth_have_the_class_of_the_folder_below_the_split(tmp_path: Path) -> None:
@@ -225,5 +225,5 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     videos = read_annotations("kinetics", str(tmp_path), "train")
     assert [videos.listed(i) for i in range(len(videos))] == ["a/gone.mp4", "a/linked/1.mp4", "a/real/2.mp4"]
     (tmp_path / "train/a/real/round").symlink_to(tmp_path / "train/a")
-    with pytest.raises(AnnotationError, match="a/real/round: is a link to a folder that it lies in"):
+    with pytest.raises(AnnotationError, match="a/real/round: is a link to a folder that contains it"):
         read_annotations("kinetics", str(tmp_path), "train")

@@ -1,4 +1,4 @@
-"""Plain lists: what a line says, what is refused by its line, and that what is written is read back."""
+"""Plain lists: the meaning of a line, refusals that name it, and lines that are read back as written."""
 
 import os
 from pathlib import Path
@@ -123,8 +123,8 @@ def test_a_tab_may_be_written_as_a_shell_passes_it_on(csv: Any) -> None:
         (b"a.mp4 0\rb.mp4 1\r", ":1: .*carriage return"),
         (b"a.mp4\rb.mp4\r", ":1: .*carriage return"),
         (b'a.mp4 0\n"b.mp4 1\nc.mp4 2\n', ":2: .*expected quoted fields to end on their line"),
-        (b'a.mp4 0\n"b.mp4 1\nc.mp4" 2\n', ":2: .*goes on in the next line, .*no such file"),
-        (b'"b.mp4 1\n' + 400 * b"clips/number_0001.mp4 0\n" + b'c.mp4" 2\n', ":1: .*more than 8192 bytes"),
+        (b'a.mp4 0\n"b.mp4 1\nc.mp4" 2\n', ":2: .*continues on the next line .*no such file"),
+        (b'"b.mp4 1\n' + 400 * b"clips/number_0001.mp4 0\n" + b'c.mp4" 2\n', ":1: .*longer than 8192 bytes"),
         (b"a.mp4 0\nb.mp4 \xef\xbc\x91\n", ":2: label '\uff11'"),
         (b"a.mp4 +1\n", r":1: label '\+1'"),
         (b"a.mp4 1 \n", ":1: label '' of 'a.mp4'.*ends with the separator"),
@@ -133,7 +133,7 @@ def test_a_tab_may_be_written_as_a_shell_passes_it_on(csv: Any) -> None:
         (b"a.tar/b.mp4@99999999999999999999+5 1\n", ":1: .*beyond the end of any file"),
     ],
 )
-def test_a_line_that_says_nothing_certain_is_refused(csv: Any, content: bytes, message: str) -> None:
+def test_ambiguous_lines_are_refused(csv: Any, content: bytes, message: str) -> None:
     with pytest.raises(AnnotationError, match=f"train.csv.*{message}"):
         read_kinetics_csv(csv(content))
 
@@ -144,7 +144,7 @@ def test_a_label_that_is_the_number_of_classes_is_explained(csv: Any) -> None:
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ",", ";"])
-def test_what_is_written_is_read_back(csv: Any, tmp_path: Path, separator: str) -> None:
+def test_written_lines_are_read_back(csv: Any, tmp_path: Path, separator: str) -> None:
     names = list(STRANGE_NAMES)
     for name in names:
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Kinetics' official csv, and the layouts in which its videos are found."""
+"""Kinetics' official csv, and the usual layouts of its videos."""
 
 import logging
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_test_list_without_labels_is_unlabelled(tmp_path: Path) -> None:
         (HEADER + "a,b,1,2,train\nc,d,x,11,train\n", {}, "train.csv:3: id 'd' from 'x' to '11', expected an id"),
         (HEADER + "a,,1,2,train\n", {}, "train.csv:2: id ''"),
         (HEADER + ",b,1,2,train\n", {}, "train.csv:2: has no label"),
-        (HEADER + "a,b,1,2,train\na,c,1,2,val\n", {}, "train.csv:3: is of split 'val', unlike .* of 'train'"),
+        (HEADER + "a,b,1,2,train\na,c,1,2,val\n", {}, "train.csv:3: has split 'val', unlike .* with 'train'"),
         (HEADER + "a,b,1,2,train\n", {"num_classes": 400}, "1 class names, expected MODEL.NUM_CLASSES 400"),
         (
             HEADER + "zumba,b,1,2,train\nzumbaa,c,1,2,train\n",
@@ -136,18 +136,18 @@ def test_test_list_without_labels_is_unlabelled(tmp_path: Path) -> None:
             "train.csv: none of 1 videos looked for exists, e.g. b_000001_000002; expected them below /nowhere",
         ),
         (b"label,youtube_id,time_start,time_end\n\xff,b,1,2\n", {}, "train.csv: is not UTF-8 text: line 2, byte 1"),
-        (HEADER.replace("split", "label") + "a,b,1,2,a\n", {}, "train.csv:1: column label is there twice"),
-        (HEADER + 'a,b,1,2,train\n"a,c,1,2,train\nd",e,1,2,train\n', {}, "train.csv:3: .* goes on in the next line"),
+        (HEADER.replace("split", "label") + "a,b,1,2,a\n", {}, "train.csv:1: column label occurs twice"),
+        (HEADER + 'a,b,1,2,train\n"a,c,1,2,train\nd",e,1,2,train\n', {}, "train.csv:3: .* continues on the next line"),
         (HEADER + '"a,b,1,2,train\n', {}, "train.csv:2: is no line of a csv file"),
         (HEADER + "a,b,\u0661,2,train\n", {}, "train.csv:2: id 'b' from '\u0661'"),
         (HEADER + "a,b,1_0,2,train\n", {}, "train.csv:2: id 'b' from '1_0' to '2'"),
         (HEADER + "a,b,,2,train\n", {}, "train.csv:2: id 'b' from '' to '2', expected an id and two whole numbers"),
-        (HEADER + "a,b,1,2,\na,c,1,2,train\n", {}, "train.csv:3: is of split 'train', unlike .* of ''"),
+        (HEADER + "a,b,1,2,\na,c,1,2,train\n", {}, "train.csv:3: has split 'train', unlike .* with ''"),
         (HEADER + "a,b\0,1,2,train\n", {}, "train.csv:2: id"),
-        (HEADER + "a\0,b,1,2,train\n", {}, "train.csv:2: label 'a.x00' holds a zero byte"),
+        (HEADER + "a\0,b,1,2,train\n", {}, "train.csv:2: label 'a.x00' contains a zero byte"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(tmp_path: Path, content: Any, options: dict[str, Any], message: str) -> None:
+def test_official_list_mistakes_are_named(tmp_path: Path, content: Any, options: dict[str, Any], message: str) -> None:
     (tmp_path / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AnnotationError, match=message):
         read_annotations("kinetics", str(tmp_path), "train", **options)

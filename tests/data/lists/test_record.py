@@ -1,4 +1,4 @@
-"""A list is known again wherever its videos lie, and by nothing but its paths, labels and order."""
+"""The record of a list depends on its paths, labels and order alone, not on the place of its videos."""
 
 import gzip
 from pathlib import Path
@@ -39,10 +39,10 @@ def test_a_moved_list_with_one_other_label_names_that_video(tmp_path: Path) -> N
     write_list(videos, tmp_path / "list.csv.gz")
     moved = listed([f"/new/{name}" for name in NAMES], labels=[0, 1, 2, 0, 4])
     text = describe_change(moved, list_record(videos), tmp_path / "list.csv.gz")
-    assert text == "video 4, '/new/b/\u00fc,\"quoted\".mp4', has label 0, and had 3"
+    assert text == "video 4, '/new/b/\u00fc,\"quoted\".mp4', has label 0 instead of 3"
 
 
-def test_paths_that_run_into_each_other_are_told_apart() -> None:
+def test_paths_with_equal_concatenations_are_told_apart() -> None:
     assert list_record(listed(["ab", "c"])) != list_record(listed(["a", "bc"]))
 
 
@@ -54,7 +54,7 @@ def test_paths_that_run_into_each_other_are_told_apart() -> None:
 def test_a_copy_that_is_damaged_or_of_another_list_names_no_video(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.csv.gz").write_bytes(content)
     text = describe_change(listed(NAMES[:3]), list_record(listed(NAMES)), tmp_path / "list.csv.gz")
-    assert text == "it lists 3 videos, and had 5"
+    assert text == "it lists 3 videos instead of 5"
 
 
 def test_missing_videos_are_counted_before_any_is_opened(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_missing_videos_are_counted_before_any_is_opened(tmp_path: Path) -> None
     check_videos(listed(["b.mp4"], str(tmp_path)), None)
 
 
-def test_a_part_of_a_long_list_is_looked_at(tmp_path: Path) -> None:
+def test_only_part_of_a_long_list_is_looked_up(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     names = ["a.mp4", "b.mp4"] * 5000
     check_videos(listed(names, str(tmp_path)), 0.1)  # ten steps apart, all that is looked at is there

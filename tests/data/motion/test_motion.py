@@ -1,4 +1,4 @@
-"""Motion: its clips are a function of the seed, no single frame tells the class, and both kinds of lists agree."""
+"""Motion: its clips are a function of the seed, no single frame reveals the class, and both list formats agree."""
 
 import dataclasses
 import json
@@ -250,7 +250,7 @@ def test_settings_that_cannot_be_rendered_are_refused_by_name_and_value(change: 
         dataclasses.replace(SMALL, **change)
 
 
-def test_the_program_says_in_one_line_what_is_wrong_and_makes_nothing(tmp_path: Path) -> None:
+def test_the_program_reports_a_mistake_in_one_line_and_makes_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "datasets" / "make_motion.py"), str(tmp_path / "motion"), "--size", "big"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -265,7 +265,7 @@ def make_command(folder: Path, num_val: int) -> list[str]:
 
 
 def start_rendering(folder: Path) -> subprocess.Popen[str]:
-    """A process that has rendered some of 200 clips, in a group of its own."""
+    """Start a process, in a group of its own, and return it once it has rendered some of 200 clips."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         make_command(folder, 200), start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True

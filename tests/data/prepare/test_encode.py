@@ -1,4 +1,4 @@
-"""Encoded videos have the frames of their source at the same times, quick to seek, and nothing is lost unseen."""
+"""Encoded videos have the frames of their source at the same times and seek fast, and no failure goes unnoticed."""
 
 import csv
 import errno
@@ -74,7 +74,7 @@ def write_source(
 
 
 def turn(path: Path, degrees: int) -> None:
-    """Have an mp4 shown turned. Source: ISO/IEC 14496-12, 8.3.2: the matrix stands 40 bytes into a track's header."""
+    """Mark an mp4 as rotated. Source: ISO/IEC 14496-12, 8.3.2: the matrix is 40 bytes into a track's header."""
     a, b = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 44
@@ -84,7 +84,7 @@ def turn(path: Path, degrees: int) -> None:
 
 
 def frame_times(path: Path) -> list[float]:
-    """When frames are shown, in seconds after the first."""
+    """Return the times of frames, in seconds after the first."""
     import av
 
     with av.open(str(path)) as container:
@@ -93,7 +93,7 @@ def frame_times(path: Path) -> list[float]:
 
 
 def difference(source: Path, encoded: Path) -> float:
-    """Mean grey levels between two videos of equally many frames, at the size of the second."""
+    """Return the mean difference, in grey levels, of two videos of equal length, at the size of the second."""
     with open_video(source) as first, open_video(encoded) as second:
         assert first.num_frames == second.num_frames
         ours, theirs = (reader.read(range(first.num_frames)).permute(0, 3, 1, 2).float() for reader in (first, second))
@@ -191,7 +191,7 @@ def test_sizes_become_even_keep_their_aspect_and_never_grow(size: tuple[int, int
     assert small_size(*size, 256) == expected
 
 
-def test_what_is_not_as_it_should_be_after_encoding_is_an_error(
+def test_an_encoded_video_that_is_not_as_it_should_be_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = str(write_source(tmp_path / "a.mp4"))
@@ -273,7 +273,7 @@ def test_sources_that_cannot_be_used_are_listed_with_the_reason_and_left_out(lis
     assert not (out / ".unfinished").exists()
 
 
-def test_lines_of_a_list_stay_as_they_are_but_for_the_path(maker: ClipMaker, listed: Build, tmp_path: Path) -> None:
+def test_lines_of_a_list_change_in_nothing_but_their_path(maker: ClipMaker, listed: Build, tmp_path: Path) -> None:
     maker.write(tmp_path / "elsewhere.mp4")
     absolute = tmp_path / "videos" / "d.avi"
     text = f'\ufeff"a,1.avi",24,0\r\nb.mp4,7,1\ngone.mp4,1,2\n./c.mkv,1,3\n{absolute},5,4'
@@ -378,7 +378,7 @@ def failing_encoder(source: str, target: Path, settings: EncodeSettings) -> int:
     return encode_video(source, target, settings)
 
 
-def test_encoders_that_hang_or_die_or_fail_cost_one_video_and_leave_nothing(
+def test_encoders_that_hang_crash_or_fail_cost_one_video_and_leave_nothing(
     listed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_encode, "encode_video", failing_encoder)

@@ -1,4 +1,4 @@
-"""Shards hold the videos of their list, are the same bytes however often packing was stopped, and webdataset's kind."""
+"""Shards have the videos of their list and the same bytes after any interruption, and webdataset can read them."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from videoattn.data.lists import AnnotationError, read_annotations, read_class_f
 from videoattn.data.prepare import pack as prepare_pack
 from videoattn.data.prepare.index import index_shards
 from videoattn.data.prepare.pack import PackSettings, pack_list, parse_bytes
-from videoattn.data.prepare.shard import Sample, write_shard
+from videoattn.data.prepare.shard import ShardSample, write_shard
 from videoattn.data.readers.packed import parse_packed, read_packed, tar_members
 
 SMALL = PackSettings(shard_bytes=20_000)
@@ -50,7 +50,7 @@ def content_at(path: str) -> bytes:
     return read_packed(packed)
 
 
-def test_each_video_is_packed_once_with_its_label_under_a_name_that_webdataset_takes_for_one(
+def test_each_video_is_packed_once_with_its_label_under_a_key_that_webdataset_accepts(
     listed: Callable[..., CheckedList], tmp_path: Path
 ) -> None:
     checked, out = listed(), tmp_path / "out"
@@ -82,7 +82,7 @@ def test_the_order_depends_on_the_seed_and_the_split_alone(listed: Callable[...,
 
 
 @pytest.mark.parametrize("stop", range(4))
-def test_packing_that_stops_at_any_shard_and_goes_on_gives_the_same_bytes(
+def test_packing_resumed_at_any_shard_gives_the_same_bytes(
     listed: Callable[..., CheckedList], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     checked, out = listed(), tmp_path / "out"
@@ -153,7 +153,7 @@ def test_only_shards_that_are_missing_or_not_as_recorded_are_packed_again(
     assert written == ["train-000003"] and content_at(str(out / last)) == path.read_bytes()
 
 
-def test_shards_that_are_no_longer_needed_go_and_those_of_others_stay(
+def test_unneeded_shards_are_removed_and_unrelated_ones_stay(
     listed: Callable[..., CheckedList], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -175,7 +175,7 @@ def listed_again(tmp_path: Path) -> CheckedList:
     return CheckedList("train", read_kinetics_csv(tmp_path / "videos" / "train.csv", separator="\t"))
 
 
-def test_other_settings_or_files_of_others_are_refused_unless_they_are_to_be_overwritten(
+def test_other_settings_and_unrelated_files_are_refused_without_overwrite(
     listed: Callable[..., CheckedList], tmp_path: Path
 ) -> None:
     checked, out = listed(), tmp_path / "out"
@@ -225,10 +225,10 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error_and_leaves_nothing(t
     video.write_bytes(bytes(1000))
     for size, message in ((999, "it has grown meanwhile"), (1001, "unexpected end of data")):
         with pytest.raises(OSError, match=rf"a.mp4 cannot be packed: {message}"):
-            write_shard(tmp_path / "a.tar", [Sample("1", str(video), size, 0)])
+            write_shard(tmp_path / "a.tar", [ShardSample("1", str(video), size, 0)])
 
 
-def test_what_is_no_local_video_file_is_refused(tmp_path: Path) -> None:
+def test_anything_but_local_video_files_is_refused(tmp_path: Path) -> None:
     for path, message in [
         ("a.tar/x.mp4@1+2", "is inside a tar"),
         ("s3://b/x.mp4", "is a URL"),
@@ -241,7 +241,7 @@ def test_what_is_no_local_video_file_is_refused(tmp_path: Path) -> None:
             pack_list(CheckedList("train", read_kinetics_csv(tmp_path / "train.csv")), tmp_path / "out", SMALL)
 
 
-def test_names_of_classes_and_lists_without_labels_are_kept(listed: Callable[..., CheckedList], tmp_path: Path) -> None:
+def test_class_names_and_unlabelled_lists_are_kept(listed: Callable[..., CheckedList], tmp_path: Path) -> None:
     unlabelled = pack_list(listed(labelled=False), tmp_path / "out", SMALL)
     assert not read_kinetics_csv(unlabelled.file).is_labelled
     assert all(not m.name.endswith(".cls") for m, _ in tar_members(tmp_path / "out" / "train-000000.tar"))
@@ -340,7 +340,7 @@ def write_tar(file: Path, members: dict[str, bytes]) -> None:
         ({"1.mp4": b"x", "1.json": b"{"}, "1.json: expected JSON"),
         ({"1.mp4": b"x", "2.mp4": b"x", "1.cls": b"0", "2.cls": b"0"}, "sample '1' has no label"),
         ({"1.mp4": b"x", "1.cls": b"0", "1.mp4#2": b"x"}, "sample '1' has 2 videos"),
-        ({"1.mp4": b"x", "1.cls": b"0", "2.mp4": b"x", "2.cls": b"0", "1.mp4#2": b"x", "1.cls#2": b"0"}, "is there tw"),
+        ({"1.mp4": b"x", "1.cls": b"0", "2.mp4": b"x", "2.cls": b"0", "1.mp4#2": b"x", "1.cls#2": b"0"}, "occurs tw"),
         ({"video": b"x"}, "member 'video', expected a name KEY.ENDING"),
         ({}, "have no members"),
     ],

@@ -1,4 +1,4 @@
-"""Whatever a decoding library raises costs one video: DecodeError names it. Mistakes of our own stay visible."""
+"""Any error of a decoding library costs one video, named in DecodeError; errors of this project's code stay visible."""
 
 import io
 import os
@@ -156,7 +156,7 @@ def test_whatever_decord_raises_on_reading_is_a_decode_error(
     path = make("a.mp4")
     for name, error in (("get_batch", ValueError("negative dimensions")), ("next", OverflowError("too large"))):
         with monkeypatch.context() as patch, open_video(path, "decord") as reader:
-            reader.in_order_because = "asked for" * (name == "next")
+            reader.sequential_reason = "asked for" * (name == "next")
             patch.setattr(decord.VideoReader, name, raising(error))
             with pytest.raises(DecodeError, match=r"a.mp4: decord cannot read frames \[3\]: "):
                 reader.read([3])

@@ -1,4 +1,4 @@
-"""Extracted frames stand for the video that they were extracted from."""
+"""Extracted frames replace the video that they were extracted from."""
 
 import json
 import os
@@ -70,10 +70,10 @@ def test_frames_come_in_natural_order_by_whatever_names(tmp_path: Path, names: l
         (["1.png", "01.png"], "have the same number"),
         (["a_1.png", "b_1.png"], "several names, a_1.png and b_1.png"),
         (["1.png", "cover.png"], "cover.png, expected names of frames that end in a number"),
-        (["flow_x_1.png"], "holds no frames"),
+        (["flow_x_1.png"], "contains no frames"),
     ],
 )
-def test_what_is_no_sequence_is_refused_by_name(tmp_path: Path, names: list[str], message: str) -> None:
+def test_frames_that_form_no_sequence_are_refused_by_name(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(DecodeError, match=message):
         open_video(write(tmp_path / "video", names))
 
@@ -125,7 +125,7 @@ def test_png_frames_are_those_of_the_video_and_jpeg_close(rendered_videos: list[
 
 @pytest.fixture
 def ssv2(rendered_videos: list[Path], tmp_path: Path) -> Callable[[str], Path]:
-    """Builds Something-Something-V2 of four videos, kept as `kind`: videos, frames in folders, or a list of frames."""
+    """Build Something-Something-V2 of four videos, kept as `kind`: videos, frames in folders, or a list of frames."""
 
     def build(kind: str) -> Path:
         folder = tmp_path / kind
@@ -224,7 +224,7 @@ def test_videos_without_listed_frames_are_named_and_fail_only_in_evaluation(
         ("", "\n8 8 20 8/\udcff_000021.png 0\n", "train.csv:82: .*is not UTF-8 text"),
     ],
 )
-def test_ends_of_a_list_of_frames_do_not_count_and_its_lines_are_named(
+def test_empty_end_lines_and_byte_order_marks_are_ignored_and_bad_lines_named(
     ssv2: Any, before: str, after: str, message: str
 ) -> None:
     file = ssv2("list") / "train.csv"
@@ -237,7 +237,7 @@ def test_ends_of_a_list_of_frames_do_not_count_and_its_lines_are_named(
         assert read_annotations("ssv2", str(file.parent), "train").paths == expected.paths
 
 
-def test_messages_about_frames_whose_names_are_not_utf_8_can_be_written(tmp_path: Path) -> None:
+def test_messages_about_non_utf_8_names_of_frames_can_be_written(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.png")).touch()
     with pytest.raises(DecodeError, match=r"\\udcff.png, expected names") as caught:
         open_video(tmp_path)

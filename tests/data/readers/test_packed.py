@@ -1,4 +1,4 @@
-"""A video inside a tar is read as the file that it was made from, wherever the tar lies."""
+"""A video inside a tar is read like the file that it was made from, wherever the tar is stored."""
 
 import csv
 import os
@@ -46,7 +46,7 @@ def test_a_path_into_a_tar_says_where_bytes_lie_and_is_written_as_it_is_read(pat
     assert expected is None or str(expected) == path
 
 
-def test_urls_are_told_from_local_paths() -> None:
+def test_urls_are_distinguished_from_local_paths() -> None:
     assert all(is_url(path) for path in ("s3://b/k", "filecache::s3://b/k", "simplecache::zip::hf+x://b"))
     assert not any(is_url(path) for path in ("/a/b", "a/s3://b", "a::b/c", "C:/a", "://a", "video.mp4"))
 
@@ -63,7 +63,7 @@ def test_a_packed_video_gives_bit_for_bit_the_frames_of_its_file(
 
 
 @needs_clips
-def test_real_clips_fare_in_a_tar_as_they_do_outside(tmp_path: Path) -> None:
+def test_real_clips_decode_in_a_tar_as_they_do_outside(tmp_path: Path) -> None:
     names = ("decord_corrupted.mp4", "decord_video_90.mov", "made/trunc.avi", "made/vfr.webm", "made/zero.mp4")
 
     def fate(video: Any) -> tuple[Any, ...]:
@@ -78,7 +78,7 @@ def test_real_clips_fare_in_a_tar_as_they_do_outside(tmp_path: Path) -> None:
     assert fates == [fate(file) for file in files] and len({fate[0] for fate in fates}) > 3
 
 
-def test_what_is_wrong_with_a_shard_is_said_with_its_kind(rendered_videos: list[Path], tmp_path: Path) -> None:
+def test_problems_of_a_shard_are_reported_with_their_kind(rendered_videos: list[Path], tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     first, last = packed(shard, rendered_videos[:2])
     (tmp_path / "folder.tar").mkdir()
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_shard_is_said_with_its_kind(rendered_videos: list[
 
 @pytest.fixture
 def bucket() -> Iterator[Callable[[Path], str]]:
-    """Puts a file into fsspec's file system in memory, and returns its URL."""
+    """Return a function that puts a file into fsspec's file system in memory and returns its URL."""
     memory = fsspec.filesystem("memory")
 
     def put(file: Path) -> str:
@@ -127,7 +127,7 @@ def test_a_shard_behind_a_url_gives_the_same_frames(
         open_video(path.replace("a.tar", "b.tar"))
 
 
-def test_bytes_behind_a_url_are_asked_for_once_and_no_others(
+def test_only_the_bytes_of_a_video_are_requested_from_a_url_and_only_once(
     rendered_videos: list[Path], tmp_path: Path, bucket: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     member = parse_packed(packed(tmp_path / "a.tar", rendered_videos[:2])[1])
@@ -152,7 +152,7 @@ def test_a_url_that_cannot_be_read_is_an_error_that_says_why(
 ) -> None:
     with pytest.raises(ValueError, match=r"nope://b/a.tar: expected a URL that fsspec can read: Protocol not known"):
         open_video("nope://b/a.tar/x.mp4@0+1")
-    with pytest.raises(DecodeError, match=r"memory://bucket/x.mp4: is no member of a tar"):
+    with pytest.raises(DecodeError, match=r"memory://bucket/x.mp4: is a URL, expected a member of a tar"):
         open_video("memory://bucket/x.mp4")
 
     def fail(*args: Any, **options: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_list_over_shards_gives_the_training_batches_of_the_list_over_files(
 
 
 @pytest.mark.parametrize("block", [0, 2])
-def test_an_epoch_over_shards_goes_on_in_its_middle_with_any_number_of_workers(
+def test_an_epoch_over_shards_resumes_midway_with_any_number_of_workers(
     video_folder: Callable[..., Path], tmp_path: Path, block: int
 ) -> None:
     shards = tmp_path / "shards"
@@ -221,7 +221,7 @@ def kinds(out: Path) -> list[tuple[str, str]]:
         return [(os.path.basename(row["path"]).split("@")[0], row["kind"]) for row in csv.DictReader(stream)]
 
 
-def test_a_check_looks_into_tars_and_again_when_they_change(
+def test_a_check_probes_tars_and_probes_them_again_when_they_change(
     rendered_videos: list[Path], tmp_path: Path, bucket: Callable[[Path], str]
 ) -> None:
     shard = tmp_path / "a.tar"

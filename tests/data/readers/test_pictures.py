@@ -1,4 +1,4 @@
-"""Pictures of every kind of pixel are bytes of red, green and blue, upright, or refused with the reason."""
+"""Pictures of every pixel type become upright RGB bytes, or are refused with the reason."""
 
 import io
 import struct
@@ -71,7 +71,7 @@ def test_frames_of_16_bits_are_those_of_a_video_of_16_bits(tmp_path: Path) -> No
     for backend in ("auto", "pyav"):
         with open_video(tmp_path / "a.mkv", backend) as reader:  # type: ignore[arg-type]
             assert (reader.read([0])[0].int() - picture.int()).abs().max() <= 1
-    with pytest.raises(DecodeError, match="decord does not read this kind of video right"):
+    with pytest.raises(DecodeError, match="decord does not support this type of video"):
         open_video(tmp_path / "a.mkv", "decord")
 
 
@@ -92,7 +92,7 @@ def test_videos_of_more_than_8_bits_are_scaled_or_refused_by_name(tmp_path: Path
         for short_side in (0, 24):
             with open_video(tmp_path / "a.mkv", backend, short_side=short_side) as reader:  # type: ignore[arg-type]
                 assert (reader.read([0]).int() - 117).abs().max() <= 2
-    with pytest.raises(DecodeError, match="a.mkv: decord does not read this kind of video right; use auto or pyav"):
+    with pytest.raises(DecodeError, match="a.mkv: decord does not support this type of video; use auto or pyav"):
         open_video(tmp_path / "a.mkv", "decord")
 
 
@@ -132,7 +132,7 @@ def test_pixels_of_8_bits_are_their_colours(
         (np.full((16, 24), DEEP, np.uint16), "TIFF", "TIFF with pixels I;16"),
     ],
 )
-def test_pixels_whose_white_nobody_knows_are_refused(
+def test_pixels_without_a_defined_white_level_are_refused(
     tmp_path: Path, pixels: np.ndarray[Any, Any], kind: str, named: str
 ) -> None:
     content = encoded(Image.fromarray(pixels), kind)
@@ -142,10 +142,10 @@ def test_pixels_whose_white_nobody_knows_are_refused(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
-def test_files_of_several_pictures_are_refused(tmp_path: Path, kind: str) -> None:
+def test_files_with_several_pictures_are_refused(tmp_path: Path, kind: str) -> None:
     pictures = [Image.new("RGB", (24, 16), (level,) * 3) for level in (0, 100, 200)]
     content = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:])
-    with pytest.raises(DecodeError, match="1.png: holds 3 pictures, expected one, a frame of a video"):
+    with pytest.raises(DecodeError, match="1.png: contains 3 pictures, expected one frame of a video"):
         frame(tmp_path, content)
 
 
@@ -173,7 +173,7 @@ def test_pictures_are_upright_as_their_exif_data_says(
             assert (image[row, column] - torch.from_numpy(expected[row, column].copy())).abs().max() < 30
 
 
-def test_damaged_exif_data_turns_nothing(tmp_path: Path) -> None:
+def test_damaged_exif_data_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.new("RGB", (24, 16), (117,) * 3), "JPEG", exif=exif)
@@ -182,7 +182,7 @@ def test_damaged_exif_data_turns_nothing(tmp_path: Path) -> None:
     assert image.shape == (16, 24, 3)
 
 
-def test_frames_that_differ_in_their_turn_differ_in_size(tmp_path: Path) -> None:
+def test_frames_of_different_orientations_differ_in_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.new("RGB", (24, 16))
@@ -192,7 +192,7 @@ def test_frames_that_differ_in_their_turn_differ_in_size(tmp_path: Path) -> None
         reader.read([0, 1])
 
 
-def test_a_check_calls_frames_that_training_refuses_damaged(tmp_path: Path) -> None:
+def test_a_check_reports_frames_that_training_refuses_as_damaged(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(encoded(Image.fromarray(np.full((16, 24), 0.5, np.float32)), "TIFF"))
     probe = Prober()(ProbeTask(str(tmp_path)))
     assert probe is not None and "expected 8 bits a colour" in probe.detail

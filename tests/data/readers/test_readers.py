@@ -1,4 +1,4 @@
-"""What readers do besides giving frames: which pictures they leave out, what they hold open, what they say."""
+"""Readers besides their frames: skipped pictures, open files, and reasons for sequential decoding."""
 
 import os
 import random
@@ -12,23 +12,23 @@ import torch
 from tests.data.readers.test_decode import (
     B_FRAMES,
     BACKENDS,
-    assert_frames_are_those_decoded_in_order,
+    assert_frames_equal_sequential_decoding,
     decoded_frames,
     upright,
 )
 from videoattn.data.readers.open_video import DecodeError, open_video
 
 
-def test_avi_without_reordered_pictures_is_sought_by_pyav_alone(make: Callable[..., Path]) -> None:
+def test_only_pyav_seeks_in_avi_without_reordered_pictures(make: Callable[..., Path]) -> None:
     path = make("plain.avi", codec="mpeg4")
-    assert_frames_are_those_decoded_in_order(path)
+    assert_frames_equal_sequential_decoding(path)
     frames = [upright(frame) for frame in decoded_frames(path)]
     with open_video(path) as reader:
         for index in reversed(range(40)):
             assert torch.equal(reader.read([index])[0], frames[index])
-        assert not reader.in_order
+        assert not reader.sequential
     with open_video(path, "decord") as reader:
-        assert reader.in_order_because == "decord does not seek well in avi"
+        assert reader.sequential_reason == "decord does not seek reliably in avi"
     if "torchcodec" in BACKENDS:
         assert open_video(path, "torchcodec").backend == "pyav"
 
@@ -48,7 +48,7 @@ def test_an_avi_whose_index_lacks_a_frame_still_gives_the_right_ones(make: Calla
             assert torch.equal(image, expected[index])
 
 
-def test_damage_in_a_picture_that_none_looks_back_at_spares_all_others(make: Callable[..., Path]) -> None:
+def test_damage_in_an_unreferenced_picture_spares_all_others(make: Callable[..., Path]) -> None:
     import av
 
     path = make("b.mp4", x264=B_FRAMES + ":b-pyramid=none:slices=1")
@@ -64,10 +64,10 @@ def test_damage_in_a_picture_that_none_looks_back_at_spares_all_others(make: Cal
     others = [index for index in range(40) if index != number]
     with open_video(path) as reader:
         assert torch.equal(reader.read(others), expected[others])
-        assert not reader.in_order
+        assert not reader.sequential
         with pytest.raises(DecodeError, match=f"frame {number} of 40 (cannot be decoded|is damaged)"):
             reader.read([number])
-        assert reader.in_order_because == "a seek did not reach every frame"
+        assert reader.sequential_reason == "a seek did not reach every frame"
 
 
 def test_a_video_whose_size_changes_is_an_error_that_names_the_frame(make: Callable[..., Path], tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_decoding_all_frames_finds_what_reading_each_would(make: Callable[..., P
     with open_video(path) as reader:
         expected = reader.read([39, 3])
         reader.decode_all()
-        assert reader.in_order_because == "every frame is wanted"
+        assert reader.sequential_reason == "all frames are decoded"
         assert torch.equal(reader.read([39, 3]), expected)
     content = path.read_bytes()
     third = len(content) // 3  # of pictures; the index lies behind them
@@ -106,12 +106,12 @@ def test_readers_of_one_open_file_do_not_disturb_each_other(make: Callable[..., 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in Linux only")
 def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[..., Path], tmp_path: Path) -> None:
-    good, in_order, bad = make("b.mp4"), make("b.avi"), tmp_path / "bad.mp4"
+    good, sequential, bad = make("b.mp4"), make("b.avi"), tmp_path / "bad.mp4"
     bad.write_bytes(good.read_bytes()[:1000])
 
     def read_all() -> None:
         for backend in BACKENDS:
-            for path in (good, in_order):
+            for path in (good, sequential):
                 with open_video(path, backend) as reader:
                     reader.read([30, 1])
                     reader.read([2])
@@ -129,16 +129,16 @@ def test_closed_readers_and_refused_videos_leave_no_file_open(make: Callable[...
     [
         ("b.mp4", "auto", ""),
         ("b.mp4", "decord", ""),
-        ("b.mp4", "pyav", "pyav always does"),
-        ("b.avi", "auto", "container avi does not keep times well"),
-        ("b.avi", "decord", "container avi does not keep times well"),
-        ("open.mp4", "auto", "not every keyframe is a restart"),
+        ("b.mp4", "pyav", "pyav is always sequential"),
+        ("b.avi", "auto", "container avi does not keep times reliably"),
+        ("b.avi", "decord", "container avi does not keep times reliably"),
+        ("open.mp4", "auto", "some keyframe does not restart decoding"),
     ],
 )
-def test_a_reader_says_why_it_reads_in_order(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:
+def test_a_reader_states_why_it_is_sequential(make: Callable[..., Path], name: str, backend: Any, reason: str) -> None:
     with open_video(make(name, x264=B_FRAMES + ":open-gop=1" * name.startswith("open")), backend) as reader:
         reader.read([20])
-        assert (reader.in_order_because, reader.in_order) == (reason, bool(reason))
+        assert (reader.sequential_reason, reader.sequential) == (reason, bool(reason))
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "plain.avi"])

@@ -1,4 +1,4 @@
-"""The times of frames win over a stated rate that contradicts them, whatever the container and the reader."""
+"""The times of frames take precedence over a contradictory stated rate, with any container and reader."""
 
 from collections.abc import Callable
 from fractions import Fraction

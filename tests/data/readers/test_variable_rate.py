@@ -25,7 +25,7 @@ JITTERED = [2 * number + number % 2 for number in range(40)]
 
 
 def seconds(path: Path) -> list[float]:
-    """When each frame is shown, by decoding the file."""
+    """Return the time at which each frame is shown, by decoding the file."""
     import av
 
     with av.open(str(path)) as container:
@@ -33,7 +33,7 @@ def seconds(path: Path) -> list[float]:
 
 
 def unevenness(times: list[float], frames: Iterable[int], numbers: Iterable[int]) -> float:
-    """How far `frames` are shown from where a constant rate would show `numbers`, apart from a shift of all."""
+    """Return the distance of the times of `frames` from those of `numbers` at a constant rate, up to a common shift."""
     interval = (times[-1] - times[0]) / (len(times) - 1)
     shifts = [times[frame] - number * interval for frame, number in zip(frames, numbers, strict=True)]
     return (max(shifts) - min(shifts)) / 2

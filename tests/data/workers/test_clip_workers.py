@@ -1,4 +1,4 @@
-"""A video that hangs or kills its worker is one that cannot be decoded; whatever else goes wrong is an error."""
+"""A video that hangs or crashes its worker counts as one that cannot be decoded; any other failure is an error."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from videoattn.data.workers import clip_workers, worker_pool
 
 
 def deadly(path: str, backend: str) -> Any:
-    """Opens a video unless its name says that it hangs, kills its process or has a flaw that nobody expected."""
+    """Opens a video unless its name says that it hangs, kills its process or raises an unexpected error."""
     number = int(Path(path).stem.removeprefix("clip"))
     if number == 1:
         time.sleep(600)
@@ -53,7 +53,7 @@ def train_loader(folder: Path, opener: Callable[..., Any], **options: Any) -> Lo
 REASONS = {1: "no answer within 1 s", 4: "killed by SIGKILL", 6: "exit status 3"}
 
 
-def test_video_that_takes_its_worker_along_is_replaced_in_training(video_folder: Callable[..., Path]) -> None:
+def test_video_that_ends_its_worker_is_replaced_in_training(video_folder: Callable[..., Path]) -> None:
     folder = video_folder(10)
     with closing(train_loader(folder, deadly)) as loader:
         batches = list(loader.epoch(0))
@@ -69,7 +69,7 @@ def test_video_that_takes_its_worker_along_is_replaced_in_training(video_folder:
     assert all(torch.equal(a.clips, b.clips) for a, b in zip(batches, expected, strict=True))
 
 
-def test_video_that_takes_its_worker_along_is_left_out_of_evaluation(video_folder: Callable[..., Path]) -> None:
+def test_video_that_ends_its_worker_is_left_out_of_evaluation(video_folder: Callable[..., Path]) -> None:
     videos = listed(video_folder(10))
     transform = TestTransform(short_side=32, crop_size=32)
     decoding = Opening(opener=deadly)
@@ -84,7 +84,7 @@ def test_video_that_takes_its_worker_along_is_left_out_of_evaluation(video_folde
     ]
 
 
-def test_video_that_hangs_is_tried_twice_and_no_more(video_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_video_that_hangs_is_retried_once_and_no_more(video_folder: Callable[..., Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
 
     def noting(path: str, backend: str) -> Any:
@@ -99,7 +99,7 @@ def test_video_that_hangs_is_tried_twice_and_no_more(video_folder: Callable[...,
     assert log.read_text().split().count("clip1") == 2
 
 
-def test_error_that_nobody_expects_ends_the_run_and_names_the_video(video_folder: Callable[..., Path]) -> None:
+def test_unexpected_error_ends_the_run_and_names_the_video(video_folder: Callable[..., Path]) -> None:
     def flawed(path: str, backend: str) -> Any:
         raise ZeroDivisionError("no such luck")
 
@@ -136,7 +136,7 @@ def test_workers_that_are_not_forked_give_the_same_clips(video_folder: Callable[
     assert done.stdout == "3 True\n", done.stderr
 
 
-def test_loader_gives_up_where_a_worker_can_not_be_ended(
+def test_loader_gives_up_if_a_worker_can_not_be_ended(
     video_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clip_workers, "start_clock", lambda limit: worker_pool.start_clock(0))  # a disk that is gone

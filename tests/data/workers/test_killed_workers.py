@@ -1,4 +1,4 @@
-"""A worker that the system kills or stops changes nothing: its clip is tried again, the run is the same bit for bit."""
+"""Workers that the system kills or stops change nothing: their clips are retried, and the run is the same bitwise."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ from videoattn.data import build_loader
 from videoattn.data.clips.batch import Failure
 from videoattn.data.readers.open_video import open_video
 from videoattn.data.workers import worker_pool
-from videoattn.data.workers.worker_pool import Lost, WorkerPool, map_surviving
+from videoattn.data.workers.worker_pool import Failed, WorkerPool, map_with_timeout
 from videoattn.engine.checkpoint.files import list_checkpoints, load_checkpoint
 
 
@@ -93,7 +93,7 @@ def test_a_clip_that_ends_its_worker_twice_is_bad(
         json.dumps(failure._asdict())
 
 
-def test_a_clip_that_was_read_in_between_starts_with_a_clean_slate(
+def test_a_success_resets_the_count_of_failures(
     video_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = video_folder(4)
@@ -144,7 +144,7 @@ def test_a_process_that_stands_still_is_replaced_when_its_time_is_up() -> None:
         for task in (1, 3, 4):
             pool.submit(task)
         answers = [pool.next_answer(patience=20) for _ in range(3)]
-    assert answers == [(1, 1), (3, Lost("hangs", "no answer within 0.3 s")), (4, 4)]
+    assert answers == [(1, 1), (3, Failed("hangs", "no answer within 0.3 s")), (4, 4)]
 
 
 def test_a_process_that_is_stopped_before_it_begins_is_replaced() -> None:
@@ -153,7 +153,7 @@ def test_a_process_that_is_stopped_before_it_begins_is_replaced() -> None:
         assert pool.next_answer(patience=20) == (1, 1)
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGSTOP)
         pool.submit(2)
-        assert pool.next_answer(patience=20) == (2, Lost("hangs", "no answer within 0.3 s"))
+        assert pool.next_answer(patience=20) == (2, Failed("hangs", "no answer within 0.3 s"))
 
 
 def test_idle_processes_may_be_killed_any_number_of_times() -> None:
@@ -177,5 +177,5 @@ def test_an_item_whose_process_is_ended_once_has_its_answer(tmp_path: Path, numb
             os.kill(os.getpid(), number)
         return item
 
-    answers = list(map_surviving(fragile, range(6), num_workers=2, limit_seconds=0.3))
+    answers = list(map_with_timeout(fragile, range(6), num_workers=2, limit_seconds=0.3))
     assert sorted(answers) == [(item, item) for item in range(6)]

@@ -22,10 +22,10 @@ from videoattn.profiling.profile import profile
 SLOTS = [("joint", Axis.JOINT), ("divided", Axis.TIME), ("divided", Axis.SPACE)]
 PUBLISHED = [  # parameters and multiply-accumulates as published or counted by torchvision
     ("mvit_v1_b", {}, 36.610672, 70.60),
-    ("mvit_v1_b_32x3", {}, 53.115280, 235.78),
-    ("mvit_v1_b_32x3_depth16", {}, 36.611440, 169.96),
+    pytest.param("mvit_v1_b_32x3", {}, 53.115280, 235.78, marks=pytest.mark.slow),
+    pytest.param("mvit_v1_b_32x3_depth16", {}, 36.611440, 169.96, marks=pytest.mark.slow),
     ("mvit_v2_s", {}, 34.537744, 64.22),
-    ("mvit_v2_s", {"num_classes": 174}, 34.364, 64.22),
+    pytest.param("mvit_v2_s", {"num_classes": 174}, 34.364, 64.22, marks=pytest.mark.slow),
 ]  # the larger ones are counted as rows of the model zoo
 
 
@@ -172,6 +172,7 @@ class TestOperatorInMViT:
         alone = torch.cat([model(clip[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(model(clip), alone, rtol=0, atol=1e-9 * float(alone.abs().max()))
 
+    @pytest.mark.slow
     def test_needed_work_is_counted_by_the_operator(
         self, kind: str, name: str, attention_type: str, axis: Axis
     ) -> None:
@@ -195,6 +196,7 @@ class TestOperatorInMViT:
                 rounded = model(clip)
         assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
 
+    @pytest.mark.slow
     def test_the_exported_model_gives_the_same(self, kind: str, name: str, attention_type: str, axis: Axis) -> None:
         model, clip = self.build(kind, name, attention_type, axis), random_clip(clip_size=CLIP_SIZE)
         with torch.no_grad():

@@ -256,7 +256,10 @@ class TestFromCheckpoint:
             from_checkpoint(path)
 
     @pytest.mark.parametrize("family", ["slowfast", "torchvision"])
-    @pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v1_b_32x3", "mvit_v2_s", "mvit_v2_b"])
+    @pytest.mark.parametrize(
+        "name",
+        ["mvit_v1_b", "mvit_v2_s", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mvit_v1_b_32x3", "mvit_v2_b"))],
+    )
     def test_the_tensors_of_a_published_size_build_it(self, tmp_path: Path, name: str, family: Family) -> None:
         with torch.device("meta"):
             source: Any = MODELS[name](num_classes=7)

@@ -1,4 +1,4 @@
-"""Colours, RandAugment and erasing of whole batches on the model's device, in place of the loader's workers."""
+"""Colour augmentation, RandAugment and erasing of whole batches on the model's device instead of in the workers."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from videoattn.seeding import derive_seed, torch_seed
 
 
 class BatchAugment:
-    """Augments clips that have been cropped and flipped: RandAugment or colour jitter, then random erasing.
+    """Augmentation of clips that are already cropped and flipped: RandAugment or colour jitter, then random erasing.
 
-    The options are those of `TrainTransform`, and so are the operations, their strengths and the exclusion of colour
-    jitter by `aa_type`. Each clip draws from its own seed, so processes that share a batch in even parts augment as one
-    process would, and a clip alone is augmented as in a batch. On another kind of device erasing draws other noise.
+    Options, operations and strengths are those of `TrainTransform`; as there, `aa_type` excludes colour jitter. Each
+    clip draws from its own seed, so processes that share a batch in even parts augment as one process would, and a
+    single clip is augmented as it is in a batch. The noise of erasing depends on the type of device.
 
-    Differs: RandAugment comes after the crop rather than before, as the published code has it, so shifts are shares of
+    Differs: in the published code, RandAugment comes before the crop. Here it comes after it, so shifts are shares of
     the crop, shears and rotations leave grey corners in it, and Contrast, AutoContrast and Equalize see the crop alone.
     """
 
@@ -46,7 +46,7 @@ class BatchAugment:
             self._color_jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter)
 
     def __call__(self, clips: Tensor, seed: int, first_clip: int = 0) -> Tensor:
-        """A new tensor of augmented clips, both [B, 3, T, H, W] as uint8 on one device.
+        """Return a new tensor of augmented clips; input and output are [B, 3, T, H, W], uint8, on one device.
 
         `first_clip` is the number of this batch's first clip in the batch of all processes. Raises ValueError on clips
         of another type or shape.
@@ -60,7 +60,7 @@ class BatchAugment:
         return result
 
     def _augment(self, frames: Tensor, seed: int) -> Tensor:
-        """[T, 3, H, W] to the same."""
+        """Augment one clip [T, 3, H, W]."""
         if self._rand_augment is not None:
             for operation in self._rand_augment.draw(derive_seed(seed, "rand_augment")):
                 frames = apply_to_clip(frames, operation, self.interpolation)

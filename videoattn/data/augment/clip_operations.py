@@ -1,4 +1,4 @@
-"""RandAugment's operations on a clip as one tensor, on any device: what Pillow computes, to the grey level."""
+"""RandAugment's operations on a clip as one tensor, on any device, with Pillow's results to the grey level."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ _ROUNDING = 1 / 1024  # more than sums of float32 products err, and too little t
 
 
 def apply_to_clip(frames: Tensor, operation: Operation, interpolation: Interpolation) -> Tensor:
-    """Frames [T, 3, H, W], uint8, with an operation done to each.
+    """Apply an operation to each of the frames [T, 3, H, W], uint8.
 
-    Differs: where Pillow computes in float64, values next to a whole number can come out one level apart: in geometric
-    operations and AutoContrast.
+    Differs: where Pillow computes in float64 (geometric operations and AutoContrast), values next to a whole number can
+    be one level off.
     """
     matrix = affine_matrix(operation, frames.shape[-1], frames.shape[-2])
     if matrix is not None:
@@ -55,7 +55,7 @@ def _brightness(frames: Tensor, factor: float) -> Tensor:
 
 
 def _sharpness(frames: Tensor, factor: float) -> Tensor:
-    """Away from, or towards, a mean in which the pixel counts five times and its eight neighbours once."""
+    """Blend frames with a mean in which the pixel counts five times and each of its eight neighbours once."""
     values = frames.int()
     rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
     sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[..., 1:-1, 1:-1]
@@ -65,19 +65,19 @@ def _sharpness(frames: Tensor, factor: float) -> Tensor:
 
 
 def _grey(frames: Tensor) -> Tensor:
-    """[T, 1, H, W], int32."""
+    """Return grey levels [T, 1, H, W] as int32."""
     red, green, blue = frames.int().split(1, dim=-3)
     return (red * _GREY[0] + green * _GREY[1] + blue * _GREY[2] + 32768) >> 16
 
 
 def _blend(start: Tensor, frames: Tensor, factor: float) -> Tensor:
-    """From `start` (factor 0) over `frames` (factor 1) and beyond."""
+    """Interpolate from `start` (factor 0) to `frames` (factor 1), or extrapolate beyond."""
     values = start.float()
     return (values + factor * (frames.float() - values)).clamp(0, 255).byte()
 
 
 def _transform(frames: Tensor, matrix: Matrix, interpolation: Interpolation) -> Tensor:
-    """Pixels from where an affine map says; what lies outside is grey."""
+    """Sample pixels by an affine map; positions outside the frame are grey."""
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     y = torch.arange(height, device=frames.device, dtype=torch.float64).view(-1, 1) + 0.5
@@ -95,7 +95,7 @@ def _transform(frames: Tensor, matrix: Matrix, interpolation: Interpolation) -> 
 
 
 def _taps(position: Tensor, size: int, interpolation: Interpolation) -> list[tuple[Tensor, Tensor]]:
-    """Indices along an axis, clamped to it, and the weights with which they make up the values at `position`.
+    """Return indices along an axis, clamped to it, and the weights of their values at `position`.
 
     Bicubic weights are Pillow's, with a = -1 (torch has -0.75).
     """

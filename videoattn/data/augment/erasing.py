@@ -13,12 +13,13 @@ _ASPECT = (0.3, 1 / 0.3)
 
 
 class RandomErasing:
-    """Erases, with probability `prob`, one to `count` boxes of a clip [T, 3, H, W], which share out the area.
+    """Random erasing of one to `count` boxes, which share out the area, of a clip, with probability `prob`.
 
-    Boxes hold noise ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units.
+    A clip is [T, 3, H, W]. Boxes are filled with noise ("pixel") or the mean colour ("const"); `mean` and `std` are in
+    0..1 units.
 
     Source: random erasing (Zhong et al., 2017); PySlowFast, datasets/random_erasing.py.
-    Differs: noise is rounded and clamped to 0..255; with several boxes, no frames are left out.
+    Differs: noise is rounded and clamped to 0..255; with several boxes, every frame is erased.
     """
 
     def __init__(self, prob: float, mode: EraseMode, count: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -29,10 +30,10 @@ class RandomErasing:
         self._std = 255 * torch.tensor(std).view(3, 1, 1)
 
     def __call__(self, frames: Tensor, noise: torch.Generator | None = None) -> Tensor:
-        """Erased uint8 frames, a new tensor, or the given ones.
+        """Return erased uint8 frames as a new tensor, or the given frames if nothing is erased.
 
-        Boxes are drawn from torch's global generator, and so are their pixels unless `noise`, a generator on the
-        device of the frames, is given.
+        Boxes are drawn from torch's global generator. So are their pixels, unless `noise`, a generator on the device of
+        the frames, is given.
         """
         if not self.prob or torch.rand(()).item() >= self.prob:
             return frames
@@ -52,12 +53,12 @@ class RandomErasing:
 
 
 def uniform(low: float, high: float) -> float:
-    """A number between two, from torch's global generator."""
+    """Return a number between `low` and `high` drawn from torch's global generator."""
     return low + (high - low) * torch.rand((), dtype=torch.float64).item()
 
 
 def _draw_box(height: int, width: int, count: int) -> tuple[slice, slice] | None:
-    """Rows and columns of one of `count` erased boxes, or None if no box drawn in ten attempts fits."""
+    """Return rows and columns of one of `count` erased boxes, or None if no box drawn in ten attempts fits."""
     low, high = (math.log(ratio) for ratio in _ASPECT)
     for _ in range(10):
         area = uniform(*_AREA) * height * width / count

@@ -1,4 +1,4 @@
-"""Which class a clip has once it is flipped: "left" becomes "right", and a turn changes its direction."""
+"""Labels of horizontally flipped clips: "left" becomes "right", and a turn changes its direction."""
 
 import logging
 import re
@@ -16,16 +16,17 @@ _OTHER_SPELLINGS = re.compile(r"(anti-?|counter-)(?=clockwise)")
 
 
 def flipped_labels(names: Sequence[str] | None, source: str, pairs: Sequence[Sequence[str]] = ()) -> tuple[int, ...]:
-    """The class that a flipped clip of each class has, or NEVER_FLIPPED; `names` are those of the list `source`.
+    """Return, for each class, the class of its flipped clips, or NEVER_FLIPPED; `names` are those of the list `source`.
 
-    A name with the words left, right, clockwise or counterclockwise becomes the one with their opposites; where no
-    class is called so, clips of the class are never flipped. Other classes are their own. `pairs` goes before the
-    words: `[name, name]` become each other, and `[name]` is never flipped. The log says what was found. Raises
-    AnnotationError without names, on two classes of one name, and on pairs of unknown classes.
+    If a name contains the words left, right, clockwise or counterclockwise, the class is swapped with the one whose
+    name has the opposite words; if there is no such class, its clips are never flipped. Other classes keep their label.
+    `pairs` takes precedence over the words: the two classes of `[name, name]` are swapped, and `[name]` is never
+    flipped. The result is logged. Raises AnnotationError if there are no names, if two classes share a name, and if a
+    pair names an unknown class.
     """
     if names is None:
         raise AnnotationError(
-            f"{source}: DATA.FLIP_LABELS exchange expects names of classes, which this list does not have; set "
+            f"{source}: DATA.FLIP_LABELS exchange expects class names, which this list does not have; set "
             "DATA.CLASS_NAMES to a file with one name a line, in the order of the labels"
         )
     keys = [_OTHER_SPELLINGS.sub("counter", name.lower()) for name in names]
@@ -47,7 +48,7 @@ def _check_mutual(labels: Sequence[int], names: Sequence[str]) -> None:
     for number, label in enumerate(labels):
         if label != NEVER_FLIPPED and labels[label] != number:
             raise AnnotationError(
-                f"DATA.FLIP_PAIRS: a flip would make {names[label]!r} of {names[number]!r}, but not the other way "
+                f"DATA.FLIP_PAIRS: a flip would turn {names[number]!r} into {names[label]!r}, but not the other way "
                 f"round; expected a pair or [name] for {names[number]!r}, too"
             )
 
@@ -56,6 +57,6 @@ def _report(labels: Sequence[int], names: Sequence[str], source: str) -> None:
     pairs = [f"{names[number]!r} and {names[label]!r}" for number, label in enumerate(labels) if label > number]
     never = [repr(names[number]) for number, label in enumerate(labels) if label == NEVER_FLIPPED]
     logger.info(
-        "%s: flips exchange %s; never flipped: %s; the other %d classes keep their label",
+        "%s: flips swap %s; never flipped: %s; the other %d classes keep their label",
         source, ", ".join(pairs) or "no classes", ", ".join(never) or "none", len(names) - 2 * len(pairs) - len(never),
     )  # fmt: skip

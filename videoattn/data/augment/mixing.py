@@ -13,23 +13,23 @@ from videoattn.seeding import derive_seed
 
 @dataclass(frozen=True)
 class _Mix:
-    """How one pair is mixed: the share of a clip that it keeps, and the box (rows, columns) taken from its partner."""
+    """The mix of one pair: the share of a clip that it keeps, and the box (rows, columns) taken from its partner."""
 
     share: float
     box: tuple[slice, slice] | None
 
 
 class Mixing:
-    """Mixes clips 2i and 2i + 1 of a batch with each other, by mixup (blended) or cutmix (a box exchanged).
+    """Mixup or cutmix of clips 2i and 2i + 1 of a batch: the pair is blended, or swaps a box.
 
-    A pair is mixed with probability `prob`, and by cutmix with probability `switch_prob` where both alphas are
-    positive; the share a clip keeps is drawn from Beta(alpha, alpha), and a box clipped at the border corrects it.
+    A pair is mixed with probability `prob`, and by cutmix with probability `switch_prob` if both alphas are positive.
+    The share that a clip keeps is drawn from Beta(alpha, alpha); if the border cuts a box off, the share is corrected.
     Each pair draws from its own seed, so processes that share a batch in even parts mix as one process would. Raises
-    ValueError where both alphas are 0.
+    ValueError if both alphas are 0.
 
-    Source: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019); timm's `Mixup` in its mode "pair".
-    Differs: timm pairs clip i with clip B - 1 - i; torchvision's MixUp and CutMix would do for a pair, but draw from
-    the global generator and take a kernel launch per pair where one blend serves the whole batch.
+    Source: mixup (Zhang et al., 2018), cutmix (Yun et al., 2019); timm's `Mixup` in mode "pair".
+    Differs: timm pairs clip i with clip B - 1 - i. torchvision's MixUp and CutMix could mix a pair, but draw from the
+    global generator and launch kernels per pair where one blend serves the whole batch.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Mixing:
         self.num_classes = num_classes
 
     def __call__(self, clips: Tensor, labels: Tensor, seed: int, first_pair: int = 0) -> tuple[Tensor, Tensor]:
-        """Mixed clips (a new tensor of the shape and type of `clips`, floating) and soft targets [B, num_classes].
+        """Return mixed clips, a new tensor like the floating `clips`, and soft targets [B, num_classes].
 
-        `first_pair` is the number of this batch's first pair in the batch of all processes. Raises ValueError on an
-        odd number of clips and on clips that are not floating.
+        `first_pair` is the number of this batch's first pair in the batch of all processes. Raises ValueError on an odd
+        number of clips and on clips that are not floating.
         """
         if len(clips) % 2:
             raise ValueError(
@@ -97,7 +97,7 @@ class Mixing:
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Soft targets [B, num_classes] in float32: smoothing / num_classes everywhere and the rest on the label."""
+    """Return soft targets [B, num_classes] in float32: smoothing / num_classes everywhere, the rest on the label."""
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     return targets.scatter_(1, labels.unsqueeze(1), 1 - smoothing + smoothing / num_classes)
 

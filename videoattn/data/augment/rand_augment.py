@@ -1,4 +1,4 @@
-"""RandAugment of clips: timm draws the operations, Pillow computes them, and only where later steps look."""
+"""RandAugment of clips: timm draws the operations; Pillow computes only the pixels that later steps read."""
 
 import math
 import random
@@ -24,14 +24,14 @@ _GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
 
 class Operation(NamedTuple):
-    """An operation by timm's name of it, less "Increasing", with what it takes: a factor, degrees, a share, bits."""
+    """An operation under timm's name without "Increasing", with its values: a factor, degrees, a share or bits."""
 
     name: str
     values: tuple[float, ...]
 
 
 class Box(NamedTuple):
-    """Columns from `left` to `right` and rows from `top` to `bottom`, the last ones excluded."""
+    """A box of columns `left` to `right` and rows `top` to `bottom`, ends excluded."""
 
     left: int
     top: int
@@ -42,8 +42,7 @@ class Box(NamedTuple):
 class RandAugment:
     """RandAugment in timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1", with the same draws for all frames of a clip.
 
-    Raises ValueError, naming the token, where the notation holds another one than mINT, nINT, mstdFLOAT, pFLOAT, inc0
-    and inc1.
+    Raises ValueError, naming the token, unless every token is one of mINT, nINT, mstdFLOAT, pFLOAT, inc0 and inc1.
 
     Source: timm, data/auto_augment.py.
     Differs: posterizing keeps at least one bit of a colour; newer versions of Pillow refuse to keep none.
@@ -68,13 +67,13 @@ class RandAugment:
             op.aug_fn = partial(_record, op.name.removesuffix("Increasing"))
 
     def draw(self, seed: int) -> tuple[Operation, ...]:
-        """The operations of one clip, in order; those that timm's probability left out are not among them."""
+        """Draw the operations of one clip, in order, without those that timm's probability leaves out."""
         with _python_seed(seed):
             operations: tuple[Operation, ...] = self._choose(())
         return operations
 
     def __call__(self, frames: Tensor, seed: int, box: Box | None = None) -> Tensor:
-        """Frames [T, 3, H, W], uint8, after one draw of operations; outside of `box`, if given, pixels mean nothing."""
+        """Draw operations and apply them to frames [T, 3, H, W], uint8; outside of a `box` pixels are undefined."""
         operations = self.draw(seed)
         if any(map(_moves_by_round_number, operations)):
             box = None
@@ -84,10 +83,10 @@ class RandAugment:
 def apply_operations(
     frames: Tensor, operations: Sequence[Operation], interpolation: Interpolation, box: Box | None = None
 ) -> Tensor:
-    """Frames [T, 3, H, W], uint8, with the operations done to each by Pillow; outside of `box` pixels mean nothing.
+    """Apply operations to each of the frames [T, 3, H, W], uint8; outside of `box` pixels are undefined.
 
-    What no pixel of the box depends on is not computed. Pixels of a box are those of the whole frame, except that they
-    can be one level off where a geometric operation moves by a round number.
+    Pillow computes them. Pixels on which no pixel of the box depends are not computed. Pixels in the box are those of
+    the whole frame, except that they can be one level off where a geometric operation moves by a round number.
     """
     if not operations:
         return frames
@@ -110,9 +109,9 @@ def apply_operations(
 
 
 def affine_matrix(operation: Operation, width: int, height: int) -> Matrix | None:
-    """Where a geometric operation takes pixels from: at (ax + by + c, dx + ey + f) for (x, y); None for others.
+    """Return the affine map of a geometric operation, None for other operations.
 
-    A pixel's centre lies at whole numbers and a half.
+    The value at (x, y) is taken from (ax + by + c, dx + ey + f). Centres of pixels lie at whole numbers and a half.
     """
     if operation.name not in _GEOMETRIC:
         return None
@@ -131,22 +130,23 @@ def affine_matrix(operation: Operation, width: int, height: int) -> Matrix | Non
 
 
 def _moves_by_round_number(operation: Operation) -> bool:
-    """Whether pixels come to lie at round fractions, so that many values are whole numbers but for float64's error.
+    """Return True if pixels move to round fractions: many values are then whole numbers up to errors of float64.
 
-    Pillow's error depends on where it counts from. Magnitudes are round without mstd, and at the scale's ends.
+    Pillow's error depends on the origin of its coordinates. Magnitudes are round without mstd, and at the ends of the
+    scale.
     """
     return operation.name in _GEOMETRIC and abs(operation.values[0] - round(operation.values[0], 6)) < 1e-12
 
 
 def _record(name: str, done: tuple[Operation, ...], *values: float, **options: Any) -> tuple[Operation, ...]:
-    """What timm calls in place of an operation, with what has been drawn so far in place of an image."""
+    """Append an operation to those drawn so far; timm calls this instead of applying it to an image."""
     if name == "Posterize":
         values = (max(values[0], 1),)
     return (*done, Operation(name, values))
 
 
 def _box_read(operation: Operation, box: Box, width: int, height: int) -> Box:
-    """What of a frame an operation reads to write `box`."""
+    """Return the part of a frame that an operation reads to write `box`."""
     if operation.name in _NEED_WHOLE_FRAMES:
         return Box(0, 0, width, height)
     reach = 1 if operation.name in (*_GEOMETRIC, "Sharpness") else 0  # pixels beyond the box's edges, moved or not
@@ -167,7 +167,7 @@ def _box_read(operation: Operation, box: Box, width: int, height: int) -> Box:
 def _apply(
     image: Any, operation: Operation, read: Box, written: Box, size: tuple[int, int], interpolation: Interpolation
 ) -> Any:
-    """From an image of the part `read` of a frame of `size` (width, height) to one of the part `written`."""
+    """Map an image of the part `read` of a frame of `size` (width, height) to one of the part `written`."""
     from PIL import Image
     from timm.data.auto_augment import NAME_TO_OP
 

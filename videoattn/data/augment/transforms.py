@@ -1,4 +1,4 @@
-"""What happens to a clip's pixels between decoder and batch: resizing, cropping and augmentation of uint8 frames.
+"""Transforms between decoder and batch: resizing, cropping and augmentation of uint8 frames.
 
 A clip is one tensor [T, 3, H, W] throughout, and every random choice is made once for all of its frames.
 """
@@ -18,20 +18,20 @@ from videoattn.seeding import derive_seed, torch_seed
 
 
 class TrainTransform:
-    """Augments a clip: RandAugment or colour jitter, then a jittered or random-resized crop, flip, and random erasing.
+    """Training transform: RandAugment or colour jitter, a jittered or random-resized crop, flip, random erasing.
 
     `jitter_scales` is the range of the short side before a random crop, drawn uniformly, or uniformly in 1/size with
     `inverse_jitter`. `relative_scales` and `relative_aspect` (area and aspect ratio; both or neither) replace it by a
-    random-resized crop. `flipped_labels` says which class a flipped clip of each class has, or NEVER_FLIPPED; without
-    it, flips keep the class. `aa_type` is RandAugment in timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1", and colour
-    jitter (a strength for brightness, contrast and saturation) is used only where `aa_type` is empty. Erased boxes
-    hold noise ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units. Raises ValueError, naming
-    the setting, on ranges that cannot be met.
+    random-resized crop. `flipped_labels` has, for each class, the class of its flipped clips, or NEVER_FLIPPED; without
+    it, flips keep the class. `aa_type` is RandAugment in timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1"; colour jitter
+    (a strength for brightness, contrast and saturation) is used only if `aa_type` is empty. Erased boxes are filled
+    with noise ("pixel") or the mean colour ("const"); `mean` and `std` are in 0..1 units. Raises ValueError, naming the
+    setting, on ranges that cannot be satisfied.
 
-    Source: PySlowFast, datasets/kinetics.py and datasets/transform.py; RandAugment, colour jitter and their exclusion
-    of each other from timm.
-    Differs: frames stay uint8, so resized values are rounded (by at most one level) and noise is clamped to 0..255;
-    the last crop offset can be drawn, too; with several erased boxes, no frames are left out.
+    Source: PySlowFast, datasets/kinetics.py and datasets/transform.py; RandAugment and colour jitter, which exclude
+    each other, from timm.
+    Differs: frames stay uint8, so resized values are rounded (by at most one level) and noise is clamped to 0..255; the
+    last crop offset can be drawn, too; with several erased boxes, every frame is erased.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TrainTransform:
         self._jitter = not relative_scales
 
     def __call__(self, frames: Tensor, seed: int, label: int = 0) -> tuple[Tensor, int]:
-        """[T, 3, H, W] to [T, 3, crop, crop], both uint8, and the label, which is another one where a flip changes it.
+        """Transform [T, 3, H, W] to [T, 3, crop, crop], both uint8; a flip may change the returned label.
 
         Both are functions of the frames, the seed and the label.
         """
@@ -111,9 +111,10 @@ class TrainTransform:
 
 
 class TestTransform:
-    """Resizes a clip's short side and cuts one centre crop, or three along the long side, from left or top on.
+    """Evaluation transform: resizes the short side and cuts one centre crop, or three along the long side.
 
-    Raises ValueError where the crop is larger than the short side, or their number is neither 1 nor 3.
+    Three crops are ordered from left or top. Raises ValueError if the crop is larger than the short side, or if the
+    number of crops is neither 1 nor 3.
     Source: PySlowFast, datasets/transform.py; the centre starts at ceil((size - crop) / 2).
     Differs: frames stay uint8, so resized values are rounded (by at most one level).
     """
@@ -129,7 +130,7 @@ class TestTransform:
         self.num_crops = num_crops
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """[T, 3, H, W] to [num_crops, T, 3, crop, crop], both uint8."""
+        """Transform [T, 3, H, W] to [num_crops, T, 3, crop, crop], both uint8."""
         _check_frames(frames)
         frames = resize_short_side(frames, self.short_side)
         height, width = frames.shape[-2:]
@@ -142,7 +143,7 @@ class TestTransform:
 
 
 def resize_short_side(frames: Tensor, size: int) -> Tensor:
-    """Frames [T, 3, H, W] scaled so that the short side is `size`; the long side is rounded down.
+    """Resize frames [T, 3, H, W] so that the short side is `size`; the long side is rounded down.
 
     Source: PySlowFast, random_short_side_scale_jitter: bilinear, without antialiasing and corner alignment.
     """
@@ -164,7 +165,7 @@ def _resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _box_of_crop(crop: dict[str, Any], size: tuple[int, int], before: tuple[int, int]) -> Box:
-    """What of frames of the size (height, width) `before` a crop reads after they have been resized to `size`."""
+    """Return the part of frames of size `before` (height, width) that a crop reads once they are resized to `size`."""
     ends = []
     for first, length, resized, original in zip(
         (crop["left"], crop["top"]), (crop["width"], crop["height"]), reversed(size), reversed(before), strict=True

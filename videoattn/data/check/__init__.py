@@ -1,1 +1,1 @@
-"""A check of every video of a data set before a run, and its report."""
+"""Check of all videos of a data set before a run, and its report."""

@@ -1,8 +1,8 @@
-"""A check of all videos of some lists before training: what would fail or mislead there, found in one pass.
+"""Check of all videos of some lists before training, which finds in one pass what would fail or mislead there.
 
-Training reads videos as they come, so a bad one is met late and again in every epoch. `check_lists` probes every file
-in worker processes (`probe.py`), keeps what it saw in OUT/probes.jsonl for the next run, derives the
-problems from that (`table.py`) and writes the results (`report.py`).
+Training reads videos as they come, so a bad one is met late, and again in every epoch. `check_lists` probes every file
+in worker processes (`probe.py`), keeps the results in OUT/probes.jsonl for the next run, derives the problems from them
+(`table.py`) and writes the report (`report.py`).
 """
 
 import os
@@ -16,16 +16,16 @@ from videoattn.data.check.checked_list import CheckedList, Lengths, stated_lengt
 from videoattn.data.check.probe import Probe, ProbeOptions, Prober, read_probe
 from videoattn.data.check.report import Summary, summarize, write_results
 from videoattn.data.check.table import ERRORS, CheckTable
-from videoattn.data.workers.worker_pool import Lost, map_surviving
+from videoattn.data.workers.worker_pool import Failed, map_with_timeout
 
 LOG_NAME = "probes.jsonl"
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How to check: `fatal` kinds make a video unusable; a file that takes longer than `limit_seconds` hangs.
+    """Options of a check: `fatal` kinds of problems make a video unusable; a file that exceeds `limit_seconds` hangs.
 
-    `tolerance` is the share of a stated length, of which `lengths` says where it stands, that a video may deviate.
+    `tolerance` is the share of its stated length by which a video may deviate; `lengths` says where lengths are stated.
     """
 
     probe: ProbeOptions = ProbeOptions()
@@ -45,8 +45,8 @@ def check_lists(
 ) -> Summary:
     """Check the videos of all lists, write the results into `folder`, and return the summary.
 
-    Files that an earlier check into the same folder saw with the same options, size and time of change are not opened
-    again. Raises AnnotationError where a list does not state lengths as the options say.
+    Files that an earlier check into the same folder probed with the same options, size and time of change are not
+    opened again. Raises AnnotationError if a list does not state lengths as the options say.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def check_lists(
 
 
 def earlier_probes(log: Path, options: ProbeOptions) -> Iterator[Probe]:
-    """What an earlier check, perhaps a stopped one, left, without lines that are cut off or of other options."""
+    """Yield the probes of an earlier check, perhaps a stopped one; skip cut-off lines and those of other options."""
     if not log.exists():
         return
     with open(log, encoding="utf-8", errors="replace") as lines:
@@ -74,11 +74,11 @@ def earlier_probes(log: Path, options: ProbeOptions) -> Iterator[Probe]:
 
 
 def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: bool) -> None:
-    """Probe what is new or changed; each answer is a line of the log before the next one is waited for."""
+    """Probe files that are new or changed; each answer is logged before the next one is awaited."""
     from tqdm import tqdm
 
     number, tasks = table.tasks()
-    answers = map_surviving(
+    answers = map_with_timeout(
         Prober(options.probe), tasks, num_workers=options.num_workers, limit_seconds=options.limit_seconds
     )
     num_bad = 0
@@ -88,7 +88,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: boo
         tqdm(total=number, desc="checking", unit="video", disable=not progress) as bar,
     ):
         for task, answer in answers:
-            if isinstance(answer, Lost):
+            if isinstance(answer, Failed):
                 # without a size: next time the disk may answer, or the memory suffice
                 problem = "hangs" if answer.kind == "hangs" else "crashes"
                 answer = Probe(task.path, str(options.probe), problem=problem, detail=answer.reason)
@@ -101,7 +101,7 @@ def probe_all(table: CheckTable, log: Path, options: CheckOptions, progress: boo
 
 
 def open_log(log: Path) -> Any:
-    """The log, to append whole lines to; a last line that was cut off is ended first."""
+    """Open the log for appending whole lines; a last line that was cut off is ended first."""
     was_cut = False
     if log.exists() and log.stat().st_size:
         with open(log, "rb") as stream:

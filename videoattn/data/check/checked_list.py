@@ -1,4 +1,4 @@
-"""Annotation files around a check of their videos: what they say of lengths, and what is left of them without some."""
+"""Annotation files of a check: the lengths that they state, and clean lists without bad videos."""
 
 import json
 import os
@@ -22,10 +22,10 @@ _START_AND_END = re.compile(r"_(\d{6})_(\d{6})\.\w+$")
 
 @dataclass(frozen=True)
 class CheckedList:
-    """One list of videos and what is asked of it.
+    """A list of videos and the requirements on it.
 
-    `split` is its name in the results. Labels are to be below `num_classes`, where that is known, and there is to be
-    one where `needs_labels`. `is_short(num_frames, fps)` says whether a video has fewer frames than a clip.
+    `split` is its name in the results. Labels have to be below `num_classes`, if that is known, and must exist if
+    `needs_labels`. `is_short(num_frames, fps)` returns True if a video has fewer frames than a clip.
     """
 
     split: str
@@ -37,12 +37,12 @@ class CheckedList:
 
     @property
     def is_json(self) -> bool:
-        """Whether it is Something-Something-V2's kind of list, not a csv."""
+        """True for a list in the format of Something-Something-V2, which is no csv."""
         return self.videos.source.endswith(".json")
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a csv with a line `path label` for each video."""
+        """True for a csv with a line `path label` for each video."""
         source = self.videos.source
         if self.is_json or os.path.isdir(source):
             return False
@@ -50,10 +50,10 @@ class CheckedList:
 
 
 def stated_lengths(checked: CheckedList, lengths: Lengths) -> Iterator[float | None]:
-    """What the list says of each video's length, if anything, in frames for `frames` and in seconds else.
+    """Yield the length that the list states for each video, or None: in frames for `frames`, in seconds otherwise.
 
     `names`: from file names that end in _START_END, six digits each, as Kinetics' do. `frames` and `seconds`: the
-    number between path and label; AnnotationError where a line has none.
+    number between path and label; raises AnnotationError if a line has none.
     """
     videos = checked.videos
     if lengths in ("frames", "seconds"):
@@ -81,7 +81,7 @@ def _numbers(checked: CheckedList) -> Iterator[float]:
 
 
 def clean_name(checked: CheckedList) -> str:
-    """The name under which training looks for the list."""
+    """Return the file name under which training looks for the list."""
     name = os.path.basename(checked.videos.source)
     if checked.is_json:
         return name
@@ -89,10 +89,10 @@ def clean_name(checked: CheckedList) -> str:
 
 
 def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
-    """The list without the videos numbered in `bad` (rising), every other line as it was. Returns its path.
+    """Write the list without the videos numbered in `bad` (rising), all other lines unchanged; return its path.
 
-    Of class folders and of other kinds of csv, lines `path<tab>label`, quoted where a path holds a tab, a line break or
-    a quote, and `class_names.txt` where names are known.
+    For class folders and other formats of csv, lines are `path<tab>label`, quoted if a path contains a tab, a line
+    break or a quote, and `class_names.txt` is written if names are known.
     """
     source, path = checked.videos.source, folder / clean_name(checked)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,12 +121,12 @@ def write_clean(checked: CheckedList, bad: Iterable[int], folder: Path) -> Path:
 
 
 def list_line(path: str, label: int, separator: str) -> str:
-    """A line of a plain list."""
+    """Return a line of a plain list."""
     return format_line([path] if label < 0 else [path, str(label)], separator)
 
 
 def write_class_names(videos: VideoList, folder: Path) -> None:
-    """Write class_names.txt where the names are known."""
+    """Write class_names.txt if the names are known."""
     if videos.class_names:
         with atomic_write(folder / "class_names.txt") as temporary:
             temporary.write_text("".join(f"{name}\n" for name in videos.class_names), encoding="utf-8")

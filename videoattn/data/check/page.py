@@ -1,4 +1,4 @@
-"""A check's summary as one small HTML page that needs no other file: counts, histograms, first problems, classes."""
+"""HTML page of a check's summary, small and self-contained: counts, histograms, first problems, classes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -20,7 +20,7 @@ _MOST_BARS, _BAR_HEIGHT, _LABEL_WIDTH, _BAR_WIDTH = 24, 18, 150, 420
 
 
 def format_page(summary: Mapping[str, Any]) -> str:
-    """The page, well-formed XML as well; whatever comes from lists or files is escaped."""
+    """Return the page, which is well-formed XML as well; all text from lists or files is escaped."""
     parts = [
         f"<p>{summary['num_errors']} errors, {summary['num_warnings']} warnings; frames decoded: "
         f"{escape(summary['settings']['decode'])}, backend {escape(summary['settings']['backend'])}.</p>"
@@ -46,7 +46,7 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield f"<p>{_escape(counts['source'])}, sha256 {counts['sha256'][:16]}</p>"
     if counts["left_out"]:
         left_out = format_counts(list(counts["left_out"].items()))
-        yield f"<p>Left out by their names or places, so not looked at: {_escape(left_out)}.</p>"
+        yield f"<p>Left out because of their names or places, so not checked: {_escape(left_out)}.</p>"
     problems = [
         {"kind": kind, "videos": n, "severity": "error" if kind in errors else "warning", "meaning": KINDS[kind]}
         for kind, n in counts["problems"].items()
@@ -56,18 +56,18 @@ def _list_section(split: str, counts: Mapping[str, Any], errors: Sequence[str]) 
     yield _bars("Length in frames", _named_bins(counts["frames"]))
     for title, key in (("Width x height", "resolution"), ("Frames per second", "fps"), ("Codec", "codec")):
         yield _bars(title, counts[key])
-    yield _bars("Decoded from the start instead of seeking, because", counts["read_in_order"])
+    yield _bars("Sequential decoding, by reason", counts["sequential"])
 
 
 def _named_bins(histogram: Sequence[tuple[float, float | None, int]]) -> dict[str, int]:
-    """Bins from the first to the last that is not empty, by name."""
+    """Return bins from the first to the last that is not empty, by name."""
     filled = [index for index, (_, _, number) in enumerate(histogram) if number]
     bins = histogram[filled[0] : filled[-1] + 1] if filled else []
     return {f"{low:g} and more" if high is None else f"{low:g} to {high:g}": n for low, high, n in bins}
 
 
 def _bars(title: str, counts: Mapping[str, int]) -> str:
-    """A bar chart of the first values in order, with what is left out as one last bar."""
+    """Return a bar chart of the first values in order, with the rest as one last bar."""
     if not counts:
         return ""
     shown = dict(list(counts.items())[:_MOST_BARS])
@@ -100,7 +100,7 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _escape(text: str) -> str:
-    """A text for XML, in which most control characters may not stand; Python's escapes take their place."""
+    """Escape a text for XML; most control characters are not allowed there and become Python's escapes."""
     return escape("".join(sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text))
 
 

@@ -1,4 +1,4 @@
-"""What a video file is: there, whole, decodable; its length, size, codec and content, as one line of JSON a file."""
+"""Probes of video files: existence, integrity, length, size, codec and content, as one line of JSON a file."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Decode = Literal["none", "sample", "all"]
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """The facts besides a file on which the answer for it depends.
+    """Options that decide the probe of a given file.
 
     `decode`: no frame, the first, middle and last frame, or all of them. `decoding` opens files as training does.
     """
@@ -31,12 +31,12 @@ class ProbeOptions:
 
 
 class Probe(NamedTuple):
-    """What is known of one file; `problem` is the kind of what makes it unusable, or nothing.
+    """The facts of one file; `problem` is the kind of problem that makes it unusable, or "".
 
-    `size` in bytes and `mtime_ns` are -1 where there is no file, or where the next look may have another result for the
-    same one; of a video inside a tar they are the tar's. `digest` is that of all bytes of a video, of extracted frames
-    their path. Width and height are those stored, before any rotation. `in_order_because` says why frames are not
-    sought but decoded from the start.
+    `size` in bytes and `mtime_ns` are -1 if there is no file, or if the next probe of the same file may give another
+    result; for a video inside a tar they are the tar's. `digest` is that of all bytes of a video; for extracted frames
+    it is their path. Width and height are as stored, before any rotation. `sequential_reason` is the reason for
+    sequential decoding, "" if the reader can seek.
     """
 
     path: str
@@ -49,17 +49,17 @@ class Probe(NamedTuple):
     width: int = 0
     height: int = 0
     codec: str = ""
-    in_order_because: str = ""
+    sequential_reason: str = ""
     problem: str = ""
     detail: str = ""
 
     def to_json(self) -> str:
-        """What `read_probe` reads."""
+        """Return the line that `read_probe` reads."""
         return json.dumps(self._asdict())  # in ASCII: names of files may be no UTF-8
 
 
 def read_probe(line: str) -> Probe | None:
-    """The probe of a line of JSON, or None where the line is cut off or is none."""
+    """Return the probe of a line of JSON, or None if the line is cut off or is no probe."""
     try:
         return Probe(**json.loads(line))
     except (ValueError, TypeError):
@@ -68,7 +68,7 @@ def read_probe(line: str) -> Probe | None:
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A file to look at, with size and time of change as of an earlier look, or -1."""
+    """A file to probe, with size and time of change as of an earlier probe, or -1."""
 
     path: str
     size: int = -1
@@ -77,10 +77,10 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class Prober:
-    """Probes files one at a time; a file that is as an earlier look found it gives None.
+    """A function that probes one file, or returns None if it has not changed since an earlier probe.
 
-    Extracted frames are looked at anew each time. A file that training could not use is a problem, whatever is wrong
-    with it; anything but DecodeError and OSError is raised.
+    Extracted frames are probed anew each time. A file that training could not use is a problem, whatever is wrong with
+    it; any error but DecodeError and OSError is raised.
     """
 
     options: ProbeOptions = ProbeOptions()
@@ -152,7 +152,7 @@ class Prober:
                 assert scan is not None  # the video is a file
                 make = partial(
                     make, num_frames=scan.num_frames, fps=scan.fps, width=scan.width, height=scan.height,
-                    codec=scan.codec, in_order_because=scan.in_order_because,
+                    codec=scan.codec, sequential_reason=scan.sequential_reason,
                 )  # fmt: skip
                 if scan.num_present < scan.num_frames:
                     detail = f"its index lists {scan.num_frames} frames, {scan.num_present} are there"
@@ -167,7 +167,7 @@ class Prober:
 
 
 def content_digest(path: str) -> str:
-    """128 bits of BLAKE2b of the whole file. It is read just before it is decoded, so the disk is asked once."""
+    """Return 128 bits of BLAKE2b of the whole file. It is read just before decoding, so the disk is read once."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, _new_digest).hexdigest()
 

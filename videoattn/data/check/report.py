@@ -1,4 +1,4 @@
-"""Results of a check as files: clean lists, lists of problems, a summary for programs and one for readers."""
+"""Results of a check as files: clean lists, lists of problems, a summary for programs and one for people."""
 
 import bisect
 import csv
@@ -20,7 +20,7 @@ _FRAMES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 288, 320, 384, 512
 
 
 def summarize(table: CheckTable, lists: Sequence[CheckedList], **settings: str) -> Summary:
-    """Counts of everything, ready for json: problems by kind, lengths, sizes, rates, codecs, classes, by list.
+    """Return counts of everything, ready for json: problems by kind, lengths, sizes, rates, codecs, classes, by list.
 
     Histograms are [from, to (null: no end), videos]; they and the other counts are of videos that decode.
     """
@@ -64,7 +64,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
         "resolution": _counts(table, split, "width || 'x' || height"),
         "fps": _counts(table, split, "round(fps, 2)"),
         "codec": _counts(table, split, "codec"),
-        "read_in_order": _counts(table, split, "in_order_because"),
+        "sequential": _counts(table, split, "sequential_reason"),
         "classes": [
             {"class": label, "name": names[label] if label < len(names) else "", "listed": n,
              "clean": clean.get(label, 0)}
@@ -74,7 +74,7 @@ def _summarize_list(table: CheckTable, checked: CheckedList) -> Summary:
 
 
 def _counts(table: CheckTable, split: str, value: str) -> dict[str, int]:
-    """How many usable videos have each value, most frequent first; an empty value is left out."""
+    """Return the number of usable videos with each value, most frequent first; an empty value is left out."""
     rows = table.rows(
         f"SELECT {value}, count(*) FROM usable WHERE split = :split AND {value} != '' GROUP BY 1 ORDER BY 2 DESC",
         split=split,
@@ -90,7 +90,7 @@ def _histogram(values: Iterable[tuple[float]], edges: Sequence[float]) -> list[l
 
 
 def write_results(table: CheckTable, lists: Sequence[CheckedList], summary: Summary, folder: Path) -> None:
-    """Writes clean/, bad_*.csv, summary.json and summary.html, each whole or not at all."""
+    """Write clean/, bad_*.csv, summary.json and summary.html, each whole or not at all."""
     for checked in lists:
         write_clean(checked, table.bad_numbers(checked.split), folder / "clean")
         write_bad(table, checked.split, folder / f"bad_{checked.split}.csv")
@@ -104,7 +104,7 @@ def write_results(table: CheckTable, lists: Sequence[CheckedList], summary: Summ
 
 
 def write_bad(table: CheckTable, split: str, file: Path) -> None:
-    """Every problem of a list."""
+    """Write every problem of a list."""
     rows = table.rows(
         """SELECT path, kind, iif(kind IN (SELECT kind FROM fatal), 'error', 'warning'), number + 1, detail
         FROM problem WHERE split = :split ORDER BY number""",
@@ -114,7 +114,7 @@ def write_bad(table: CheckTable, split: str, file: Path) -> None:
 
 
 def write_problems(rows: Iterable[Sequence[object]], file: Path) -> None:
-    """Rows of path, kind, severity, number and detail; videos' numbers count from 1, 0 is the list as a whole."""
+    """Write rows of path, kind, severity, number and detail; numbers count videos from 1, 0 is the whole list."""
     with atomic_write(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "kind", "severity", "number", "detail"))
@@ -122,13 +122,13 @@ def write_problems(rows: Iterable[Sequence[object]], file: Path) -> None:
 
 
 def format_summary(summary: Summary) -> str:
-    """The counts as lines for a terminal."""
+    """Return the counts as lines for a terminal."""
     lines = []
     for split, counts in summary["lists"].items():
         lines.append(f"{split}: {counts['listed']} videos listed, {counts['clean']} clean ({counts['source']})")
         if counts["left_out"]:
             left_out = format_counts(list(counts["left_out"].items()))
-            lines.append(f"  left out by their names or places, so not looked at: {left_out}")
+            lines.append(f"  left out because of their names or places, so not checked: {left_out}")
         for kind, number in counts["problems"].items():
             severity = "error" if kind in summary["error_kinds"] else "warning"
             lines.append(f"  {number:>7} {kind:<26} {severity:<8} {KINDS[kind]}")

@@ -1,7 +1,7 @@
-"""Listed videos, what is known of each file, and the problems that follow, in a database that may exceed the memory.
+"""Database of a check, which may exceed the memory: listed videos, facts of each file, and problems.
 
-The database is a temporary file that SQLite keeps and removes. All problems are derived here from what probes saw, so
-that other limits or labels need no new look at the files.
+The database is a temporary file that SQLite keeps and removes. All problems are derived here from the probes, so that
+other limits or labels need no new look at the files.
 """
 
 import sqlite3
@@ -22,10 +22,10 @@ ERRORS = {
     "damaged": "a frame cannot be decoded",
     "cut_short": "its index lists more frames than there are, or its list more bytes of a tar",
     "zero_size": "frames without pixels",
-    "odd_rotation": "to be turned by an angle that is no multiple of 90 degrees",
-    "wrong_backend": "DATA.DECODING_BACKEND does not read this kind of video, another one may",
+    "odd_rotation": "rotated by an angle that is no multiple of 90 degrees",
+    "wrong_backend": "DATA.DECODING_BACKEND does not support this type of video; another one may",
     "hangs": "the decoder did not end in time",
-    "crashes": "the decoder took its process with it, or failed in a way that would end a run",
+    "crashes": "the decoder ended its process, or raised an error that would end a run",
     "label_out_of_range": "its label is no class of the model",
     "no_labels": "a list for training or validation has none",
 }
@@ -109,11 +109,11 @@ class CheckTable:
         self._base.close()
 
     def rows(self, query: str, **values: object) -> Iterator[Any]:
-        """What a query gives, row by row."""
+        """Return the results of a query, row by row."""
         return self._base.execute(query, values)
 
     def add_list(self, checked: CheckedList, stated: Iterable[float | None]) -> None:
-        """All videos of a list, with the lengths that it states."""
+        """Add all videos of a list, with the lengths that it states."""
         videos, split = checked.videos, checked.split
         self._add(
             "INSERT INTO listed VALUES (?, ?, ?, ?, ?)",
@@ -124,7 +124,7 @@ class CheckTable:
         )
 
     def add_probes(self, probes: Iterable[Probe]) -> None:
-        """What is known of files; a later probe takes the place of an earlier one."""
+        """Add the probes of files; a later probe replaces an earlier one."""
         marks = ", ".join("?" * len(Probe._fields))
         self._add(f"INSERT OR REPLACE INTO probe VALUES ({marks})", probes)
 
@@ -134,7 +134,7 @@ class CheckTable:
         self._base.execute("COMMIT")
 
     def tasks(self) -> tuple[int, Iterator[ProbeTask]]:
-        """Every listed file once, in the order of the lists, with what is known of it; and how many those are."""
+        """Return the number of listed files, and each once, in the order of the lists, with its earlier probe."""
         self._base.execute("""
             CREATE TABLE task AS
             SELECT path, min(place) AS place, ifnull(size, -1) AS size, ifnull(mtime_ns, -1) AS mtime_ns
@@ -146,7 +146,7 @@ class CheckTable:
         return number, (ProbeTask(*row) for row in rows)
 
     def find_problems(self, checked: CheckedList, *, in_frames: bool, tolerance: float) -> None:
-        """Fill the table of problems for one list, all lists and probes being there.
+        """Fill the table of problems for one list, once all lists and probes are there.
 
         Stated lengths are frames if `in_frames`, else seconds; `tolerance` is a share of them, at least one frame.
         """
@@ -180,7 +180,7 @@ class CheckTable:
                 self._base.execute("INSERT INTO problem VALUES (?, -1, 'class_without_videos', '', ?)", row)
 
     def class_counts(self, split: str, *, usable: bool) -> Iterator[tuple[int, int]]:
-        """How many videos each label has, all or those without a fatal problem."""
+        """Return the number of videos with each label: all, or those without a fatal problem."""
         without_bad = f"AND number NOT IN ({_BAD_NUMBERS})" if usable else ""
         return self.rows(
             f"SELECT label, count(*) FROM listed WHERE split = :split AND label >= 0 {without_bad} GROUP BY label",
@@ -188,7 +188,7 @@ class CheckTable:
         )
 
     def bad_numbers(self, split: str) -> Iterator[int]:
-        """Videos of a list, numbered from 0 and rising, that have a fatal problem."""
+        """Return the videos of a list, numbered from 0 and rising, that have a fatal problem."""
         return (number for (number,) in self.rows(f"{_BAD_NUMBERS} ORDER BY number", split=split))
 
 

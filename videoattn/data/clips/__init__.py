@@ -1,1 +1,1 @@
-"""Clips of videos: which frames, from which videos, in which batch."""
+"""Clips of videos: sampling of frames, reading, and order of videos."""

@@ -1,4 +1,4 @@
-"""Batches, which travel from the loader to the loop: clips as bytes, and an account of what could not be decoded."""
+"""Batches as they go from the loader to the loop: clips as bytes, and a record of what could not be decoded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Failure(NamedTuple):
-    """A video that could not be decoded: its index in the annotation list, its path, and why."""
+    """A video that could not be decoded: its index in the annotation list, its path and the reason."""
 
     index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
     path: str
@@ -17,11 +17,11 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The clips of one draw or one video: `n` clips [n, 3, T, H, W] as uint8, of one video.
+class ClipSample:
+    """The `n` clips [n, 3, T, H, W], uint8, of one draw or one video.
 
-    `labels`, where set, has the label of each clip, which a flip may have changed from `label`, the video's.
-    `in_order_because` says why the video was decoded from its start, and is empty where frames were sought.
+    `labels`, if set, has the label of each clip, which a flip may have changed from `label`, the video's.
+    `sequential_reason` is the reason for sequential decoding, "" if the reader could seek.
     """
 
     clips: Tensor
@@ -31,17 +31,17 @@ class Sample:
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
     labels: tuple[int, ...] = ()
-    in_order_because: str = ""
+    sequential_reason: str = ""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clips [B, 3, T, H, W] as uint8 and, one entry a clip: label, index in the annotation list, number of the view.
 
-    `failures` lists every video that could not be decoded on the way. `num_short` counts clips whose window is longer
-    than the video, so that frames repeat. `in_order` has a reason for each video that was decoded from its start
-    instead of sought in. `draws` counts the videos asked for: in training each was delivered or
-    replaced, in evaluation those in `failures` are missing.
+    `failures` lists every video that could not be decoded. `num_short` counts clips whose window is longer than the
+    video, so that frames repeat. `sequential` has the reason for each video that was decoded sequentially, from its
+    start. `draws` counts the videos asked for: in training each was delivered or replaced, in evaluation those in
+    `failures` are missing.
     """
 
     clips: Tensor
@@ -51,10 +51,10 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     num_short: int = 0
     draws: int = 0
-    in_order: tuple[str, ...] = ()
+    sequential: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         return replace(
             self,
             clips=self.clips.to(device, non_blocking=non_blocking),
@@ -68,16 +68,16 @@ class Batch:
 Prepare = Callable[[Batch, int], tuple[Tensor, Tensor]]
 
 
-def collate_views(samples: Sequence[Sample], pinned: bool = False) -> Batch:
-    """A batch of all views, video after video; `pinned` in page-locked memory, which a GPU copies without waiting."""
+def collate_views(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
+    """Collate all views, video after video; `pinned` uses page-locked memory, which a GPU copies asynchronously."""
     return _batch(samples, [(sample, view) for sample in samples for view in range(len(sample.views))], pinned)
 
 
-def collate_copies(samples: Sequence[Sample], pinned: bool = False) -> Batch:
-    """A batch of augmented copies: a first copy of each of two videos, then their second copies, then the next two.
+def collate_copies(samples: Sequence[ClipSample], pinned: bool = False) -> Batch:
+    """Collate augmented copies: the first copies of two videos, their second copies, then the next two videos.
 
-    Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and
-    the order does not depend on how an even number of videos is shared among processes.
+    Neighbours (2i, 2i + 1) are thus two videos rather than two copies of one, which mixup could not tell apart, and the
+    order does not depend on how an even number of videos is shared among processes.
     """
     pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
     rows = [
@@ -90,7 +90,7 @@ def collate_copies(samples: Sequence[Sample], pinned: bool = False) -> Batch:
     return _batch(samples, rows, pinned)
 
 
-def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned: bool) -> Batch:
+def _batch(samples: Sequence[ClipSample], rows: Sequence[tuple[ClipSample, int]], pinned: bool) -> Batch:
     clips = torch.empty((len(rows), *samples[0].clips.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
     if rows:
         torch.stack([sample.clips[row] for sample, row in rows], out=clips)
@@ -103,15 +103,15 @@ def _batch(samples: Sequence[Sample], rows: Sequence[tuple[Sample, int]], pinned
         views=torch.tensor([sample.views[row] for sample, row in rows], dtype=torch.int64),
         failures=tuple(failure for sample in samples for failure in sample.failures),
         num_short=sum(sample.num_short for sample in samples),
-        in_order=tuple(sample.in_order_because for sample in samples if sample.in_order_because),
+        sequential=tuple(sample.sequential_reason for sample in samples if sample.sequential_reason),
         draws=len(samples),
     )
 
 
 def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float], reverse_channels: bool = False) -> Tensor:
-    """Clips [B, 3, T, H, W] from uint8 to float32 (x / 255 - mean) / std, on the device they are on.
+    """Normalise clips [B, 3, T, H, W] from uint8 to float32, (x / 255 - mean) / std, on their device.
 
-    `mean` and `std` belong to red, green and blue as decoded; `reverse_channels` then gives blue, green and red.
+    `mean` and `std` are in the order red, green, blue, as decoded; `reverse_channels` then gives blue, green, red.
     Raises ValueError on clips that are not uint8 [B, 3, T, H, W].
     """
     if clips.dtype != torch.uint8 or clips.ndim != 5 or clips.shape[1] != 3:

@@ -1,4 +1,4 @@
-"""Videos as items: one random clip per draw for training, all views of a video for evaluation."""
+"""Datasets of videos: one random clip per draw for training, all views of a video for evaluation."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
-from videoattn.data.clips.batch import Failure, Sample
+from videoattn.data.clips.batch import ClipSample, Failure
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists import VideoList
 from videoattn.data.readers.open_video import DecodeError, DecodeOptions
@@ -22,7 +22,7 @@ MAX_REPLACEMENTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One random clip of training: everything that its randomness depends on besides the run's seed."""
+    """One random clip of training: all that its randomness depends on besides the run's seed."""
 
     epoch: int
     index: int
@@ -30,25 +30,28 @@ class Draw:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of each video before it is opened, and which ones, not to be opened again, fail for what reason."""
+    """A hook that is called before a video is opened, and the videos that are not opened again.
+
+    `begin` gets the index of each video; `failed` has the reason by index.
+    """
 
     begin: Callable[[int], None] | None = None
-    lost: Mapping[int, str] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def announce(self, index: int, path: str) -> None:
-        """Say that a video is about to be opened. Raises DecodeError for one that is lost."""
-        if index in self.lost:
-            raise DecodeError(f"{path}: {self.lost[index]}")
+        """Announce that a video is about to be opened. Raises DecodeError if it is one of `failed`."""
+        if index in self.failed:
+            raise DecodeError(f"{path}: {self.failed[index]}")
         if self.begin is not None:
             self.begin(index)
 
 
-class VideoDataset(Dataset[Sample]):
-    """A random clip of a video for each `Draw`, in `num_copies` augmentations, the same in whatever process.
+class VideoDataset(Dataset[ClipSample]):
+    """Training dataset: a random clip of a video for each `Draw`, in `num_copies` augmentations.
 
-    The clip is decoded once and its copies differ in augmentation alone. A video that cannot be decoded is listed in
-    the sample's failures, and another one is drawn in its place, at most ten times; if all fail, the sample has no
-    clip. `decoding` opens the videos.
+    A clip is a function of seed and draw, the same in any process. It is decoded once; its copies differ in
+    augmentation alone. A video that cannot be decoded is listed in the sample's failures and replaced by another one,
+    at most ten times; if all fail, the sample has no clip. `decoding` opens the videos.
 
     Source: PySlowFast, datasets/kinetics.py (copies of one decoded clip as AUG.NUM_SAMPLE).
     """
@@ -79,14 +82,14 @@ class VideoDataset(Dataset[Sample]):
         return (self.num_copies, 3, self.sampler.num_frames, self.transform.crop_size, self.transform.crop_size)
 
     def path(self, draw: Draw) -> str:
-        """The video of a draw."""
+        """Return the path of the video of a draw."""
         return self.videos.path(draw.index)
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: Draw) -> ClipSample:
         return self.sample(draw)
 
-    def sample(self, draw: Draw, watch: Watch = Watch()) -> Sample:
-        """The same, with an eye on which video is opened."""
+    def sample(self, draw: Draw, watch: Watch = Watch()) -> ClipSample:
+        """Return the sample of a draw, reporting each video that is opened to `watch`."""
         failures: list[Failure] = []
         for attempt, index in enumerate(self._candidates(draw)):
             rng = random.Random(derive_seed(self.seed, "clip", draw.epoch, draw.index, attempt))
@@ -101,7 +104,7 @@ class VideoDataset(Dataset[Sample]):
             label = self.videos.label(index)
             clip = read.clip(0)
             copies = [self.transform(clip, derive_seed(*parts, copy), label) for copy in range(self.num_copies)]
-            return Sample(
+            return ClipSample(
                 clips=rearrange([frames for frames, _ in copies], "b t c h w -> b c t h w"),
                 label=label,
                 labels=tuple(label for _, label in copies),
@@ -109,7 +112,7 @@ class VideoDataset(Dataset[Sample]):
                 views=(0,) * self.num_copies,
                 failures=tuple(failures),
                 num_short=self.num_copies * read.is_short,
-                in_order_because=read.in_order_because,
+                sequential_reason=read.sequential_reason,
             )
         return _no_clip(self.sampler, self.transform.crop_size, self.videos.label(draw.index), draw.index, failures)
 
@@ -120,17 +123,17 @@ class VideoDataset(Dataset[Sample]):
         return _read(self.decoding, path, self.sampler, choose)
 
     def _candidates(self, draw: Draw) -> list[int]:
-        """The drawn index, then others to replace it, all different."""
+        """Return the drawn index, then different ones to replace it."""
         rng = random.Random(derive_seed(self.seed, "replacement", draw.epoch, draw.index))
         others = rng.sample(range(len(self.videos)), min(len(self.videos), MAX_REPLACEMENTS + 1))
         return [draw.index, *[index for index in others if index != draw.index][:MAX_REPLACEMENTS]]
 
 
-class ViewDataset(Dataset[Sample]):
-    """All views of a video, `num_clips` in time times the transform's crops in space, from opening it once.
+class ViewDataset(Dataset[ClipSample]):
+    """Evaluation dataset: all views of a video, `num_clips` in time times the transform's crops in space.
 
-    A view's number is clip * num_crops + crop. A video that cannot be decoded gives a sample without clips that says
-    why, and is never replaced.
+    A video is opened once. A view's number is clip * num_crops + crop. A video that cannot be decoded is never
+    replaced: its sample has no clips, and the reason.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class ViewDataset(Dataset[Sample]):
 
     @property
     def num_views(self) -> int:
-        """Views of each video."""
+        """Number of views of each video."""
         return self.num_clips * self.transform.num_crops
 
     def __len__(self) -> int:
@@ -165,11 +168,11 @@ class ViewDataset(Dataset[Sample]):
         """Return the path of a video."""
         return self.videos.path(index)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> ClipSample:
         return self.sample(index)
 
-    def sample(self, index: int, watch: Watch = Watch()) -> Sample:
-        """The same, with an eye on which video is opened."""
+    def sample(self, index: int, watch: Watch = Watch()) -> ClipSample:
+        """Return the sample of a video, reporting to `watch` that it is opened."""
         path, label = self.videos.path(index), self.videos.label(index)
         try:
             watch.announce(index, path)
@@ -179,13 +182,13 @@ class ViewDataset(Dataset[Sample]):
             return _no_clip(self.sampler, self.transform.crop_size, label, index, [failure])
         crops = self.transform(read.frames)  # [num_crops, frames, 3, S, S]: each frame is resized once
         views = torch.cat([crops[:, chosen] for chosen in read.rows]).transpose(1, 2)
-        return Sample(
+        return ClipSample(
             views,
             label,
             index,
             tuple(range(self.num_views)),
             num_short=self.num_views * read.is_short,
-            in_order_because=read.in_order_because,
+            sequential_reason=read.sequential_reason,
         )
 
     def _choose(self, num_frames: int, fps: float) -> list[Sequence[int]]:
@@ -193,15 +196,15 @@ class ViewDataset(Dataset[Sample]):
 
 
 class _Read(NamedTuple):
-    """The frames that some clips need, each once, as [n, 3, H, W], and for each clip its rows there."""
+    """The frames that some clips need, each once, as [n, 3, H, W], and the rows of each clip there."""
 
     frames: Tensor
     rows: list[Tensor]
     is_short: bool
-    in_order_because: str
+    sequential_reason: str
 
     def clip(self, number: int) -> Tensor:
-        """A clip's frames; no copy of them where it needs each once and in order, as most do."""
+        """Return a clip's frames; they are not copied if it needs each frame once and in order, as most clips do."""
         rows = self.rows[number]
         return self.frames if torch.equal(rows, torch.arange(len(self.frames))) else self.frames[rows]
 
@@ -221,9 +224,9 @@ def _read(
         short = sampler.is_short(reader.num_frames, reader.fps)
         needed, rows = torch.unique(torch.tensor(clips), return_inverse=True)
         frames: Tensor = reader.read(needed.tolist())
-        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.in_order_because)
+        return _Read(rearrange(frames, "t h w c -> t c h w"), list(rows), short, reader.sequential_reason)
 
 
-def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> Sample:
+def _no_clip(sampler: ClipSampler, crop_size: int, label: int, index: int, failures: Sequence[Failure]) -> ClipSample:
     clips = torch.empty(0, 3, sampler.num_frames, crop_size, crop_size, dtype=torch.uint8)
-    return Sample(clips, label, index, views=(), failures=tuple(failures))
+    return ClipSample(clips, label, index, views=(), failures=tuple(failures))

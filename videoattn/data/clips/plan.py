@@ -1,4 +1,4 @@
-"""Which videos make up each batch of an epoch, in one process of a run."""
+"""Plans of an epoch: the videos of each batch in one process of a run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ _OPEN_BLOCKS = 8
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A new permutation of all videos each epoch, in whole optimizer steps of `accumulate` micro-batches.
+    """Training plan: a new permutation of the videos each epoch, in steps of `accumulate` micro-batches.
 
-    Of every micro-batch of `micro_batch` videos, a process takes the contiguous share from `first` to `last`. Videos
-    left over after the last whole step wait for the next epoch's permutation. With a `block`, the list is cut into
-    blocks of so many neighbours, which take turns in random order, and the videos of eight blocks at a time are mixed:
-    a disk or an object store then reads few large files at a time, if neighbours share one.
+    Only whole optimizer steps are taken. From every micro-batch of `micro_batch` videos, a process gets the contiguous
+    share from `first` to `last`. Videos left over after the last whole step wait for the next epoch's permutation. With
+    `block`, the list is cut into blocks of that many neighbours, which come in random order, and the videos of eight
+    blocks at a time are mixed: if neighbours share a large file, a disk or an object store then reads few of these
+    files at a time.
     """
 
     num_videos: int
@@ -34,7 +35,7 @@ class TrainPlan:
         return self.num_videos // (self.micro_batch * self.accumulate) * self.accumulate
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[Draw]]:
-        """This process's share of each micro-batch from number `start` on."""
+        """Yield this process's share of each micro-batch from number `start` on."""
         order = self._order(epoch)
         for batch in range(start, len(self)):
             base = batch * self.micro_batch
@@ -52,7 +53,7 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Every video once, in the order of the list, dealt out to processes like cards and never repeated to fill up."""
+    """Evaluation plan: every video once, in the order of the list, dealt out to processes in turn without padding."""
 
     num_videos: int
     batch_size: int
@@ -63,7 +64,7 @@ class EvaluationPlan:
         return -(-len(self._mine()) // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
-        """This process's videos in groups of `batch_size`; every epoch is the same."""
+        """Yield this process's videos in groups of `batch_size`; every epoch is the same."""
         mine = self._mine()
         for batch in range(start, len(self)):
             yield list(mine[batch * self.batch_size : (batch + 1) * self.batch_size])

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: dense windows (Kinetics) and one frame per segment (Something-Something-V2)."""
+"""Frame sampling: dense windows (Kinetics) and one frame per segment (Something-Something-V2)."""
 
 import math
 import random
@@ -12,7 +12,7 @@ _ROUNDING = 1e-6  # of a window's length in frames
 
 
 def window_length(fps: float, *, num_frames: int, sampling_rate: int, target_fps: float) -> float:
-    """Frames of the video, not rounded, that a dense clip spans: as many seconds as at `target_fps`."""
+    """Return the number of frames, not rounded, that a dense clip spans: as many seconds as at `target_fps`."""
     if not fps > 0 or math.isinf(fps):
         raise ValueError(f"fps {fps}, expected a positive number")
     return sampling_rate * num_frames * fps / target_fps
@@ -21,9 +21,9 @@ def window_length(fps: float, *, num_frames: int, sampling_rate: int, target_fps
 def dense_indices(
     num_video_frames: int, fps: float, *, num_frames: int, sampling_rate: int, target_fps: float, start: float
 ) -> list[int]:
-    """`num_frames` indices evenly spread from `start` to the end of the window, clamped to the video and truncated.
+    """Return `num_frames` indices, evenly from `start` to the window's end, clamped to the video, truncated.
 
-    A video shorter than the window repeats its last frame, and a window shorter than a frame repeats that frame. Raises
+    A video shorter than the window repeats its last frame; a window shorter than a frame repeats that frame. Raises
     ValueError on an empty video.
     Source: PySlowFast, datasets/decoder.py, temporal_sampling (torch.linspace in float32, then truncation).
     """
@@ -34,7 +34,7 @@ def dense_indices(
 
 
 def dense_train_start(num_video_frames: int, length: float, rng: random.Random) -> float:
-    """Where a training window of `length` frames begins: anywhere that it fits, not only on whole frames.
+    """Draw the start of a training window of `length` frames: any position that fits, not only whole frames.
 
     Source: PySlowFast, datasets/decoder.py, get_start_end_idx.
     """
@@ -44,10 +44,10 @@ def dense_train_start(num_video_frames: int, length: float, rng: random.Random) 
 def dense_test_start(
     num_video_frames: int, length: float, clip: int, num_clips: int, *, use_offset: bool = False
 ) -> float:
-    """Where test window `clip` of `num_clips` begins.
+    """Return the start of test window `clip` of `num_clips`.
 
-    Without `use_offset` (SlowFast, TimeSformer) the last window does not reach the video's end, and a single one is
-    the first, not the centre. With it (MViT) windows reach both ends in whole frames, and a single one is centred.
+    Without `use_offset` (SlowFast, TimeSformer) the last window ends before the video does, and a single window is the
+    first, not the centre. With it (MViT) windows reach both ends in whole frames, and a single window is centred.
     Source: PySlowFast, datasets/decoder.py, get_start_end_idx.
     """
     if not 0 <= clip < num_clips:
@@ -63,12 +63,12 @@ def dense_test_start(
 def segment_indices(
     num_video_frames: int, num_segments: int, rng: random.Random | None = None, *, clip: int = 0, num_clips: int = 1
 ) -> list[int]:
-    """One index from each of `num_segments` parts of the whole video: random with `rng`, else that of a test clip.
+    """Return one index from each of `num_segments` parts of the video: random with `rng`, else that of a test clip.
 
-    Test clip `clip` of `num_clips` takes the point (clip + 1/2) / num_clips of each part, rounded down: a single one
-    takes the middle. Neighbouring parts share their border frame. Videos shorter than `num_segments` repeat frames.
+    Test clip `clip` of `num_clips` uses the point (clip + 1/2) / num_clips of each part, rounded down: a single clip
+    uses the middle. Neighbouring parts share their border frame. Videos shorter than `num_segments` repeat frames.
     Raises ValueError on an empty video.
-    Source: PySlowFast and TimeSformer, datasets/ssv2.py, get_seq_frames; these know a single clip only.
+    Source: PySlowFast and TimeSformer, datasets/ssv2.py, get_seq_frames, which have a single clip only.
     """
     _check_not_empty(num_video_frames)
     if num_segments < 1:
@@ -83,10 +83,10 @@ def segment_indices(
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """How clips are cut in a run: `num_frames` indices per clip, for training or for a place in the test protocol.
+    """Sampler of clips: `num_frames` indices per clip, for training or for a position in the test protocol.
 
-    `sampling_rate`, `target_fps` and `use_offset` matter to dense clips only. With segments every test clip of a video
-    is the same, as published, or, with `shifted`, taken at its own place in all of them.
+    `sampling_rate`, `target_fps` and `use_offset` apply to dense clips only. With segments all test clips of a video
+    are the same, as published, or, with `shifted`, each uses its own position in every segment.
     """
 
     kind: Literal["dense", "segments"]
@@ -104,14 +104,14 @@ class ClipSampler:
                 raise ValueError(f"{name} {getattr(self, name)}, expected a positive number")
 
     def train(self, num_video_frames: int, fps: float, rng: random.Random) -> list[int]:
-        """The indices of one random clip."""
+        """Draw the indices of one random clip."""
         _check_not_empty(num_video_frames)
         if self.kind == "segments":
             return segment_indices(num_video_frames, self.num_frames, rng)
         return self._dense(num_video_frames, fps, dense_train_start(num_video_frames, self._length(fps), rng))
 
     def test(self, num_video_frames: int, fps: float, clip: int = 0, num_clips: int = 1) -> list[int]:
-        """The indices of test clip `clip` of `num_clips`."""
+        """Return the indices of test clip `clip` of `num_clips`."""
         _check_not_empty(num_video_frames)
         start = 0.0
         if self.kind == "dense":
@@ -124,7 +124,7 @@ class ClipSampler:
         return segment_indices(num_video_frames, self.num_frames, clip=clip, num_clips=num_clips)
 
     def is_short(self, num_video_frames: int, fps: float) -> bool:
-        """Whether a clip asks for more than the video has, so that frames repeat."""
+        """Return True if a clip is longer than the video, so that frames repeat."""
         if self.kind == "segments":
             return num_video_frames < self.num_frames
         return num_video_frames < self._length(fps) - _ROUNDING

@@ -1,6 +1,6 @@
 """Lists of videos and their labels, read from annotation files, or from folders where there is no such file.
 
-No video is opened. Some are looked for, never all, where files alone do not say where videos lie.
+No video is opened. Some are looked up, never all, where files alone do not say where videos are.
 """
 
 import os
@@ -50,14 +50,14 @@ def read_annotations(
     class_names: tuple[str, ...] | None = None,
     with_lengths: bool = False,
 ) -> VideoList:
-    """The videos of one split, in the format that the files at hand have.
+    """Read the videos of one split, in the format of the files in `folder`.
 
     ssv2 is the published json files, or without those `folder/{split}.csv`, `path label` lines. kinetics is
-    `{split}.csv` in `folder` or `folder/annotations`, either Kinetics' own (known by its header) or `path label` lines;
-    without such a file, the class folders in `{split}` below `prefix` or `folder`.
-    `class_names` are those of the model, if known: they number the classes of the official csv and of folders.
-    `with_lengths` permits a number before the label in lines of videos. Raises AnnotationError where a list is not as
-    expected, and its subclass MissingListError where there is neither a list nor a folder.
+    `{split}.csv` in `folder` or `folder/annotations`, either Kinetics' own (recognised by its header) or `path label`
+    lines; without such a file, it is the class folders in `{split}` below `prefix` or `folder`. `class_names` are those
+    of the model, if known: they number the classes of the official csv and of folders. `with_lengths` allows a number
+    before the label in lines of videos. Raises AnnotationError if a list is not as expected, and its subclass
+    MissingListError if there is neither a list nor a folder.
     """
     plain = partial(
         read_kinetics_csv, separator=separator, prefix=prefix, num_classes=num_classes, with_lengths=with_lengths
@@ -94,7 +94,7 @@ def read_annotations(
 
 
 def find_list(dataset: str, folder: str, split: str, *, prefix: str = "") -> str | None:
-    """The file or folder that `read_annotations` would read the videos of a split from, or None where there is none."""
+    """Return the file or folder from which `read_annotations` would read a split, or None if there is none."""
     if dataset != "ssv2":
         return _find_csv(folder, split) or find_split_folder(prefix or folder, split)
     if _has_plain_list(folder, split):
@@ -104,7 +104,7 @@ def find_list(dataset: str, folder: str, split: str, *, prefix: str = "") -> str
 
 
 def _has_plain_list(folder: str, split: str) -> bool:
-    """Return whether Something-Something-V2 is listed in lines `path label`, as it is after packing."""
+    """Return True if Something-Something-V2 is listed in `path label` lines, as it is after packing."""
     file = os.path.join(folder, f"{split}.csv")
     return os.path.isfile(file) and not is_frame_list(file) and not os.path.isfile(find_labels(folder))
 
@@ -122,7 +122,7 @@ def _read_ssv2(
 
 
 def _find_csv(folder: str, split: str) -> str | None:
-    """The csv file of a split: ours, else one in a folder or under a name of Kinetics' own."""
+    """Return the csv file of a split: this project's, else one in a folder or under a name of Kinetics' own."""
     for place in (folder, os.path.join(folder, "annotations")):
         for name in split_names(split):
             file = os.path.join(place, f"{name}.csv")

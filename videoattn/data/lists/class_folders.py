@@ -1,6 +1,6 @@
-"""Folders of class folders, `{split}/{class}/{video}`, as UCF101, HMDB51 and data of one's own often are.
+"""Class folders, `{split}/{class}/{video}`, as in UCF101, HMDB51 and many data sets of one's own.
 
-Videos may lie deeper, `{split}/{class}/{person}/{video}`, as torchvision's DatasetFolder reads them, too.
+Videos may be nested deeper, `{split}/{class}/{person}/{video}`, as in torchvision's DatasetFolder.
 """
 
 import logging
@@ -23,7 +23,7 @@ _UNREAD_FOLDERS, _BESIDE_CLASSES = "folders beside frames", "videos beside the c
 
 
 def find_split_folder(folder: str, split: str) -> str | None:
-    """The folder of a split, under whichever of its names it exists."""
+    """Return the folder of a split, under whichever of its names it exists, or None."""
     places = [os.path.join(folder, name) for name in split_names(split)]
     return next((place for place in places if os.path.isdir(place)), None)
 
@@ -31,11 +31,11 @@ def find_split_folder(folder: str, split: str) -> str | None:
 def read_class_folders(
     folder: str, split: str, *, num_classes: int | None = None, class_names: tuple[str, ...] | None = None
 ) -> VideoList:
-    """Videos and folders of frames, at any depth, sorted by class and path; the class is the folder below the split's.
+    """Return videos and folders of frames at any depth, sorted by class, the folder below the split's, and path.
 
     Classes are numbered as in `class_names`, else in sorted order. A class without videos has an empty folder. Files
-    that are no videos by their ending are counted in a warning and in `left_out`. Raises AnnotationError where the
-    classes are not those of `class_names` or of the train folder, and where a class folder holds files but no video.
+    whose ending is not a video's are counted in a warning and in `left_out`. Raises AnnotationError if the classes are
+    not those of `class_names` or of the train folder, and if a class folder contains files but no video.
     """
     place = find_split_folder(folder, split)
     if place is None:
@@ -58,13 +58,15 @@ def read_class_folders(
     if not paths:
         raise AnnotationError(f"{place}: its class folders are all empty")
     if left_out:
-        logger.warning("%s: %d videos; left out, by their names or places: %s (a list, %s.csv, may name any file)",
-                       place, len(paths), format_counts(left_out.most_common()), split)  # fmt: skip
+        logger.warning(
+            "%s: %d videos; left out because of their names or places: %s (a list, %s.csv, may name any file)",
+            place, len(paths), format_counts(left_out.most_common()), split,
+        )  # fmt: skip
     return pack(paths, labels, os.path.abspath(place), place, names, tuple(left_out.most_common()))
 
 
 def format_counts(left_out: "list[tuple[str, int]] | tuple[tuple[str, int], ...]") -> str:
-    """Files by ending, as in: 3 .txt, 1 .wav."""
+    """Format the number of files by ending, as in: 3 .txt, 1 .wav."""
     return ", ".join(f"{number} {ending}" for ending, number in left_out)
 
 
@@ -77,7 +79,7 @@ def _class_folders(folder: str) -> list[str]:
 
 
 def _videos_of_class(folder: str, left_out: Counter[str]) -> list[str]:
-    """Sorted paths, below a class folder, of its videos and folders of frames; `left_out` counts the other files."""
+    """Return sorted paths of a class folder's videos and folders of frames; `left_out` counts other files."""
     others, inside = Counter[str](), _Inside(folder)
     videos = sorted(_walk(folder, inside, (os.path.realpath(folder),), others))
     if others and not videos:
@@ -91,14 +93,14 @@ def _videos_of_class(folder: str, left_out: Counter[str]) -> list[str]:
 
 
 def _walk(folder: str, inside: "_Inside", above: tuple[str, ...], others: Counter[str]) -> Iterator[str]:
-    """The videos of a folder, and those of the folders in it; `above` are the real paths of all that it lies in."""
+    """Yield the videos of a folder and its subfolders; `above` are the real paths of all folders around it."""
     others.update(map(_kind, inside.others + inside.pictures))
     yield from (os.path.join(folder, name) for name in inside.videos)
     for name in inside.folders:
         place = os.path.join(folder, name)
         real = os.path.realpath(place) if os.path.islink(place) else os.path.join(above[-1], name)
         if real in above:
-            raise AnnotationError(f"{place}: is a link to a folder that it lies in, expected none")
+            raise AnnotationError(f"{place}: is a link to a folder that contains it, expected none")
         deeper = _Inside(place)
         if not deeper.is_frames:
             yield from _walk(place, deeper, (*above, real), others)
@@ -108,7 +110,7 @@ def _walk(folder: str, inside: "_Inside", above: tuple[str, ...], others: Counte
 
 
 class _Inside:
-    """What a folder holds, by kind; hidden files do not count."""
+    """The contents of a folder by type, without hidden files."""
 
     def __init__(self, folder: str) -> None:
         self.videos: list[str] = []
@@ -132,7 +134,7 @@ class _Inside:
 
     @property
     def is_frames(self) -> bool:
-        """Whether it stands for a video: it holds frames, or nothing at all, which reading it will complain of."""
+        """True if the folder stands for a video: it contains frames, or nothing, on which its reader will fail."""
         if self.videos:
             return False
         if self.folders:

@@ -1,4 +1,4 @@
-"""Names of classes: their file, and errors that tell names apart which should agree."""
+"""Names of classes: their file, and errors about names that should agree."""
 
 import difflib
 import os
@@ -10,9 +10,9 @@ _MOST_NAMED = 5
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
-    """One class name a line, in the order of the labels.
+    """Read class names, one a line, in the order of the labels.
 
-    Empty lines at the end do not count. Raises AnnotationError on one before others, and on an empty file.
+    Empty lines at the end are ignored. Raises AnnotationError on an empty line before others, and on an empty file.
     """
     source = os.fspath(file)
     try:
@@ -34,16 +34,16 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def number_classes(names: Sequence[str], source: str) -> dict[str, int]:
-    """The number of each name. Raises AnnotationError where two classes have the same name."""
+    """Return the number of each name. Raises AnnotationError if two classes have the same name."""
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) < len(names):
         twice = next(name for number, name in enumerate(names) if numbers[name] != number)
-        raise AnnotationError(f"{source}: the class {twice!r} is there twice, expected different names")
+        raise AnnotationError(f"{source}: class {twice!r} occurs twice, expected different names")
     return numbers
 
 
 def unknown_name(name: str, known: Collection[str], source: str) -> str:
-    """The part of a message that says where a name was expected, and which one there is nearest."""
+    """Return the part of a message that says where a name was expected, and the nearest one there."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"{name!r}, expected one of {source}" + (f"; the nearest is {nearest[0]!r}" if nearest else "")
 
@@ -60,10 +60,10 @@ def check_same_classes(names: Collection[str], source: str, others: Collection[s
 
 
 def check_same_order(names: Sequence[str] | None, source: str, others: Sequence[str] | None, other_source: str) -> None:
-    """Raise AnnotationError where two lists number the same classes differently.
+    """Raise AnnotationError if two lists number the same classes differently.
 
-    Underscores count as spaces and capitals as small letters. Lists of other names may differ, since names may have
-    been written anew; None is an unknown list.
+    Underscores count as spaces and capitals as small letters. Lists of different names may differ, since names may have
+    been rewritten; None is an unknown list.
     """
     if names is None or others is None:
         return
@@ -78,7 +78,7 @@ def check_same_order(names: Sequence[str] | None, source: str, others: Sequence[
 
 
 def check_number(names: Sequence[str], source: str, num_classes: int | None) -> None:
-    """Raise AnnotationError where there are not as many classes as the model has."""
+    """Raise AnnotationError unless there are as many classes as the model has."""
     if num_classes is not None and len(names) != num_classes:
         raise AnnotationError(f"{source}: {len(names)} class names, expected MODEL.NUM_CLASSES {num_classes}")
 

@@ -1,4 +1,4 @@
-"""PySlowFast's lists of extracted frames, one line a frame."""
+"""PySlowFast's lists of extracted frames, one frame a line."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _NUMBERED = re.compile(rb"(.*?)([0-9]{1,18})(\.[A-Za-z]+)", re.DOTALL)
 
 
 def is_frame_list(file: str) -> bool:
-    """Whether the first line is the header of a list of frames."""
+    """Return True if the first line is the header of a list of frames."""
     if not os.path.isfile(file):
         return False
     with open(file, "rb") as lines:
@@ -20,11 +20,12 @@ def is_frame_list(file: str) -> bool:
 
 
 def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
-    """The line where each video begins, and its frames as one path `{id}/{id}_{000001..000120}.jpg`.
+    """Return, for each video, its first line and its frames as one path `{id}/{id}_{000001..000120}.jpg`.
 
-    The columns are `original_vido_id video_id frame_id path labels`; what is read is the first and the path. Raises
-    AnnotationError where a line has other fields, is empty (at the end of the file lines may be) or not UTF-8 text, the
-    numbers in the names have a gap, naming the file that was expected, or the lines of a video do not stand together.
+    The columns are `original_vido_id video_id frame_id path labels`; the first and the path are read. Raises
+    AnnotationError if a line has other fields, is empty (except at the end of the file) or not UTF-8 text, if the
+    numbers in the names have a gap, naming the file that was expected, or if the lines of a video do not follow each
+    other.
     Source: PySlowFast, datasets/utils.py, load_image_lists.
     """
     videos: dict[str, tuple[int, str]] = {}
@@ -63,7 +64,7 @@ def read_frame_list(file: str) -> dict[str, tuple[int, str]]:
                 if video in begun:
                     raise AnnotationError(
                         f"{file}:{place}: video {video.decode()} again, which began at line {begun[video]}; expected "
-                        "the lines of a video to stand together"
+                        "the lines of a video to follow each other"
                     )
                 begun[video] = place
                 match = _NUMBERED.fullmatch(path)

@@ -1,4 +1,4 @@
-"""Plain lists as text: one line of fields a video, quoted as in csv files where a field holds something special."""
+"""Text of plain lists: one video a line, with fields quoted as in csv files where necessary."""
 
 import csv
 import os
@@ -22,10 +22,10 @@ def parse_separator(text: str, setting: str = "DATA.PATH_LABEL_SEPARATOR") -> st
 
 
 def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
-    """Yield the lines of a list, with a byte order mark and empty lines at the end left out.
+    """Yield the lines of a list, without a byte order mark and empty lines at the end.
 
     Raises AnnotationError, naming the line, on an empty line before others, and on a line that is not UTF-8 text or
-    whose quotes are not closed; also where the file cannot be read. Source of the quoting: RFC 4180.
+    whose quotes are not closed; also if the file cannot be read. Source of the quoting: RFC 4180.
     """
     source, delimiter, number, empty = os.fspath(file), separator.encode(), 0, 0
     try:
@@ -58,12 +58,12 @@ def read_lines(file: str | os.PathLike[str], separator: str) -> Iterator[Line]:
 
 
 def _is_plain(text: bytes) -> bool:
-    """Return whether fields can be split without looking at the characters."""
+    """Return True if fields can be split without looking at the characters."""
     return text.isascii() and b'"' not in text and b"\r" not in text and b"\0" not in text
 
 
 def format_line(fields: Sequence[str], separator: str, end: str = "\n") -> str:
-    """The line of a list that `read_lines` reads as `fields`."""
+    """Return the line of a list that `read_lines` reads as `fields`."""
     return separator.join(_quoted(field, separator) for field in fields) + end
 
 
@@ -80,20 +80,20 @@ def _without_mark(line: bytes, source: str) -> bytes:
 
 
 def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: str, source: str) -> tuple[Line, int]:
-    """A line with other characters than ASCII, quotes, or characters that no line should have.
+    """Read a line with non-ASCII characters, quotes, or characters that no line should have.
 
-    Quotes may ask for some of the lines after it. Return also how many lines of the file it takes.
+    A quoted line break continues it on the lines after it. Returns also the number of lines of the file that it spans.
     """
     place = f"{source}:{number}"
     if b"\0" in line:
-        raise AnnotationError(f"{place}: {line[:60]!r} holds a zero byte, expected text")
+        raise AnnotationError(f"{place}: {line[:60]!r} contains a zero byte, expected text")
     text = decoded(line, place)
     if text.startswith("\ufeff"):
         raise AnnotationError(f"{place}: begins with a byte order mark, expected one at most, at the start of the file")
     if '"' not in text:
         if "\r" in text.rstrip("\r\n"):
             raise AnnotationError(
-                f"{place}: {text[:60]!r} holds a carriage return, expected lines that end in a newline, and quotes "
+                f"{place}: {text[:60]!r} contains a carriage return, expected lines that end in a newline, and quotes "
                 "around a path with such a character"
             )
         return (number, line, [field.encode() for field in text.rstrip("\r\n").split(separator)]), 1
@@ -109,19 +109,19 @@ def _special_line(number: int, line: bytes, more: Iterator[bytes], separator: st
 
 
 def _texts(text: str, more: Iterable[bytes], taken: list[bytes], place: str) -> Iterator[str]:
-    """A line, and those after it that a quoted line break asks for, which are added to `taken`."""
+    """Yield a line, and those after it that a quoted line break requires, which are appended to `taken`."""
     yield text
     for line in more:
         taken.append(line)
         if sum(map(len, taken)) > _LONGEST:
-            raise csv.Error(f"a quoted field goes on for more than {_LONGEST} bytes")
+            raise csv.Error(f"a quoted field is longer than {_LONGEST} bytes")
         if b"\0" in line:
-            raise csv.Error("a quoted field holds a zero byte")
+            raise csv.Error("a quoted field contains a zero byte")
         yield decoded(line, place)
 
 
 def decoded(line: bytes, place: str) -> str:
-    """The text of a line. Raises AnnotationError where it is not UTF-8."""
+    """Return the text of a line. Raises AnnotationError unless it is UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -129,7 +129,7 @@ def decoded(line: bytes, place: str) -> str:
 
 
 def undecodable_place(file: str) -> str:
-    """The line and byte (from 1) at which a file is not UTF-8 text."""
+    """Return the line and byte (from 1) at which a file is not UTF-8 text."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -1,4 +1,4 @@
-"""What a line of a plain list most likely is where it is none: a header, one with another separator, several labels."""
+"""Likely mistakes in a line of a plain list: a header, another separator, several labels."""
 
 import csv
 import os
@@ -20,18 +20,18 @@ _NAMES = _PATH_NAMES | {
 
 
 def is_whole_number(text: str) -> bool:
-    """Return whether a text is a whole number in ASCII digits."""
+    """Return True if a text is a whole number in ASCII digits."""
     return text.isascii() and text.isdigit()
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a whole number or a decimal fraction in ASCII digits, such as 2.5."""
+    """Return True if a text is a whole number or a decimal fraction in ASCII digits, such as 2.5."""
     whole, _, part = text.partition(".")
     return is_whole_number(whole) and (not part or is_whole_number(part))
 
 
 def is_header(fields: list[str]) -> bool:
-    """Return whether fields name columns, in any usual separation."""
+    """Return True if fields name columns, with any usual separator."""
     names = re.split(r"[\s,;|]+", " ".join(fields).lower().replace('"', ""))
     if len(names) > 1:
         return set(names) <= _NAMES
@@ -39,7 +39,7 @@ def is_header(fields: list[str]) -> bool:
 
 
 def fitting_separator(line: str, separator: str) -> str | None:
-    """The separator, other than `separator`, that divides a line into a path and a label, if there is one."""
+    """Return the separator, other than `separator`, that divides a line into a path and a label, or None."""
     for other in _SEPARATORS:
         if other == separator or other not in line:
             continue
@@ -53,7 +53,7 @@ def fitting_separator(line: str, separator: str) -> str | None:
 
 
 def path_mistake(path: str, root: str) -> str:
-    """What is wrong with a path, if anything, that no disk has to be asked about."""
+    """Return the problem of a path that is visible without reading the file, or ""."""
     packed = parse_packed(path)
     if packed is not None and packed.offset + packed.size > _MAX_PLACE:
         return "names a place beyond the end of any file"
@@ -62,12 +62,12 @@ def path_mistake(path: str, root: str) -> str:
     if len(os.fsencode(path)) > _MOST_BYTES:
         return f"has a path of {len(os.fsencode(path))} bytes, expected at most {_MOST_BYTES}"
     if "\n" in path and not os.path.lexists(os.path.join(root, path)):
-        return "goes on in the next line, as quotes ask for, but there is no such file; expected quotes to be closed"
+        return "continues on the next line because of a quote, but there is no such file; expected quotes to be closed"
     return ""
 
 
 def contradiction(place: str, number: int, *, look: bool) -> str:
-    """Why `number` can't be that of the frames at `place`, if it can't; the disk is asked only if `look`.
+    """Return the reason why `number` can't be that of the frames at `place`, or ""; read the disk only if `look`.
 
     Frames may have been left out or extracted at another rate, so up to twice or half as many are accepted.
     """

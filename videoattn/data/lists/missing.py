@@ -1,4 +1,4 @@
-"""A look, before anything expensive, at whether the videos of a list exist."""
+"""Check, before anything expensive, that the videos of a list exist."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ _MOST_SOUGHT = 1000
 
 
 def check_videos(videos: VideoList, limit: float | None = None) -> None:
-    """Warn of videos that do not exist, as far as a thousand from all over the list tell; URLs are not looked for.
+    """Warn about videos that do not exist, looking at up to a thousand across the list; URLs are not looked up.
 
-    With `limit`, raise ValueError where none exists, or where more than this share is missing from a list that was
-    looked through as a whole.
+    With `limit`, raise ValueError if none exists, or if more than this share is missing from a list that was looked at
+    as a whole.
     """
     chosen = range(0, len(videos), max(1, -(-len(videos) // _MOST_SOUGHT)))
     missing = [path for path in map(videos.path, chosen) if not _exists(path)]
@@ -24,7 +24,7 @@ def check_videos(videos: VideoList, limit: float | None = None) -> None:
         return
     text = f"{len(missing)} of {len(chosen)} videos of {videos.source} do not exist, e.g. {missing[0]}"
     if limit is not None and len(missing) == len(chosen):
-        raise ValueError(f"{text}; expected paths that are right from the list's folder, or below DATA.PATH_PREFIX")
+        raise ValueError(f"{text}; expected paths relative to the list's folder or to DATA.PATH_PREFIX")
     num_tried = len(chosen) + len(missing)  # a missing one is replaced by another
     if limit is not None and len(chosen) == len(videos) and len(missing) > limit * num_tried:
         raise ValueError(f"{text}, more than DATA.MAX_BAD_FRACTION {limit}; list those that exist, or raise the key")

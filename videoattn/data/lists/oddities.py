@@ -1,4 +1,4 @@
-"""What is odd about a list but no error: classes without a video, videos that are listed twice."""
+"""Oddities of a list that are no errors: classes without a video, videos that are listed twice."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ _MOST_NAMED = 5
 
 
 def find_oddities(videos: VideoList, num_classes: int | None = None) -> list[str]:
-    """Sentences about videos that are listed twice and, with `num_classes`, about classes that have no video."""
+    """Return sentences about videos that are listed twice and, with `num_classes`, about classes without a video."""
     sentences = [_absent_classes(videos, num_classes) if num_classes else "", _repeated_videos(videos)]
     return [sentence for sentence in sentences if sentence]
 
@@ -37,19 +37,19 @@ def _repeated_videos(videos: VideoList) -> str:
                 other_label.append((earlier, index))
     if not repeated:
         return ""
-    text = f"{videos.source}: {repeated} of {len(videos)} entries name a video that an earlier one names"
+    text = f"{videos.source}: {repeated} of {len(videos)} entries repeat a video of an earlier entry"
     if other_label:
         earlier, index = other_label[0]
         text += (
-            f", {len(other_label)} of them with another label, so that it counts as an example of both; first "
+            f", {len(other_label)} of them with another label, so that it counts as an example of both labels; first "
             f"{videos.listed(index)} with {videos.label(earlier)} (entry {earlier + 1}) and {videos.label(index)} "
             f"(entry {index + 1})"
         )
-    return f"{text}; `videoattn check` lists them all"
+    return f"{text}; `videoattn check` lists all of them"
 
 
 def _candidates(videos: VideoList) -> list[int]:
-    """Rising numbers of the videos whose path has the same hash as another one's; a million take half a second."""
+    """Return rising numbers of the videos whose path has the same hash as another's; a million take half a second."""
     hashes = np.fromiter((hash(videos.paths[a:b]) for a, b in pairwise(videos.offsets.tolist())), np.int64, len(videos))
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     found: list[int] = np.flatnonzero(counts[inverse] > 1).tolist()

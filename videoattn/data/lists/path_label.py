@@ -32,12 +32,12 @@ def read_kinetics_csv(
     with_lengths: bool = False,
     setting: str = "DATA.PATH_LABEL_SEPARATOR",
 ) -> VideoList:
-    r"""A file without header, one video a line: `path`, `path label`, or `path number label` for a folder of frames.
+    r"""Read a file of lines `path`, `path label`, or, for a folder of frames, `path number label`, without header.
 
     Either all lines have a label or none. The number of frames is not used; it is compared with some of the folders.
     With `with_lengths`, a number before the label states the length of videos, too. Fields may be quoted as in csv
-    files; a path with the separator in it has to be. `\t` as separator is a tab; `setting` is its name in messages.
-    Raises AnnotationError at the first line that is not as described, empty lines at the end excepted.
+    files; a path that contains the separator has to be. `\t` as separator is a tab; `setting` is its name in messages.
+    Raises AnnotationError at the first invalid line; empty lines at the end are ignored.
     Source: PySlowFast, datasets/kinetics.py. Differs: a video without a label gets -1, not class 0.
     """
     source = os.fspath(file)
@@ -71,7 +71,7 @@ def read_kinetics_csv(
 
 @dataclass
 class _LineCheck:
-    """Looks closely at lines that are not simply a path and a label, and refuses those that are no line of a list."""
+    """A closer check of lines that are not simply a path and a label; refuses those that are no line of a list."""
 
     source: str
     root: str
@@ -101,7 +101,7 @@ class _LineCheck:
             self.refuse(number, fields, f"has no label, {expected}")
 
     def refuse(self, number: int, fields: list[bytes], reason: str) -> NoReturn:
-        """Raise AnnotationError, with the separator that would fit, if there is one."""
+        """Raise AnnotationError, naming the separator that would fit, if there is one."""
         text = self.separator.join(field.decode() for field in fields)
         fitting = self._fitting(fields)
         hint = f"; separator {fitting!r} fits: {self.setting} {_shell(fitting)}" if fitting else ""
@@ -130,7 +130,7 @@ class _LineCheck:
         )
 
     def _check_number(self, number: int, fields: list[bytes], texts: list[str], expected: str) -> None:
-        """Refuse `path number label` where the number can't be that of the frames in a folder."""
+        """Refuse `path number label` if the number can't be that of the frames in a folder."""
         path, middle, _ = texts
         if self.with_lengths and is_number(middle):
             return
@@ -140,7 +140,7 @@ class _LineCheck:
         place = os.path.join(self.root, path)
         if (is_video_name(path) or parse_packed(path)) and not os.path.isdir(place):
             reason = f"has 3 fields for a video file, {expected}{_ONE_LABEL}"
-            self.refuse(number, fields, f"{reason}, and a number of frames stands only after a folder of frames")
+            self.refuse(number, fields, f"{reason}, and a number of frames may follow only a folder of frames")
         self.num_with_frames += 1
         is_looked_for = self.num_with_frames & (self.num_with_frames - 1) == 0  # the 1st, 2nd, 4th, 8th, ...
         reason = contradiction(place, int(middle), look=is_looked_for)
@@ -154,7 +154,7 @@ class _LineCheck:
 
 
 def _is_far(path: bytes) -> bool:
-    """Return whether what follows the last @, in a tar's member `@OFFSET+SIZE`, is unusually long."""
+    """Return True if the part after the last @, in a tar's member `@OFFSET+SIZE`, is unusually long."""
     return len(path) - path.rindex(b"@") > 20
 
 
@@ -163,5 +163,5 @@ _WITH_SPACES = "; a path with spaces needs another separator, or quotes"
 
 
 def _shell(separator: str) -> str:
-    """A separator as it is written on a command line."""
+    """Return a separator as it is written on a command line."""
     return r'"\t"' if separator == "\t" else f'"{separator}"'

@@ -1,4 +1,4 @@
-"""A record of a list of videos that tells later whether the list is still the same, wherever the videos lie by then."""
+"""Records of a list of videos, which tell later whether the list is still the same, even if the videos have moved."""
 
 import csv
 import gzip
@@ -20,33 +20,33 @@ _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newl
 
 
 def list_record(videos: VideoList) -> dict[str, Any]:
-    """The number of videos and a digest of their paths and labels in order, as plain values.
+    """Return the number of videos and a digest of their paths and labels, in order, as plain values.
 
-    It does not depend on the folder of the data. Of absolute paths and URLs, the folder that all of them have in common
-    is left out.
+    It does not depend on the folder of the data: the folder that all absolute paths or URLs have in common is left out.
     """
     return _record(_paths(videos), videos.labels.tolist())
 
 
 def write_list(videos: VideoList, file: Path) -> None:
-    """Write paths, as the list has them, and labels to a gzipped csv file, whole or not at all."""
+    """Write paths, as listed, and labels to a gzipped csv file, whole or not at all."""
     paths = (path.decode(_TEXT["encoding"], _TEXT["errors"]) for path in _paths(videos))
     with atomic_write(file) as temporary, gzip.open(temporary, "wt", 1, **_TEXT) as stream:
         csv.writer(stream).writerows(zip(paths, videos.labels.tolist(), strict=True))
 
 
 def describe_change(videos: VideoList, record: dict[str, Any], file: Path) -> str:
-    """Say how a list differs from the one of `record`; "" where it does not.
+    """Return how a list differs from the one of `record`, or "" if it does not.
 
-    `file`, where `write_list` has written that list, tells the first video that differs.
+    If `write_list` has written that list to `file`, the first video that differs is named.
     """
     now = list_record(videos)
     if now == record:
         return ""
-    counts = f"{now['videos']} videos, and had {record.get('videos')}" if now["videos"] != record.get("videos") else ""
+    before = record.get("videos")
+    counts = f"{now['videos']} videos instead of {before}" if now["videos"] != before else ""
     old = _read_list(file)
     if old is None or _record(*old) != record:
-        return f"it lists {counts}" if counts else "its paths, labels or order are others"
+        return f"it lists {counts}" if counts else "its paths, labels or order differ"
     first = _first_difference(*old, _paths(videos), videos.labels.tolist())
     return first + (f"; it lists {counts}" if counts else "")
 
@@ -63,7 +63,7 @@ def _record(paths: Sequence[bytes], labels: Sequence[int]) -> dict[str, Any]:
 
 
 def _without_root(paths: Sequence[bytes]) -> Sequence[bytes]:
-    """Absolute paths and URLs without the folder that they have in common; relative paths as they are."""
+    """Return absolute paths and URLs without the folder that they have in common, and relative paths unchanged."""
     ends = [path.decode("latin-1") for path in (min(paths), max(paths))] if paths else []  # a character for each byte
     if not ends or not all(os.path.isabs(path) or is_url(path) for path in ends):
         return paths
@@ -72,7 +72,7 @@ def _without_root(paths: Sequence[bytes]) -> Sequence[bytes]:
 
 
 def _read_list(file: Path) -> tuple[list[bytes], list[int]] | None:
-    """Paths and labels that `write_list` wrote; None where they can't be read."""
+    """Read paths and labels that `write_list` wrote; return None if they can't be read."""
     paths, labels = [], []
     try:
         with gzip.open(file, "rt", **_TEXT) as stream:
@@ -94,13 +94,13 @@ def _first_difference(
     old_names, names = _without_root(old_paths), _without_root(paths)
     number = max(differing(old_paths, paths), differing(old_names, names))
     if number == len(paths):
-        return f"video {number + 1}, {_show(old_paths[number])}, is not there any more"
+        return f"video {number + 1}, {_show(old_paths[number])}, has been removed"
     if number == len(old_paths):
         return f"video {number + 1}, {_show(paths[number])}, is new"
     if old_paths[number] == paths[number] or old_names[number] == names[number]:
-        return f"video {number + 1}, {_show(paths[number])}, has label {labels[number]}, and had {old_labels[number]}"
+        return f"video {number + 1}, {_show(paths[number])}, has label {labels[number]} instead of {old_labels[number]}"
     was = f"{_show(old_paths[number])} with label {old_labels[number]}"
-    return f"video {number + 1} is {_show(paths[number])} with label {labels[number]}, and was {was}"
+    return f"video {number + 1} is {_show(paths[number])} with label {labels[number]} instead of {was}"
 
 
 def _show(path: bytes) -> str:

@@ -29,13 +29,13 @@ _MOST_SOUGHT, _MOST_DIGITS = 100, 9
 
 
 def read_ssv2(folder: str, split: str, *, prefix: str = "") -> VideoList:
-    """The published json files, under the names of older or newer downloads, and where the videos are.
+    """Read the published json files, under the names of older or newer downloads, and find the videos.
 
-    Where `folder/{split}.csv` is a list of frames, a video is the frames that it lists, below `prefix` or `folder`. Of
-    videos that it lacks a warning tells; train leaves them out, while an evaluation is to fail on them. Else a video is
-    `{prefix or folder/videos}/{id}.webm`, of another ending or a folder of frames `{id}`, as decided by the first that
-    exists. The test split has no labels; `class_names` is always set. Raises AnnotationError, also on a template that
-    the labels file does not have, and on frames of a video that the json file does not have.
+    If `folder/{split}.csv` is a list of frames, a video is the frames that it lists, below `prefix` or `folder`. Videos
+    that it lacks are named in a warning; they are left out of train, and kept for an evaluation to fail on. Otherwise a
+    video is `{prefix or folder/videos}/{id}.webm`, with another ending or a folder of frames `{id}`, as decided by the
+    first that exists. The test split has no labels; `class_names` is always set. Raises AnnotationError on an invalid
+    file, on a template that the labels file does not have, and on frames of a video that the json file does not have.
     """
     split_names(split)
     classes_file = find_labels(folder)
@@ -62,17 +62,17 @@ def read_ssv2(folder: str, split: str, *, prefix: str = "") -> VideoList:
 
 
 def find_labels(folder: str) -> str:
-    """Where the numbers of the classes are."""
+    """Return the path of the file that numbers the classes."""
     return _find(folder, "labels")
 
 
 def find_json_list(folder: str, split: str) -> str:
-    """Where the list of a split is, or would be."""
+    """Return the path of the list of a split, whether or not it exists."""
     return _find(folder, _FILES[split])
 
 
 def _find(folder: str, name: str) -> str:
-    """A json file under the name of older downloads, or else under that of newer ones if it exists."""
+    """Return a json file under the name of older downloads, or under that of newer ones if only that exists."""
     file, newer = os.path.join(folder, f"something-something-v2-{name}.json"), os.path.join(folder, f"{name}.json")
     return newer if os.path.isfile(newer) and not os.path.isfile(file) else file
 
@@ -83,7 +83,7 @@ def _find_ending(root: str, names: Sequence[str]) -> str | None:
 
 
 def _frame_paths(frame_list: str, source: str, names: Sequence[str]) -> dict[str, str]:
-    """The frames of each video of a list, all of which `names` from `source` should have; says which have none."""
+    """Return the frames of each video; `names` from `source` must contain all, and those without are warned of."""
     frames = read_frame_list(frame_list)
     known = set(names)
     for name, (line, _) in frames.items():
@@ -101,14 +101,14 @@ def _frame_paths(frame_list: str, source: str, names: Sequence[str]) -> dict[str
 def _read_videos(
     source: str, classes: dict[str, int], classes_file: str, *, needs_labels: bool
 ) -> tuple[list[str], list[int]]:
-    """Ids and labels of a list, in its order."""
+    """Return ids and labels of a list, in its order."""
     items = _read_json(source)
     if not isinstance(items, list) or not items:
         raise AnnotationError(f"{source}: expected a list of videos, got {_kind(items)}")
     names, labels = [], []
     for index, item in enumerate(items):
         if isinstance(item, _Repeating):
-            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} is there twice, expected once")
+            raise AnnotationError(f"{source}: item {index}: key {item.repeated!r} occurs twice, expected once")
         name = item.get("id") if isinstance(item, dict) else None
         if not isinstance(name, str | int) or isinstance(name, bool) or not str(name):
             raise AnnotationError(f"{source}: item {index}: expected an object with an id, got {_kind(item)}")
@@ -132,7 +132,7 @@ def _read_classes(file: str) -> tuple[dict[str, int], tuple[str, ...]]:
     if not isinstance(content, dict) or not content:
         raise AnnotationError(f"{file}: expected an object of template: class number, got {_kind(content)}")
     if isinstance(content, _Repeating):
-        raise AnnotationError(f"{file}: template {content.repeated!r} is there twice, expected once")
+        raise AnnotationError(f"{file}: template {content.repeated!r} occurs twice, expected once")
     names: dict[int, str] = {}
     for template, value in content.items():
         text = str(value)
@@ -163,7 +163,7 @@ def _read_json(file: str) -> Any:
 
 
 class _Repeating(dict[str, Any]):
-    """An object of JSON that has the key `repeated` more than once."""
+    """A JSON object in which the key `repeated` occurs more than once."""
 
     repeated = ""
 
@@ -178,7 +178,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int | str:
-    """A whole number, or its text where Python might refuse to convert so many digits."""
+    """Return a whole number, or its text if Python might refuse to convert so many digits."""
     return int(text) if len(text) < 20 else text
 
 

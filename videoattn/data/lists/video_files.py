@@ -1,4 +1,4 @@
-"""Names by which video files are known where only names are looked at: in class folders, shards and lists."""
+"""Names of video files, for code that looks at names only: class folders, shards and lists."""
 
 import os
 
@@ -15,10 +15,10 @@ _KNOWN = frozenset(VIDEO_ENDINGS)
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name in small letters, with its dot; empty where there is none."""
+    """Return the ending of a file name in small letters, with its dot; "" if there is none."""
     return os.path.splitext(name)[1].lower()
 
 
 def is_video_name(path: str) -> bool:
-    """Return whether a path has the ending of a video file."""
+    """Return True if a path has the ending of a video file."""
     return ending_of(path) in _KNOWN

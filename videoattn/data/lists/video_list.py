@@ -1,4 +1,4 @@
-"""A list of videos in a few buffers, however long it is, and what the readers of annotation files share."""
+"""Lists of videos in a few buffers, however long they are, and functions that readers of annotation files share."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ _SPLITS = {"train": ("train",), "val": ("val", "validate", "validation", "valid"
 
 
 class AnnotationError(ValueError):
-    """An annotation file does not say what it should; the message names file, line or item, value and expectation."""
+    """An annotation file is invalid; the message names file, line or item, value and expectation."""
 
 
 class MissingListError(AnnotationError):
@@ -27,11 +27,11 @@ class MissingListError(AnnotationError):
 class VideoList:
     """An immutable list of (path, label); a million videos are three buffers, which forked workers share.
 
-    `paths` holds all paths as UTF-8, the i-th from `offsets[i]` to `offsets[i + 1]`, relative ones below `root`.
-    Either may be a URL. A path is whatever `open_video` opens. A label of -1 means that the video has none. `source` is
-    the file, or the folder of class folders, that the list was read from; `left_out` counts, by ending, the files there
-    that are not listed because of their names or places. Raises AnnotationError on names that can't be written into
-    results: names that are not UTF-8, names of classes with a line break.
+    `paths` contains all paths as UTF-8, the i-th from `offsets[i]` to `offsets[i + 1]`, relative ones below `root`.
+    Either may be a URL. A path is anything that `open_video` opens. A label of -1 means that the video has none.
+    `source` is the file, or the folder of class folders, that the list was read from; `left_out` counts, by ending, the
+    files there that are not listed because of their names or places. Raises AnnotationError on names that can't be
+    written into results: names that are not UTF-8, and class names with a line break.
     """
 
     paths: bytes
@@ -59,26 +59,26 @@ class VideoList:
         return len(self.labels)
 
     def listed(self, index: int) -> str:
-        """The path of video `index` as the list has it."""
+        """Return the path of video `index` as listed."""
         start, end = self.offsets[self._checked(index)], self.offsets[index + 1]
         return self.paths[start:end].decode()
 
     def path(self, index: int) -> str:
-        """Where video `index` lies."""
+        """Return the path of video `index`, including the root."""
         listed = self.listed(index)
         return listed if is_url(listed) else os.path.join(self.root, listed)
 
     def label(self, index: int) -> int:
-        """The class of video `index`, or -1."""
+        """Return the class of video `index`, or -1."""
         return int(self.labels[self._checked(index)])
 
     @property
     def is_labelled(self) -> bool:
-        """Whether every video has a label."""
+        """True if every video has a label."""
         return bool((self.labels >= 0).all())
 
     def digest(self) -> str:
-        """Return the SHA-256 of the file that the list was read from, or of paths and labels where that is a folder."""
+        """Return the SHA-256 of the file that the list was read from, or, for a folder, of paths and labels."""
         if os.path.isdir(self.source):
             return hashlib.sha256(self.paths + self.offsets.tobytes() + self.labels.tobytes()).hexdigest()
         return file_sha256(self.source)
@@ -97,7 +97,7 @@ def pack(
     class_names: tuple[str, ...] | None = None,
     left_out: tuple[tuple[str, int], ...] = (),
 ) -> VideoList:
-    """A VideoList of paths and as many labels. Raises AnnotationError on a path that is not UTF-8."""
+    """Return a VideoList of paths and as many labels. Raises AnnotationError on a path that is not UTF-8."""
     paths = list(paths)
     check_names(paths, f"{source}: a path")
     encoded = [path.encode() for path in paths]
@@ -106,16 +106,16 @@ def pack(
 
 
 def check_names(names: Iterable[str], what: str) -> None:
-    """Raise AnnotationError where a name holds bytes that are not UTF-8, or a zero, and so can't be written or opened.
+    """Raise AnnotationError if a name has bytes that are not UTF-8, or a zero, and so can't be written or opened.
 
-    Python has such bytes of file names as surrogates; JSON may hold them by themselves.
+    Python represents such bytes of file names as surrogates; JSON may contain them, too.
     """
     wrong = [name for name in names if not name.isascii() and not _is_text(name) or "\0" in name]
     if wrong:
         others = f"; so have {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise AnnotationError(
-            f"{what} that is not UTF-8 text, or holds a zero byte: {wrong[0]!r}{others}; expected another name (for "
-            "files that is what convmv and mv are for)"
+            f"{what} that is not UTF-8 text, or contains a zero byte: {wrong[0]!r}{others}; expected another name "
+            "(convmv or mv rename files)"
         )
 
 
@@ -128,14 +128,14 @@ def _is_text(name: str) -> bool:
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """The names under which published data sets keep a split, ours first."""
+    """Return the names that published data sets use for a split, this project's first."""
     if split not in _SPLITS:
         raise ValueError(f"unknown split {split!r}, expected train, val or test")
     return _SPLITS[split]
 
 
 def files_in(folder: str, ending: str) -> str:
-    """A sentence that tells which files of an ending a folder has."""
+    """Return a sentence that lists the files of a folder with an ending."""
     if not os.path.isdir(folder or "."):
         return f"there is no folder {folder!r}"
     found = sorted(name for name in os.listdir(folder or ".") if name.endswith(ending))

@@ -1,8 +1,7 @@
-"""Rendering of Motion: encoded clips, their lists in two forms, and the settings that they were made with.
+"""Rendering of Motion: encoded clips, their lists in two formats, and their settings.
 
-A folder holds videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips listed as
-Something-Something-V2 lists its own, and motion.json with the settings. A clip depends on the seed, its split and its
-number alone.
+A folder contains videos/, train.csv, val.csv, test.csv (val again), class_names.txt, the same clips in the list format
+of Something-Something-V2, and motion.json with the settings. A clip depends only on the seed, its split and its number.
 """
 
 import json
@@ -49,10 +48,10 @@ class Settings:
 
 
 def make_motion(folder: Path, settings: Settings, *, num_workers: int = 1, overwrite: bool = False) -> None:
-    """Render what is missing of a data set and list it; a complete one is left as it is.
+    """Render the missing clips of a data set and list them; a complete one is left unchanged.
 
-    Several processes may ask for the same folder: one renders, the others wait. Raises ValueError if the folder holds
-    clips with other settings, of a stopped run too, unless `overwrite`.
+    Several processes may ask for the same folder: one renders, the others wait. Raises ValueError if the folder
+    contains clips with other settings, also of a stopped run, unless `overwrite`.
     """
     from filelock import FileLock
 
@@ -71,7 +70,7 @@ def noted_settings(file: Path) -> dict[str, Any] | None:
 
 
 def check_folder(folder: Path, settings: Settings, overwrite: bool) -> None:
-    """Raise ValueError if the folder holds clips with other settings; with `overwrite`, remove them instead."""
+    """Raise ValueError if the folder contains clips with other settings; with `overwrite`, remove them instead."""
     asked = asdict(settings)
     for noted in (folder / DONE, folder / STARTED):
         made = noted_settings(noted)
@@ -82,7 +81,7 @@ def check_folder(folder: Path, settings: Settings, overwrite: bool) -> None:
                 f"{key} {made.get(key)} there, {asked[key]} asked" for key in asked if made.get(key) != asked[key]
             ]
             raise ValueError(
-                f"{folder} holds clips made with other settings ({', '.join(changed)}); name another folder, or add "
+                f"{folder} contains clips made with other settings ({', '.join(changed)}); name another folder, or add "
                 "--overwrite"
             )
         for clip in [*(folder / "videos").glob("train_*.mp4"), *(folder / "videos").glob("val_*.mp4")]:
@@ -91,7 +90,7 @@ def check_folder(folder: Path, settings: Settings, overwrite: bool) -> None:
 
 
 def render_missing(folder: Path, settings: Settings, num_workers: int) -> None:
-    """Render the clips that are not there, and write the lists."""
+    """Render the clips that do not exist, and write the lists."""
     from tqdm import tqdm
 
     (folder / "videos").mkdir(exist_ok=True)
@@ -157,7 +156,7 @@ def encode(frames: np.ndarray, path: Path) -> None:
 
 
 def write_lists(folder: Path, settings: Settings) -> None:
-    """Write both kinds of annotation files, for the same clips."""
+    """Write annotation files in both formats, for the same clips."""
     classes = CLASSES[settings.variant]
     names, templates = list(classes), list(classes.values())
     plain = [template.replace("[", "").replace("]", "") for template in templates]

@@ -1,9 +1,9 @@
-"""Scenes of Motion: the states of shapes over time, and the painting of them.
+"""Scenes of Motion: the states of shapes over time, and their rendering.
 
-Short clips: five shapes share one motion. Every attribute of a shape (place across and down, distance, angle) is a
-phase on a cycle, uniform at every time whatever the class, so that a single frame says nothing about the class; the
-class's attribute runs through its cycle, the others stay. Shapes that leave on one side come back on the other, and
-one that passes the camera fades out while it reappears far away.
+Short clips: five shapes share one motion. Every attribute of a shape (horizontal and vertical position, distance,
+angle) is a phase on a cycle, uniform at every time for every class, so that a single frame says nothing about the
+class. The class's attribute runs through its cycle, the others stay constant. Shapes that leave on one side come back
+on the other, and one that passes the camera fades out while it reappears far away.
 
 Long clips: three colours flash up, one in each third of the clip, and the class is their order; grey shapes drift by.
 """

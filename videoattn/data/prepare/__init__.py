@@ -1,1 +1,1 @@
-"""Videos prepared for training: encoded anew, packed into shards, indexed."""
+"""Preparation of videos for training: encoding, packing into shards, indexing."""

@@ -1,8 +1,8 @@
-"""The videos of some lists encoded anew for training, in worker processes, and lists of the results.
+"""Encoding of the videos of some lists for training, in worker processes, and lists of the results.
 
-The results lie in a folder as the sources lie below theirs. `encode.json` there holds the settings, and `encode.jsonl`
-what became of each source, a line as soon as it is known: a later run encodes what is new or changed. A result gets its
-name when it has been checked.
+The results are arranged in a folder as the sources are below theirs. `encode.json` there has the settings, and
+`encode.jsonl` the outcome of each source, one line as soon as it is known: a later run encodes what is new or changed.
+A result gets its name once it has been checked.
 """
 
 import json
@@ -29,7 +29,7 @@ from videoattn.data.prepare.lists import (
 )
 from videoattn.data.prepare.video import EncodeError, EncodeSettings, check_encoder, encode_video
 from videoattn.data.readers.decode_error import DecodeError
-from videoattn.data.workers.worker_pool import Lost, map_surviving
+from videoattn.data.workers.worker_pool import Failed, map_with_timeout
 from videoattn.files import atomic_write
 
 ENDING = ".mp4"
@@ -38,10 +38,10 @@ _NOT_WRITTEN = "not_written"
 
 
 class Encoded(NamedTuple):
-    """What became of a source; `problem` is why there is no result, or nothing.
+    """The outcome of a source; `problem` is the reason why there is no result, or "".
 
-    `path` is that of the result below the folder. `size` and `mtime_ns` are the source's; -1 where there is none, or
-    where another try may end otherwise.
+    `path` is that of the result below the folder. `size` and `mtime_ns` are the source's; -1 if there is none, or if
+    another attempt may end differently.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Encoded(NamedTuple):
 
 
 class EncodeTask(NamedTuple):
-    """A source, where its result goes below the folder, and what an earlier run made of it, if any did."""
+    """A source, the path of its result below the folder, and the outcome of an earlier run, if any."""
 
     path: str
     source: str
@@ -62,7 +62,7 @@ class EncodeTask(NamedTuple):
 
 
 class EncodedList(NamedTuple):
-    """A list written to `file`, without those of its `num_listed` videos that `bad` names by their number, from 0."""
+    """A list written to `file`; `bad` has those of `num_listed` videos that were left out, by number from 0."""
 
     file: Path
     num_listed: int
@@ -80,12 +80,12 @@ def encode_lists(
     overwrite: bool = False,
     progress: bool = False,
 ) -> list[EncodedList]:
-    """Encode the videos of all lists into `folder` and write the lists of what is there.
+    """Encode the videos of all lists into `folder` and write the lists of the results.
 
-    A source that cannot be used is left out of the list and stands in `bad_{split}.csv`; one that takes longer than
-    `limit_seconds` hangs. Raises ValueError where the lists are not of local video files below a folder, two results
-    would have one name, or `folder` holds anything else (`overwrite` takes its place); OSError where it cannot be
-    written.
+    A source that cannot be used is left out of the list and listed in `bad_{split}.csv`; one that takes longer than
+    `limit_seconds` hangs. Raises ValueError if the lists are not of local video files below a folder, if two results
+    would have the same name, or if `folder` contains anything else (unless `overwrite`, which replaces it); OSError if
+    it cannot be written.
     """
     check_encoder()
     sources = _plan(lists, folder)
@@ -99,7 +99,7 @@ def encode_lists(
     bad = {path: earlier[path] for path in sources if path in earlier and earlier[path].problem}
     tasks = (EncodeTask(path, source, earlier.pop(path, None)) for path, source in sources.items())
     with unfinished_folder(folder / ".unfinished") as unfinished:
-        answers = map_surviving(
+        answers = map_with_timeout(
             Encoder(folder, unfinished, settings), tasks, num_workers=num_workers, limit_seconds=limit_seconds
         )
         with closing(answers):
@@ -108,7 +108,7 @@ def encode_lists(
 
 
 def _plan(lists: Sequence[CheckedList], folder: Path) -> dict[str, str]:
-    """Every source by the path of its result below `folder`. Raises ValueError as `encode_lists` does."""
+    """Return every source by the path of its result below `folder`. Raises ValueError as `encode_lists` does."""
     sources: dict[str, str] = {}
     for checked in lists:
         videos = checked.videos
@@ -127,7 +127,7 @@ def _plan(lists: Sequence[CheckedList], folder: Path) -> dict[str, str]:
 
 
 def _subfolder(checked: CheckedList) -> str:
-    """Where training looks for the videos of a list: Something-Something-V2's lie in a folder of their own."""
+    """Return the folder in which training looks for the videos of a list: `videos` for Something-Something-V2."""
     return "videos" if checked.is_json else ""
 
 
@@ -137,7 +137,7 @@ def _result_path(checked: CheckedList, index: int) -> str:
 
 
 def _read_log(log: Path) -> dict[str, Encoded]:
-    """The last that is known of each source, without lines that are cut off."""
+    """Return the last outcome of each source; lines that are cut off are skipped."""
     known: dict[str, Encoded] = {}
     if log.exists():
         with open(log, encoding="utf-8", errors="replace") as lines:
@@ -151,18 +151,18 @@ def _read_log(log: Path) -> dict[str, Encoded]:
 
 
 def _collect(
-    answers: Iterable[tuple[EncodeTask, Encoded | None | Lost]],
+    answers: Iterable[tuple[EncodeTask, Encoded | None | Failed]],
     num_tasks: int,
     log: Path,
     bad: dict[str, Encoded],
     progress: bool,
 ) -> None:
-    """Note each answer as it comes; `bad` is brought up to date. OSError where results cannot be written."""
+    """Log each answer as it arrives and update `bad`. Raises OSError if results cannot be written."""
     from tqdm import tqdm
 
     with open_log(log) as lines, tqdm(total=num_tasks, desc="encoding", unit="video", disable=not progress) as bar:
         for task, answer in answers:
-            if isinstance(answer, Lost):
+            if isinstance(answer, Failed):
                 # without a size: next time the disk may answer, or the memory suffice
                 answer = Encoded(
                     task.path, problem="hangs" if answer.kind == "hangs" else "crashes", detail=answer.reason
@@ -180,7 +180,10 @@ def _collect(
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes one source at a time; gives None where an earlier run did, and neither source nor result has changed."""
+    """An encoder of one source at a time.
+
+    It returns None if an earlier run has encoded it, and neither source nor result has changed.
+    """
 
     folder: Path
     unfinished: Path
@@ -222,7 +225,7 @@ class Encoder:
 
 
 def _write_list(checked: CheckedList, target: Path, results: Mapping[str, Encoded]) -> EncodedList:
-    """The list with the names of results, and the list of what has none."""
+    """Write the list with the names of results, and the list of sources without one."""
     videos, separator, folder = checked.videos, checked.separator, target.parent
     bad: dict[int, tuple[str, str]] = {}
     for index in range(len(videos)):

@@ -1,4 +1,4 @@
-"""A list of the videos inside tar files that others made, such as webdataset's ShardWriter; only headers are read."""
+"""Index of the videos inside tar files that others made, such as webdataset's ShardWriter; only headers are read."""
 
 import json
 import re
@@ -35,19 +35,19 @@ class IndexedList(NamedTuple):
 def index_shards(
     folder: Path, split: str, file: Path, *, separator: str = " ", labelled: bool = True, overwrite: bool = False
 ) -> IndexedList:
-    """Write the list of the videos in `{split}-*.tar` of `folder` to `file`, in the tars' own order.
+    """Write the list of the videos in `{split}-*.tar` of `folder` to `file`, in the order of the tars.
 
-    A label is the number in KEY.cls, or "label" of the object in KEY.json; none is asked for unless `labelled`. Where a
-    name has the separator in it, the list gets tabs. Raises ValueError, naming shard and sample, on a sample without a
-    video or a label, or with two videos, on tars that are compressed, cut short or damaged, and where `file` exists
-    (`overwrite` takes its place).
+    A label is the number in KEY.cls, or "label" of the object in KEY.json; without `labelled` none is needed. If a name
+    contains the separator, the list uses tabs. Raises ValueError, naming shard and sample, on a sample without a video
+    or a label, or with two videos; on tars that are compressed, cut short or damaged; and if `file` exists (unless
+    `overwrite`, which replaces it).
     """
     separator = parse_separator(separator, "--separator")
     if file.exists() and not overwrite:
         raise ValueError(f"{file} exists; expected another --out, or --overwrite")
     compressed = shard_names(folder, split, _COMPRESSED)
     if compressed:
-        raise ValueError(f"{folder / compressed[0]}: is compressed, so its videos have no place; expected .tar files")
+        raise ValueError(f"{folder / compressed[0]}: is compressed, so videos have no offset; expected .tar files")
     shards = shard_names(folder, split)
     if not shards:
         raise ValueError(f"{folder}: has no {split}-*.tar")
@@ -63,7 +63,7 @@ def index_shards(
 
 
 class _Part(NamedTuple):
-    """A member of a sample; `label` is what it says of it, if that is its purpose."""
+    """A member of a sample; `label` is the label that it gives, if it is a file of labels."""
 
     key: str
     ending: str
@@ -72,13 +72,13 @@ class _Part(NamedTuple):
 
 
 def _videos_of(folder: Path, name: str, labelled: bool) -> Iterator[tuple[str, int]]:
-    """The place and the label of each sample's video; members of a sample follow each other."""
+    """Yield place and label of each sample's video; members of a sample follow each other."""
     seen: set[str] = set()
     for key, group in groupby(_parts_of(folder, name), lambda part: part.key):
         parts, sample = list(group), f"{folder / name}: sample {key!r}"
         found = [part.video for part in parts if part.ending in _VIDEOS]
         if key in seen:
-            raise ValueError(f"{sample} is there twice, or its members do not follow each other")
+            raise ValueError(f"{sample} occurs twice, or its members do not follow each other")
         seen.add(key)
         if len(found) != 1:
             endings = ", ".join(part.ending for part in parts)

@@ -1,4 +1,4 @@
-"""What encoding and packing a data set share: where videos lie below their folder, earlier settings, new lists."""
+"""Functions that encoding and packing share: paths below a list's folder, settings of earlier runs, new lists."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Bad = Mapping[int, tuple[str, str]]  # kind and detail by the number of a video,
 
 
 def check_sources(videos: VideoList) -> None:
-    """Raise ValueError unless all that is listed may be local video files."""
+    """Raise ValueError unless every listed path may be a local video file."""
     for index in range(len(videos)):
         path = videos.path(index)
         found = (
@@ -34,7 +34,7 @@ def check_sources(videos: VideoList) -> None:
 
 
 def relative_path(videos: VideoList, index: int) -> str:
-    """Where a video lies below the folder of its list. Raises ValueError where it lies elsewhere."""
+    """Return the path of a video below the folder of its list. Raises ValueError if it is elsewhere."""
     listed = videos.listed(index)
     path = os.path.relpath(listed, videos.root) if os.path.isabs(listed) else os.path.normpath(listed)
     if path.split(os.sep, 1)[0] == os.pardir:
@@ -48,11 +48,11 @@ def relative_path(videos: VideoList, index: int) -> str:
 def keep_settings(
     file: Path, settings: Mapping[str, Any], products: Iterable[Path], *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write down what the contents of a folder depend on, so that a later run makes the same or refuses.
+    """Record the settings on which the contents of a folder depend, so that a later run uses the same ones or refuses.
 
-    Returns what `file` holds: `settings`, and what an earlier run with the same ones added. Raises ValueError, unless
-    `overwrite`, where an earlier run had others, or where there is no `file` although there are some of the `products`,
-    whose names a run would take.
+    Returns the content of `file`: `settings`, and what an earlier run with the same settings added. Raises ValueError,
+    unless `overwrite`, if an earlier run had other settings, or if `file` is missing although some of the `products`,
+    which a run would overwrite, exist.
     """
     if not overwrite and file.exists():
         content = _read_state(file)
@@ -82,14 +82,14 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Readable, and whole or not at all."""
+    """Write indented JSON, whole or not at all."""
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """A folder for files that are being written, emptied of what a killed run left, and gone in the end."""
+    """Create a folder for files in progress, emptied of the remains of a killed run, and remove it at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -99,24 +99,24 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 def refuse_own_list(checked: CheckedList, target: Path) -> None:
-    """Raise ValueError where a new list would take the place of the one that is read."""
+    """Raise ValueError if a new list would replace the one that is read."""
     if target.exists() and os.path.samefile(checked.videos.source, target):
         raise ValueError(f"{target}: is the list that is read; expected another folder for --out")
 
 
 def separator_for(checked: CheckedList, paths: bytes) -> str:
-    """What parts path and label in a new list: the same as before, or a tab where a path would have to be quoted."""
+    """Return the separator for a new list: the same as before, or a tab if a path would otherwise have to be quoted."""
     return _TAB if checked.separator.encode() in paths else checked.separator
 
 
 def write_bad_list(checked: CheckedList, bad: Bad, file: Path) -> None:
-    """The videos that could not be used, in the form in which a check lists them."""
+    """Write the videos that could not be used, in the format of a check."""
     rows = ((checked.videos.path(index), kind, "error", index + 1, detail) for index, (kind, detail) in bad.items())
     write_problems(rows, file)
 
 
 def rename_lines(checked: CheckedList, names: Iterable[str | None], target: Path) -> None:
-    """The csv of a plain list with each video's path replaced, and the lines of those without a new one left out."""
+    """Write the csv of a plain list with each video's path replaced; lines without a new path are left out."""
     lines = read_lines(checked.videos.source, checked.separator)
     with atomic_write(target) as temporary, open(temporary, "w", encoding="utf-8", newline="") as renamed:
         for (_, content, fields), name in zip(lines, names, strict=True):

@@ -1,8 +1,8 @@
-"""The videos of a list packed into tar files ("shards") in a random order, and the list of their places there.
+"""Packing of the videos of a list into tar files ("shards") in a random order, and the list of their places there.
 
-The order is drawn once, from the seed: neighbours in a shard, and in the new list, are strangers, so that reading
-shards block by block still shuffles. `{split}.shards.json` holds the settings and, for each shard, its digest and that
-of what it was made of; a later run goes on at the first shard that is not as it says there.
+The order is drawn once, from the seed: neighbours in a shard, and in the new list, are unrelated videos, so that
+reading shards block by block still shuffles. `{split}.shards.json` has the settings and, for each shard, its digest and
+that of its sources; a later run continues at the first shard that differs from it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from videoattn.data.prepare.lists import (
     write_bad_list,
     write_json,
 )
-from videoattn.data.prepare.shard import LABEL_ENDING, Sample, tar_bytes, write_shard
+from videoattn.data.prepare.shard import LABEL_ENDING, ShardSample, tar_bytes, write_shard
 from videoattn.data.readers.packed import PackedVideo, shard_names, tar_members
 from videoattn.files import atomic_write, file_sha256
 from videoattn.seeding import derive_seed
@@ -41,7 +41,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @dataclass(frozen=True)
 class PackSettings:
-    """What shards depend on besides the list: about how large they become, and the seed of their order."""
+    """Settings on which shards depend besides the list: their approximate size, and the seed of their order."""
 
     shard_bytes: int = 500 * 10**6
     seed: int = 0
@@ -52,7 +52,7 @@ class PackSettings:
 
 
 class PackedList(NamedTuple):
-    """A list written to `file`; `bad` names those of its `num_listed` videos that were left out, from 0."""
+    """A list written to `file`; `bad` has those of `num_listed` videos that were left out, by number from 0."""
 
     file: Path
     num_listed: int
@@ -62,7 +62,7 @@ class PackedList(NamedTuple):
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes, with a decimal unit or without: 500MB, 1.5 GB, 1000000. Raises ValueError."""
+    """Return a number of bytes with an optional decimal unit: 500MB, 1.5 GB, 1000000. Raises ValueError."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?B?)", text.upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"size {text!r}, expected a number of bytes such as 500MB, 1GB or 1000000")
@@ -78,11 +78,11 @@ def pack_list(
     overwrite: bool = False,
     progress: bool = False,
 ) -> PackedList:
-    """Pack the videos of a list into `folder`, and write the list of their places when all shards are there.
+    """Pack the videos of a list into `folder`, and write the list of their places once all shards exist.
 
-    Videos that are missing, empty or unreadable stand in `bad_{split}.csv`, and are left out if `skip_missing`. Raises
-    ValueError otherwise, where the list is not of local video files, or where `folder` holds anything else (`overwrite`
-    takes its place); OSError where a file cannot be read or written, or changes meanwhile.
+    Videos that are missing, empty or unreadable are listed in `bad_{split}.csv`, and are left out if `skip_missing`.
+    Raises ValueError otherwise, if the list is not of local video files, or if `folder` contains anything else (unless
+    `overwrite`, which replaces it); OSError if a file cannot be read or written, or changes meanwhile.
     """
     videos, split = checked.videos, checked.split
     target, state_file = folder / f"{split}.csv", folder / f"{split}.shards.json"
@@ -115,13 +115,13 @@ def pack_list(
 
 
 def _own_shards(folder: Path, split: str) -> list[Path]:
-    """Files with names that shards of this split have."""
+    """Return the files with names that shards of this split have."""
     pattern = re.compile(re.escape(split) + r"-[0-9]{6}\.tar")
     return [folder / name for name in shard_names(folder, split) if pattern.fullmatch(name)]
 
 
 def _write_shards(packing: "_Packing", target: Path, recorded: Mapping[str, Shard], progress: bool) -> Generator[Shard]:
-    """Write what is missing or not as recorded, and yield what is to be recorded of it."""
+    """Write shards that are missing or differ from their record, and yield their new records."""
     from tqdm import tqdm
 
     folder = target.parent
@@ -153,14 +153,14 @@ def _report_bad(checked: CheckedList, bad: dict[int, tuple[str, str]], file: Pat
 
 
 def _is_as_recorded(file: Path, shard: Shard | None, made_of: str) -> bool:
-    """Whether a shard is there, was made of what would be packed now, and has the bytes that it had then."""
+    """Return True if a shard exists, was made from the same sources, and has the recorded bytes."""
     if shard is None or shard.get("sources") != made_of or not file.exists():
         return False
     return file.stat().st_size == shard["bytes"] and file_sha256(file) == shard["sha256"]
 
 
 def _places(folder: Path, name: str) -> Iterator[str]:
-    """The paths of a shard's videos, for a list in its folder."""
+    """Yield the paths of a shard's videos, for a list in its folder."""
     for member, _ in tar_members(folder / name):
         if not member.name.endswith(LABEL_ENDING):
             yield str(PackedVideo(name, member.name, member.offset_data, member.size))
@@ -174,14 +174,14 @@ def _digest_of(samples: "list[_Stamped]") -> str:
 
 
 class _Stamped(NamedTuple):
-    """A sample and when its file was last changed."""
+    """A sample and the time at which its file was last changed."""
 
     mtime_ns: int
-    sample: Sample
+    sample: ShardSample
 
 
 class _Packing:
-    """Which videos go where: `bad` ones nowhere, the others in a random order into shards of about equal size."""
+    """The distribution of videos to shards of about equal size, in a random order, without `bad` ones."""
 
     def __init__(self, checked: CheckedList, settings: PackSettings, progress: bool) -> None:
         from tqdm import tqdm
@@ -189,7 +189,7 @@ class _Packing:
         self._checked, self._settings = checked, settings
         self._sizes, self._times = array("q"), array("q")
         self.bad: dict[int, tuple[str, str]] = {}
-        for index in tqdm(range(len(checked.videos)), desc="looking", unit="video", disable=not progress):
+        for index in tqdm(range(len(checked.videos)), desc="reading sizes", unit="video", disable=not progress):
             path = checked.videos.path(index)
             size, mtime_ns, kind, detail = _look_at(path)
             self._sizes.append(size)
@@ -203,7 +203,7 @@ class _Packing:
         self.num_bytes = sum(size for index, size in enumerate(self._sizes) if index not in self.bad)
 
     def shards(self) -> Iterator[tuple[str, list[_Stamped]]]:
-        """Each shard's name and samples."""
+        """Yield each shard's name and samples."""
         number, num_bytes = 0, 0
         samples: list[_Stamped] = []
         for index in self._order:
@@ -221,16 +221,16 @@ class _Packing:
         return f"{self._checked.split}-{number:06d}.tar"
 
     def _sample(self, index: int) -> _Stamped:
-        """Its key is its number in the list, from 1, and what of its name webdataset does not read a meaning into."""
+        """Return a sample keyed by its number in the list, from 1, and its name without webdataset's special signs."""
         videos = self._checked.videos
         path = videos.path(index)
         stem = re.sub(r"[^A-Za-z0-9-]+", "_", os.path.splitext(os.path.basename(path))[0])[:_MOST_OF_NAME].strip("_")
         key = f"{index + 1:0{len(str(len(videos)))}d}" + (f"_{stem}" if stem else "")
-        return _Stamped(self._times[index], Sample(key, path, self._sizes[index], videos.label(index)))
+        return _Stamped(self._times[index], ShardSample(key, path, self._sizes[index], videos.label(index)))
 
 
 def _look_at(path: str) -> tuple[int, int, str, str]:
-    """Size and time of change of a file, and the kind and detail of what is wrong with it, if anything."""
+    """Return size and time of change of a file, with kind and detail of its problem, if any."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

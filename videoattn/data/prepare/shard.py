@@ -1,8 +1,8 @@
-"""One tar file of samples, written, read back and compared; samples are as the library webdataset has them.
+"""One tar file of samples in the format of webdataset: written, read back and compared.
 
-A sample is two members one after the other: KEY.mp4, or the ending that the video's file had, and KEY.cls, its label as
-decimal text, where there is one. Nothing but contents and names goes into the file, so that the same videos give the
-same bytes anywhere.
+A sample is two members one after the other: KEY.mp4, or the ending of the video's file, and KEY.cls, its label as
+decimal text, if there is one. The file contains only contents and names, so that the same videos give the same bytes
+anywhere.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ LABEL_ENDING = ".cls"
 _new_digest = partial(hashlib.blake2b, digest_size=16)
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """A video to be packed: its key, its file of `size` bytes, and its label, or -1."""
 
     key: str
@@ -36,7 +36,7 @@ class _Member(NamedTuple):
 
 
 class _DigestingReader:
-    """Reads a file and keeps the digest of what was read."""
+    """A reader of a file that computes the digest of the bytes that were read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -49,13 +49,13 @@ class _DigestingReader:
 
 
 def tar_bytes(size: int, label: int) -> int:
-    """What a sample takes in a tar: a header for each member, and whole blocks for its bytes."""
+    """Return the bytes of a sample in a tar: a header for each member, and whole blocks for its content."""
     block = tarfile.BLOCKSIZE
     return block + -(-size // block) * block + (2 * block if label >= 0 else 0)
 
 
-def write_shard(file: Path, samples: Iterable[Sample]) -> None:
-    """Write a tar file and compare it with what was read. Raises OSError where a video's file changes meanwhile."""
+def write_shard(file: Path, samples: Iterable[ShardSample]) -> None:
+    """Write a tar file and compare it with its sources. Raises OSError if a video's file changes meanwhile."""
     written: list[_Member] = []
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
         for sample in samples:
@@ -67,10 +67,10 @@ def write_shard(file: Path, samples: Iterable[Sample]) -> None:
                 tar.addfile(member, io.BytesIO(content))
                 written.append(_Member(member.name, member.size, _new_digest(content).hexdigest()))
     if read_back(file) != written:
-        raise OSError(f"{file}: what was written is not what is read back; is the disk damaged?")
+        raise OSError(f"{file}: the file differs from what was written; is the disk damaged?")
 
 
-def _add_video(tar: tarfile.TarFile, sample: Sample) -> _Member:
+def _add_video(tar: tarfile.TarFile, sample: ShardSample) -> _Member:
     member = tarfile.TarInfo(sample.key + os.path.splitext(sample.path)[1])
     member.size = sample.size
     with open(sample.path, "rb") as stream:
@@ -85,7 +85,7 @@ def _add_video(tar: tarfile.TarFile, sample: Sample) -> _Member:
 
 
 def read_back(file: Path) -> list[_Member]:
-    """Names and digests of all members, whose bytes are taken from where their places say, as training does."""
+    """Return names and digests of all members, read at the places that their headers give, as training does."""
     members: list[_Member] = []
     with open(file, "rb") as stream:
         for member, _ in tar_members(file):

@@ -1,8 +1,8 @@
-"""One video encoded anew for training: small, without sound, a keyframe every few frames, every frame at its time.
+"""Encoding of one video for training: small, without sound, with frequent keyframes, every frame at its time.
 
-The result is H.264 in mp4 as `packet_scan.py` wants it for seeking: closed groups of pictures of one length. Frames are
-stored in the order in which they are shown, so none is decoded that comes after a wanted one; B-frames would have made
-three clips 1 to 7 % smaller.
+The result is H.264 in mp4 as `packet_scan.py` needs it for seeking: closed groups of pictures of one length. Frames are
+stored in the order in which they are shown, so no frame after a wanted one is decoded; B-frames would have made three
+clips 1 to 7 % smaller.
 """
 
 import os
@@ -37,14 +37,14 @@ _TURNS = {
 
 
 class EncodeError(RuntimeError):
-    """A video that can be decoded cannot be encoded, or what was encoded is not as it should be."""
+    """A video that can be decoded cannot be encoded, or the encoded file is not as it should be."""
 
     kind = "not_encoded"
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """What encoded videos depend on: frames whose short side exceeds `short_side` are scaled to it.
+    """Settings of encoded videos: frames whose short side exceeds `short_side` are scaled down to it.
 
     Every `keyint`-th frame is a keyframe. `crf` is x264's quality, 0 the best and 51 the worst; `preset` trades time
     for size.
@@ -66,26 +66,26 @@ class EncodeSettings:
             raise ValueError(f"--preset expects one of {', '.join(PRESETS)}, got {self.preset!r}")
 
     def as_options(self) -> dict[str, str]:
-        """For the encoder; the processes that encode are many, so each has one thread."""
+        """Return options for the encoder; it runs in one thread, since many processes encode at once."""
         return {
             "crf": str(self.crf), "preset": self.preset, "g": str(self.keyint), "keyint_min": str(self.keyint),
             "sc_threshold": "0", "bf": "0", "threads": "1",
         }  # fmt: skip
 
     def as_dict(self) -> dict[str, int | str]:
-        """Settings by name, for a file."""
+        """Return the settings by name, for a file."""
         return asdict(self)
 
 
 class _Timing(NamedTuple):
-    """When frames are shown: `times` in units of `unit` seconds, from 0 on."""
+    """The times of frames, `times` in units of `unit` seconds, from 0 on."""
 
     times: list[int]
     unit: Fraction
 
 
 def check_encoder() -> None:
-    """Raise ValueError where the installed PyAV has no H.264 encoder."""
+    """Raise ValueError if the installed PyAV has no H.264 encoder."""
     import av
 
     try:
@@ -95,12 +95,12 @@ def check_encoder() -> None:
 
 
 def encode_video(source: str, target: str | os.PathLike[str], settings: EncodeSettings) -> int:
-    """Encode a video file into the mp4 file `target`, check that, and return the number of frames.
+    """Encode a video file into the mp4 file `target`, check the result, and return the number of frames.
 
     Frames are turned upright, scaled to even sizes (never up; the aspect is kept to within two pixels), and converted
-    to 4:2:0 of 8 bits in their own colour space. They keep their times where the container keeps them well, else they
-    follow each other at the average rate; the first is at 0. Raises DecodeError on a source that cannot be decoded
-    whole, EncodeError, and OSError where `target` cannot be written.
+    to 4:2:0 of 8 bits in their own colour space. They keep their times if the container keeps them well; otherwise they
+    follow each other at the average rate. The first is at 0. Raises DecodeError on a source that cannot be decoded as a
+    whole, EncodeError, and OSError if `target` cannot be written.
     """
     video = VideoSource(source, source)
     stream = open_stream(video)
@@ -115,12 +115,12 @@ def encode_video(source: str, target: str | os.PathLike[str], settings: EncodeSe
     try:
         _check(os.fspath(target), times, settings)
     except DecodeError as error:
-        raise EncodeError(f"{source}: what was encoded cannot be read: {error}") from error
+        raise EncodeError(f"{source}: the encoded video cannot be read: {error}") from error
     return scan.num_frames
 
 
 def _encode(video: VideoSource, scan: PacketScan, target: str, settings: EncodeSettings) -> _Timing:
-    """Encode what was scanned; returns when its frames are shown."""
+    """Encode a scanned video, and return the times of its frames."""
     import av
 
     source, stream = video.name, open_stream(video)
@@ -152,7 +152,7 @@ def _encode(video: VideoSource, scan: PacketScan, target: str, settings: EncodeS
 
 @contextmanager
 def _encoder_calls(source: str) -> Iterator[None]:
-    """A context in which whatever PyAV raises becomes EncodeError, except that the disk is full or the like."""
+    """Turn any error of PyAV into EncodeError, except OSError, such as a full disk."""
     try:
         yield
     except OSError:
@@ -168,12 +168,12 @@ def _timing(scan: PacketScan, stream: "VideoStream") -> _Timing:
 
 
 def _rate(scan: PacketScan) -> Fraction:
-    """Frames per second as the quotient that is meant, such as 30000/1001."""
+    """Return the frames per second as the fraction that is meant, such as 30000/1001."""
     return max(Fraction(scan.fps).limit_denominator(_LARGEST_DENOMINATOR), Fraction(1, _LARGEST_DENOMINATOR))
 
 
 def _decoded(source: str, stream: "VideoStream", scan: PacketScan) -> Iterator["VideoFrame"]:
-    """All frames in order, those that a reader counts."""
+    """Yield all frames that a reader counts, in order."""
     count = 0
     calls = LibraryCalls(lambda: f"{source}: frame {count} of {scan.num_frames} cannot be decoded")
     for packet in read_packets(stream, calls):
@@ -189,7 +189,7 @@ def _decoded(source: str, stream: "VideoStream", scan: PacketScan) -> Iterator["
 
 
 def _small_frames(source: str, frames: Iterator["VideoFrame"], short_side: int) -> Iterator["VideoFrame"]:
-    """Frames upright, scaled and as 4:2:0 of 8 bits; their times are not set."""
+    """Yield frames upright, scaled and as 4:2:0 of 8 bits; their times are not set."""
     from av.video.frame import PictureType
 
     graph, shape = None, ""
@@ -210,9 +210,9 @@ def _small_frames(source: str, frames: Iterator["VideoFrame"], short_side: int) 
 
 
 def _scaler(source: str, frame: "VideoFrame", rotation: int, short_side: int) -> "Graph":
-    """FFmpeg's filters for all frames of a video, as its first one needs them."""
+    """Return FFmpeg's filters for all frames of a video, as its first frame requires."""
     if rotation % 90:
-        raise DecodeError(f"{source}: is to be rotated by {rotation} degrees", "odd_rotation")
+        raise DecodeError(f"{source}: has a rotation of {rotation} degrees", "odd_rotation")
     turns = rotation // 90 % 4
     width, height = small_size(frame.width, frame.height, short_side)
     if turns % 2:
@@ -223,7 +223,7 @@ def _scaler(source: str, frame: "VideoFrame", rotation: int, short_side: int) ->
 
 
 def _connected(frame: "VideoFrame", filters: Iterable[tuple[str, str | None]]) -> "Graph":
-    """A chain of FFmpeg's filters that takes frames like `frame`."""
+    """Return a chain of FFmpeg's filters for frames like `frame`."""
     import av
 
     graph = av.filter.Graph()
@@ -242,7 +242,7 @@ def _connected(frame: "VideoFrame", filters: Iterable[tuple[str, str | None]]) -
 
 
 def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Even sizes with a short side of at most `short_side`, none larger than it was (but 2 for a single pixel)."""
+    """Return even sizes with a short side of at most `short_side`, none enlarged (but 2 for a single pixel)."""
     short = min(width, height)
     target = max(2, min(short, short_side) // 2 * 2)
     small_width, small_height = (
@@ -258,7 +258,10 @@ def _describe_pictures(context: Any, frame: "VideoFrame") -> None:
 
 
 def _check(target: str, timing: _Timing, settings: EncodeSettings) -> None:
-    """Raise EncodeError unless a file has the frames at their times and can be sought, DecodeError at its ends."""
+    """Check an encoded file.
+
+    Raises EncodeError unless it has the frames at their times and allows seeking, DecodeError unless its ends decode.
+    """
     import av
 
     num_frames = len(timing.times)
@@ -269,7 +272,7 @@ def _check(target: str, timing: _Timing, settings: EncodeSettings) -> None:
     if scan.num_frames != num_frames:
         raise EncodeError(f"{target}: has {scan.num_frames} frames, expected {num_frames}")
     if scan.times is None or not scan.is_seekable:
-        raise EncodeError(f"{target}: cannot be sought: {scan.in_order_because}")
+        raise EncodeError(f"{target}: does not support seeking: {scan.sequential_reason}")
     if scan.keyframes != list(range(0, num_frames, settings.keyint)):
         some = f"{scan.keyframes[:5]}..."
         raise EncodeError(f"{target}: keyframes are at {some}, expected one every {settings.keyint} frames")

@@ -1,1 +1,1 @@
-"""Frames of a video by number, whatever they are stored in."""
+"""Readers of videos: frames by number from files, pictures and tars."""

@@ -1,4 +1,4 @@
-"""What every reader of a video offers, whatever the frames are stored in."""
+"""Base class of the readers of a video, whatever its frames are stored in."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,14 +21,14 @@ _FEW_FRAMES = 64
 class VideoReader(ABC):
     """An open video: `num_frames`, `fps` (the average), and frames by number.
 
-    `path` is its name in messages. `backend` is the library that decodes; `in_order_because` says why it decodes from
-    the start, and is empty where it seeks; `scan` is what the packets of a video file tell. Only the first
-    `num_present` frames, by default all, are there. Frames whose short side is longer than `short_side`, unless that is
-    0, are scaled down to it.
+    `path` is its name in messages and `backend` the library that decodes. `sequential_reason` is the reason for
+    decoding sequentially, from the start, "" if the reader seeks. `scan` is the result of scanning the packets of a
+    video file. Only the first `num_present` frames, by default all, are available. Frames whose short side is longer
+    than `short_side`, unless that is 0, are scaled down to it.
     """
 
     backend: str
-    in_order_because = ""
+    sequential_reason = ""
     scan: PacketScan | None = None
 
     def __init__(
@@ -41,21 +41,22 @@ class VideoReader(ABC):
         self.short_side = short_side
 
     @property
-    def in_order(self) -> bool:
-        """Whether it decodes from the start instead of seeking."""
-        return bool(self.in_order_because)
+    def sequential(self) -> bool:
+        """True if the reader decodes from the start instead of seeking."""
+        return bool(self.sequential_reason)
 
     def on_screen(self, indices: Sequence[int]) -> list[int]:
-        """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.
+        """Return the frames on the screen when a video of the same length and average rate shows frames `indices`.
 
-        They differ from `indices` only where the times of frames tell that the rate varies.
+        They differ from `indices` only if the times of frames show that the rate varies.
         """
         return list(indices) if self.scan is None else self.scan.on_screen(indices)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Frames as uint8 RGB [T, H, W, 3], upright; indices in any order, repeated or not.
+        """Return frames as uint8 RGB [T, H, W, 3], upright; indices may be in any order and repeat.
 
-        Raises IndexError outside the video, and DecodeError when one of the frames cannot be decoded.
+        Raises ValueError without indices, IndexError outside the video, and DecodeError if one of the frames cannot be
+        decoded.
         """
         wanted = [int(index) for index in indices]
         if not wanted:
@@ -84,7 +85,7 @@ class VideoReader(ABC):
         return torch.from_numpy(frames)
 
     def decode_all(self) -> None:
-        """Decode every frame, keeping few at a time; raises DecodeError where `read` does for one of them."""
+        """Decode every frame, keeping few at a time. Raises DecodeError if `read` would for one of them."""
         if self.num_present < self.num_frames:
             raise self._cut_short(self.num_present)
         for start in range(0, self.num_frames, _FEW_FRAMES):
@@ -92,7 +93,7 @@ class VideoReader(ABC):
                 pass
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a frame of that size, upright, after scaling; the long side is rounded down."""
+        """Return height and width of an upright frame after scaling; the long side is rounded down."""
         size = self.short_side
         if not size or min(height, width) <= size:
             return height, width
@@ -101,7 +102,7 @@ class VideoReader(ABC):
         return size, math.floor(width / height * size)
 
     def _scaled(self, image: Image) -> Image:
-        """A decoded frame, scaled as swscale's and Pillow's bilinear filters do: each averages what it skips."""
+        """Scale a decoded frame with antialiasing, as the bilinear filters of swscale and Pillow do."""
         size = self._scaled_size(*image.shape[:2])
         if size == image.shape[:2]:
             return image
@@ -118,7 +119,7 @@ class VideoReader(ABC):
 
     @abstractmethod
     def _images(self, wanted: list[int]) -> Iterable[tuple[int, Image]]:
-        """The wanted frames, which are in rising order, with their numbers; some may come twice."""
+        """Yield the wanted frames, which are in rising order, with their numbers; some may come twice."""
 
     @abstractmethod
     def close(self) -> None:

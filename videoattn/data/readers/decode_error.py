@@ -1,4 +1,4 @@
-"""The error of videos that cannot be decoded, and the context in which errors of decoding libraries become it."""
+"""The error of videos that cannot be decoded, and a context that turns errors of decoding libraries into it."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -7,8 +7,8 @@ from types import TracebackType
 class DecodeError(RuntimeError):
     """A video, or a frame of it, cannot be decoded; the message names the file and the reason.
 
-    `kind` is what is wrong, in one word for programs: missing, unreadable, not_a_video, no_video_stream, cut_short,
-    odd_rotation, wrong_backend (another one might read it), or else damaged.
+    `kind` classifies the problem for programs: missing, unreadable, not_a_video, no_video_stream, cut_short,
+    odd_rotation, wrong_backend (another backend might read the file), or else damaged.
     """
 
     def __init__(self, message: str, kind: str = "damaged") -> None:
@@ -17,11 +17,11 @@ class DecodeError(RuntimeError):
 
 
 class LibraryCalls:
-    """A context in which whatever a decoding library raises becomes DecodeError: `failure`, and the library's reason.
+    """A context that turns any error of a decoding library into DecodeError: `failure`, and the library's reason.
 
-    Damaged files make libraries raise errors of any type, MemoryError included. The body calls the library and does
-    nothing else, so that a mistake of this project's own code is not taken for a damaged file. One object may be
-    entered again and again; `failure` may be a function, which is called when there is an error.
+    Damaged files make libraries raise errors of any type, MemoryError included. The body only calls the library, so
+    that a mistake in this project's own code is not taken for a damaged file. One object may be entered repeatedly;
+    `failure` may be a function, which is called only on an error.
     """
 
     __slots__ = ("_failure", "_kind")
@@ -30,7 +30,7 @@ class LibraryCalls:
         self._failure, self._kind = failure, kind
 
     def __enter__(self) -> None:
-        """Nothing is to be prepared."""
+        """Do nothing."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -41,6 +41,6 @@ class LibraryCalls:
 
 
 def reason_of(error: Exception) -> str:
-    """A library's error in one line."""
+    """Return a library's error in one line."""
     text = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

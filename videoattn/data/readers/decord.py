@@ -1,4 +1,4 @@
-"""Frames of a video file through decord, held to the numbers that a scan of the file gives."""
+"""Frames of a video file through decord, checked against the numbers of a packet scan."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ _ANY_RECOVERED_FRAME = 1e-9  # decord raises above this share of frames that it 
 
 
 class DecordReader(VideoReader):
-    """Seeks where the scan says that it is safe, and reads in order elsewhere."""
+    """A reader that seeks if the scan says that it is safe, and decodes sequentially otherwise."""
 
     backend = "decord"
 
@@ -24,15 +24,15 @@ class DecordReader(VideoReader):
         super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
         self._source = source
         self.scan: PacketScan = scan
-        if not scan.suits_decord:
+        if not scan.decord_supported:
             raise DecodeError(
-                f"{self.path}: decord does not read this kind of video right; use auto or pyav", "wrong_backend"
+                f"{self.path}: decord does not support this type of video; use auto or pyav", "wrong_backend"
             )
         self._reader = self._open()
         self._position = 0
-        self.in_order_because = scan.in_order_because or "decord does not seek well in avi" * scan.only_pyav_seeks
+        self.sequential_reason = scan.sequential_reason or "decord does not seek reliably in avi" * scan.only_pyav_seeks
         if len(self._reader) != scan.num_frames:
-            self.in_order_because = f"decord sees {len(self._reader)} frames, expected {scan.num_frames}"
+            self.sequential_reason = f"decord sees {len(self._reader)} frames, expected {scan.num_frames}"
 
     def close(self) -> None:
         """Free decord's decoder."""
@@ -56,7 +56,7 @@ class DecordReader(VideoReader):
         if self._reader is None:
             raise DecodeError(f"{self.path}: is closed")
         calls = LibraryCalls(f"{self.path}: decord cannot read frames {wanted}")
-        return (self._read_in_order(wanted, calls) if self.in_order else self._seek(wanted, calls)).items()
+        return (self._read_sequentially(wanted, calls) if self.sequential else self._seek(wanted, calls)).items()
 
     def _seek(self, wanted: list[int], calls: LibraryCalls) -> dict[int, Image]:
         with calls:
@@ -65,7 +65,7 @@ class DecordReader(VideoReader):
             raise DecodeError(f"{self.path}: decord gives {len(images)} frames for {wanted}")
         return {number: self._scaled(image) for number, image in zip(wanted, images, strict=True)}
 
-    def _read_in_order(self, wanted: list[int], calls: LibraryCalls) -> dict[int, Image]:
+    def _read_sequentially(self, wanted: list[int], calls: LibraryCalls) -> dict[int, Image]:
         if self._position:
             self._reader, self._position = self._open(), 0
         images: dict[int, Image] = {}
@@ -81,5 +81,5 @@ class DecordReader(VideoReader):
 
 
 def _as_array(frames: Any) -> Image:
-    """Frames of decord's own type, or of torch's where somebody in this process has set that (`decord.bridge`)."""
+    """Convert frames of decord's own type, or of torch's if `decord.bridge` has been set in this process."""
     return np.asarray(frames.asnumpy() if hasattr(frames, "asnumpy") else frames)

@@ -1,4 +1,4 @@
-"""Videos that were extracted into one picture a frame: a folder of them, or a numbered range of files."""
+"""Extracted frames, one picture each: a folder of them, or a numbered range of files."""
 
 import os
 import re
@@ -17,16 +17,17 @@ _FLOW = ("flow_", "flow-")  # optical flow that lies beside the frames
 
 
 def is_frame_range(path: str) -> bool:
-    """Whether a path has the form `folder/name_{00001..00120}.jpg`."""
+    """Return True if a path has the form `folder/name_{00001..00120}.jpg`."""
     return _RANGE.fullmatch(path) is not None
 
 
 class FrameReader(VideoReader):
     """The frames of a folder, or of a range `folder/name_{00001..00120}.jpg`, both ends included, as in a shell.
 
-    A folder holds jpg or png files whose names end in numbers from 0 or 1 on, in natural order: img_00001.jpg,
-    000001.jpg, frame_1.png. Only the wanted frames are opened. `fps` has to be told. Raises DecodeError for names that
-    do not form one sequence, naming a missing file, and for pictures that cannot be decoded or differ in size.
+    A folder contains jpg or png files whose names end in numbers from 0 or 1 on, in natural order: img_00001.jpg,
+    000001.jpg, frame_1.png. Only the wanted frames are opened. `fps` is the rate at which they were extracted. Raises
+    DecodeError if the names do not form one sequence, naming a missing file, and on pictures that cannot be decoded or
+    differ in size.
     """
 
     backend = "pillow"
@@ -38,7 +39,7 @@ class FrameReader(VideoReader):
         super().__init__(path, self._frames.count, fps, short_side=short_side)
 
     def close(self) -> None:
-        """Nothing stays open between reads."""
+        """Do nothing: no file stays open between reads."""
 
     def _images(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         expected: tuple[int, int] | None = None
@@ -52,7 +53,7 @@ class FrameReader(VideoReader):
             yield number, image
 
     def _decode(self, number: int) -> tuple[Image, tuple[int, int]]:
-        """A frame, upright and scaled, and its width and height before scaling."""
+        """Return a frame, upright and scaled, with its width and height before scaling."""
         file = self._frames.file(number)
         try:
             stream = open(file, "rb")
@@ -89,7 +90,7 @@ def _expand(path: str) -> _Frames:
 
 
 def _list_frames(folder: str) -> _Frames:
-    """The one sequence of a folder."""
+    """Return the only sequence of a folder."""
     sequences: dict[str, dict[int, str]] = defaultdict(dict)  # by the part of names before their number
     try:
         names = os.listdir(folder)
@@ -107,10 +108,10 @@ def _list_frames(folder: str) -> _Frames:
         sequence[number] = name
     chosen = [before for before in sequences if not before.startswith(_FLOW)]
     if not chosen:
-        raise DecodeError(f"{folder}: holds no frames, expected numbered files ending in {', '.join(_ENDINGS)}")
+        raise DecodeError(f"{folder}: contains no frames, expected numbered files ending in {', '.join(_ENDINGS)}")
     if len(chosen) > 1:
         some = " and ".join(next(iter(sequences[before].values())) for before in sorted(chosen)[:2])
-        raise DecodeError(f"{folder}: holds frames of several names, {some}, expected one sequence")
+        raise DecodeError(f"{folder}: contains frames with several names, {some}, expected one sequence")
     return _check_sequence(folder, chosen[0], sequences[chosen[0]])
 
 

@@ -1,4 +1,4 @@
-"""How fast frames follow each other, as their times tell, and where that contradicts the rate that a file states."""
+"""Frame rates from the times of frames, and their contradictions with the rate that a file states."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,19 +10,20 @@ _CLEARLY = 0.1
 
 
 def known_time(time: int | None) -> int:
-    """A packet's or frame's time, with a number below all others for one that has none."""
+    """Return a packet's or frame's time, or a number below all others if it has none."""
     return NO_TIME if time is None else time
 
 
 def mean_interval(times: Sequence[int]) -> float:
-    """The mean time from a frame to the next; 0 for a single one."""
+    """Return the mean time from a frame to the next; 0 for a single frame."""
     return (times[-1] - times[0]) / max(1, len(times) - 1)
 
 
 def is_uneven(times: Sequence[int], interval: float) -> bool:
-    """Whether a frame is shown at another frame's turn: half an interval or more off a spacing by `interval`.
+    """Return True if a frame is half an interval or more off an even spacing by `interval`.
 
-    Anything less, such as times that are rounded to milliseconds, no choice of other frames could mend.
+    Smaller deviations, such as times rounded to milliseconds, are not counted: no other choice of frames would be
+    closer.
     """
     return interval > 0 and any(
         abs(time - times[0] - index * interval) >= interval / 2 for index, time in enumerate(times)
@@ -30,10 +31,10 @@ def is_uneven(times: Sequence[int], interval: float) -> bool:
 
 
 def frame_rate(times: Sequence[int], unit: Fraction | None, stated: float, *, are_exact: bool) -> float:
-    """Frames per second: those that the file states unless the frames' times, rising, in `unit`, contradict it.
+    """Return the frames per second that the file states, unless the rising times of frames, in `unit`, contradict it.
 
-    Exact times, which tell frames apart, do so where a spacing at the stated rate would show a frame at another one's
-    turn; others where the rates differ by more than a tenth. 0 where neither is known.
+    Exact times, which differ from frame to frame, contradict it if some frame is half an interval or more off a spacing
+    at the stated rate; other times, if the rates differ by more than a tenth. Returns 0 if neither is known.
     """
     if not unit or times[0] == NO_TIME or times[-1] == times[0]:
         return stated

@@ -1,32 +1,33 @@
 """Frames of a video file by number, each of them the right one or an error; extracted frames likewise.
 
-Which frame is number i is defined by decoding the file from its start, in order. A reader may seek instead, only in
+Frame number i is defined by sequential decoding from the start of the file. A reader may seek instead, but only in
 files whose packets (read without decoding when the file is opened, in milliseconds) show where a seek lands:
 
 - mp4, mov, mkv or webm with H.264, VP8, VP9, MPEG-4 or Motion JPEG; avi with MPEG-4 whose pictures are stored in the
-  order in which they are shown. Otherwise avi and ts do not keep the times of frames well enough; HEVC and AV1 are read
-  in order to be safe;
+  order in which they are shown. Otherwise avi and ts do not keep the times of frames well enough. HEVC and AV1 are
+  decoded sequentially to be safe;
 - every packet has a time of its own, and none is damaged or hidden by an edit list;
-- what is stored before a keyframe is shown before it (else the group of pictures is open), keyframes of H.264 are real
-  ones (IDR), and none is stored as early as the one before it is shown.
+- pictures stored before a keyframe are shown before it (else the group of pictures is open), keyframes of H.264 are
+  real ones (IDR), and none is stored as early as the one before it is shown.
 
-All other files are read in order. Four ways of reading:
+All other files are decoded sequentially. The backends:
 
 - "auto": PyAV, seeking in the files above. Each packet after a seek has to be one that was there, at that place, when
-  the file was opened; each frame is known by its time; and what a seek does not reach is read in order. Of H.264,
-  pictures are left out that are neither wanted nor looked back at by others. It is the default rather than decord
-  because of damaged data (below), and because it takes less processor time (`benchmarks/data_readers.py`).
-- "pyav": PyAV in order from the start, the definition.
-- "decord": decord, seeking in the files above except avi, in order elsewhere. It does not notice damaged data: it
-  returns what the decoder makes up for missing parts, or frames of other times, and not the same in every run. Refused
-  are files that it converts to other colours (more than 8 bits, interlaced, 4:2:0 of odd height) or does not read right
-  in order either (no keyframe at the start; containers besides mp4, mov, mkv, webm, avi).
+  the file was opened; each frame is identified by its time; and frames that a seek does not reach are decoded
+  sequentially. Of H.264, pictures are skipped that are neither wanted nor referenced by others. It is the default
+  rather than decord because of damaged data (below), and because it needs less processor time
+  (`benchmarks/data_readers.py`).
+- "pyav": PyAV, always sequential; this is the definition.
+- "decord": decord, seeking in the files above except avi, sequential in others. It does not notice damaged data: it
+  returns what the decoder makes up for missing parts, or frames of other times, and results differ from run to run. It
+  refuses files that it would convert to other colours (more than 8 bits, interlaced, 4:2:0 of odd height) or does not
+  decode right even sequentially (no keyframe at the start; containers besides mp4, mov, mkv, webm, avi).
 - "torchcodec": torchcodec, not installed with the project, in the files above, except avi, that decord would not
   refuse; PyAV in all others, as "auto" does. It does not notice all damaged data either.
 
-All agree on the number of frames. It counts whole packets that are shown: not those before the first keyframe,
-nor one cut off by the end of the file. An mp4 that ends early keeps the number of frames that its index lists; asking
-for one that is not there raises DecodeError. So does, through PyAV, asking for one that rests on damaged data.
+All agree on the number of frames. It counts whole packets that are shown: neither those before the first keyframe nor
+one cut off by the end of the file. An mp4 that ends early keeps the number of frames that its index lists; reading one
+that is missing raises DecodeError. So does, through PyAV, reading one that depends on damaged data.
 """
 
 import importlib
@@ -51,11 +52,11 @@ Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """The way in which videos are opened and decoded.
+    """Options for opening and decoding videos.
 
-    Extracted frames are taken to have `frames_fps`, whatever the backend. Frames whose short side is longer than
-    `short_side` are scaled down to it while they are decoded; 0 leaves all as they are. Raises ValueError for a backend
-    or a size that does not exist.
+    `frames_fps` is the frame rate of extracted frames, with any backend. Frames whose short side is longer than
+    `short_side` are scaled down to it while they are decoded; 0 keeps all sizes. Raises ValueError on an unknown
+    backend or a negative size.
     """
 
     backend: Backend = "auto"
@@ -73,7 +74,7 @@ class DecodeOptions:
 
         `video` is a file, its bytes, an open binary file that can seek (which stays open), a member of a tar by its
         place (`packed.py`), a folder of extracted frames, or a range of them, `folder/img_{00001..00120}.jpg`. Raises
-        DecodeError where the file is missing, is no video, or has no video stream or no frame.
+        DecodeError if the file is missing, is no video, or has no video stream or no frame.
         """
         if isinstance(video, bytes):
             source = VideoSource(f"a video of {len(video)} bytes", video)
@@ -82,7 +83,7 @@ class DecodeOptions:
         elif (packed := parse_packed(os.fspath(video))) is not None:
             source = VideoSource(os.fspath(video), read_packed(packed))
         elif is_url(os.fspath(video)):
-            message = f"{video}: is no member of a tar (URL.tar/MEMBER@OFFSET+SIZE), as URLs have to be"
+            message = f"{video}: is a URL, expected a member of a tar (URL.tar/MEMBER@OFFSET+SIZE)"
             raise DecodeError(message, "missing")
         else:
             file = os.path.abspath(video)
@@ -101,10 +102,10 @@ class DecodeOptions:
         except DecodeError:
             stream.container.close()
             raise
-        others_seek = scan.is_seekable and scan.suits_decord and not scan.only_pyav_seeks
+        others_seek = scan.is_seekable and scan.decord_supported and not scan.only_pyav_seeks
         if self.backend in ("auto", "pyav") or (self.backend == "torchcodec" and not others_seek):
-            reason = "pyav always does" if self.backend == "pyav" else scan.in_order_because
-            return PyavReader(source, scan, stream, in_order_because=reason, short_side=self.short_side)
+            reason = "pyav is always sequential" if self.backend == "pyav" else scan.sequential_reason
+            return PyavReader(source, scan, stream, sequential_reason=reason, short_side=self.short_side)
         stream.container.close()
         reader = DecordReader if self.backend == "decord" else TorchcodecReader
         return reader(source, scan, short_side=self.short_side)
@@ -117,12 +118,12 @@ def open_video(
     frames_fps: float = 30.0,
     short_side: int = 0,
 ) -> VideoReader:
-    """Open one video by options that are given as keywords; see `DecodeOptions.open`."""
+    """Open one video with options given as keywords; see `DecodeOptions.open`."""
     return DecodeOptions(backend, frames_fps, short_side).open(video)
 
 
 def check_backend(backend: Backend) -> None:
-    """Raise ValueError where the library that a backend needs cannot be imported."""
+    """Raise ValueError if the library of a backend cannot be imported."""
     if backend in ("auto", "pyav"):
         return
     try:

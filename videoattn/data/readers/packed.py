@@ -1,10 +1,10 @@
 """Videos inside tar files, named by their place: `FOLDER/train-000003.tar/MEMBER@OFFSET+SIZE`.
 
-OFFSET and SIZE say where the member's bytes lie, as decimal numbers, so that a reader asks for them alone, without the
-tar's headers; the member's name is for people. Such a path stands in lists wherever that of a file does, so videos of
-shards are drawn, skipped and resumed like files. A shard may lie wherever fsspec reads: a path that begins like a URL
-(`s3://bucket/k400/train-000003.tar/...`, also chained, `filecache::s3://...`) goes to the file system of that name.
-Only uncompressed tars can be read so.
+OFFSET and SIZE are decimal numbers that give the place of the member's bytes, so that a reader requests them alone,
+without the tar's headers; the member's name is for people. Lists accept such a path wherever they accept a file, so
+videos of shards are drawn, skipped and resumed like files. A shard may lie wherever fsspec reads: a path that begins
+like a URL (`s3://bucket/k400/train-000003.tar/...`, also chained, `filecache::s3://...`) goes to the file system of
+that name. Only uncompressed tars can be read this way.
 """
 
 import io
@@ -36,7 +36,7 @@ class PackedVideo(NamedTuple):
 
 
 class NamedBytes(io.BytesIO):
-    """Bytes as an open file, with the name that messages about them are to have."""
+    """Bytes as an open file, with a name for messages."""
 
     def __init__(self, name: str, content: bytes) -> None:
         super().__init__(content)
@@ -44,22 +44,22 @@ class NamedBytes(io.BytesIO):
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL, `s3://...`, or a chain of them, `filecache::s3://...`."""
+    """Return True if a path is a URL, `s3://...`, or a chain of them, `filecache::s3://...`."""
     return _URL.match(path) is not None
 
 
 def parse_packed(path: str) -> PackedVideo | None:
-    """What a path `SHARD.tar/MEMBER@OFFSET+SIZE` says, or None for any other path."""
+    """Parse a path `SHARD.tar/MEMBER@OFFSET+SIZE`; return None for any other path."""
     match = _PACKED.fullmatch(path)
     return None if match is None else PackedVideo(match[1], match[2], int(match[3]), int(match[4]))
 
 
 def read_packed(video: PackedVideo) -> bytes:
-    """The member's bytes, all of them.
+    """Return all bytes of the member.
 
-    Raises DecodeError where there is no such shard, it cannot be read, or it ends before the member does: then the
-    shard is cut short, since the list speaks of bytes that it once had. ValueError where fsspec does not know the
-    protocol of a URL, or lacks the library for it.
+    Raises DecodeError if the shard does not exist, cannot be read, or ends before the member does: it is then cut
+    short, since the list was made from more bytes. Raises ValueError if fsspec does not know the protocol of a URL, or
+    lacks the library for it.
     """
     if is_url(video.shard):
         files, path = _file_system(video)
@@ -71,18 +71,21 @@ def read_packed(video: PackedVideo) -> bytes:
             stream.seek(min(video.offset, size))
             content = stream.read(min(video.size, max(0, size - video.offset)))
     if len(content) > video.size:
-        raise DecodeError(f"{video}: {len(content)} bytes were sent, a part of the shard cannot be had", "unreadable")
+        raise DecodeError(
+            f"{video}: the file system returned {len(content)} bytes, expected a range of {video.size}",
+            "unreadable",
+        )
     if len(content) < video.size:
         raise DecodeError(
             f"{video}: the shard has {len(content)} of these {video.size} bytes: it is cut short, or is not the one "
-            "that the list was made of",
+            "from which the list was made",
             "cut_short",
         )
     return content
 
 
 def shard_state(video: PackedVideo) -> tuple[int, int]:
-    """Size and time of change (in nanoseconds) of the shard, each -1 where a remote file system keeps no such time.
+    """Return size and time of change (in nanoseconds) of the shard, each -1 if a file system keeps no such time.
 
     Raises DecodeError and ValueError as `read_packed` does.
     """
@@ -100,7 +103,7 @@ def shard_state(video: PackedVideo) -> tuple[int, int]:
 
 @contextmanager
 def _failures_named(video: PackedVideo, *expected: type[Exception]) -> Iterator[None]:
-    """Turns errors of a file system into DecodeError."""
+    """Turn errors of a file system into DecodeError."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -110,7 +113,7 @@ def _failures_named(video: PackedVideo, *expected: type[Exception]) -> Iterator[
 
 
 def _file_system(video: PackedVideo) -> tuple[Any, str]:
-    """fsspec's file system of a shard's URL, which it keeps for this process, and the path there."""
+    """Return fsspec's file system of a shard's URL, which fsspec caches in this process, and the path there."""
     import fsspec
 
     try:
@@ -122,16 +125,16 @@ def _file_system(video: PackedVideo) -> tuple[Any, str]:
 
 
 def shard_names(folder: Path, split: str, endings: tuple[str, ...] = (".tar",)) -> list[str]:
-    """The files `{split}-*.tar` of a folder, or with other endings, sorted; none where there is no folder."""
+    """Return the sorted names of the files `{split}-*.tar`, or with other endings, of a folder, if it exists."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name.startswith(f"{split}-") and name.endswith(endings))
 
 
 def tar_members(file: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The regular files of a local tar in its order, each with the open tar, from which `extractfile` reads it.
+    """Yield the regular files of a local tar in its order, each with the open tar, whose `extractfile` reads it.
 
-    Only headers are read. Raises ValueError where the file is no uncompressed tar, has links or sparse files (their
-    bytes are elsewhere), or does not end as a whole tar does.
+    Only headers are read. Raises ValueError if the file is no uncompressed tar, has links or sparse files (their bytes
+    are elsewhere), or does not end as a whole tar does.
     """
     try:
         with tarfile.open(file, "r:") as tar:

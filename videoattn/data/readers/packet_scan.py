@@ -1,4 +1,4 @@
-"""What the packets of a video file tell about it, read without decoding: length, times, keyframes, safe seeking."""
+"""Scan of the packets of a video file, without decoding: length, times, keyframes, safe seeking."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ _PROGRESSIVE = (0, 1)  # field orders: not stated, progressive
 
 @dataclass(frozen=True)
 class PacketScan:
-    """What the packets of a file tell; times are in the stream's own unit.
+    """The result of scanning a file's packets; times are in the stream's own unit.
 
-    `in_order_because` says why a seek might not land where it should; it is empty where seeking is safe. `fps` is the
-    average that the file states or, where the times contradict it or vary, that of the times. Width and height are
-    those stored, before any rotation; `codec` is FFmpeg's name of the decoder.
+    `sequential_reason` is the reason why a seek might miss its target, "" if seeking is safe. `fps` is the average rate
+    that the file states or, if the times contradict it or vary, that of the times. Width and height are as stored,
+    before any rotation; `codec` is FFmpeg's name of the decoder.
     """
 
     num_frames: int
@@ -44,8 +44,8 @@ class PacketScan:
     times: list[int] | None  # of the frames, rising; None where they do not tell frames apart
     places: list[int]  # where the frames are stored, in bytes, in the order of their times; empty without times
     keyframes: list[int]
-    in_order_because: str
-    suits_decord: bool  # decord, too, is right about it when reading in order
+    sequential_reason: str
+    decord_supported: bool  # decord decodes it right sequentially, too
     codec: str
     width: int
     height: int
@@ -54,13 +54,13 @@ class PacketScan:
 
     @property
     def is_seekable(self) -> bool:
-        """Whether a seek to a keyframe lands on it, and what follows needs nothing before it."""
-        return not self.in_order_because
+        """True if a seek to a keyframe lands on it, and what follows needs nothing before it."""
+        return not self.sequential_reason
 
     def on_screen(self, indices: Sequence[int]) -> list[int]:
-        """The frames that are shown when a video of as many frames, at the same average rate, shows frames `indices`.
+        """Return the frames on the screen when a video of the same length and average rate shows frames `indices`.
 
-        That is the frames themselves where the rate is constant or the times are not known.
+        These are the frames themselves if the rate is constant or the times are not known.
         """
         if not self.has_variable_rate:
             return list(indices)
@@ -93,7 +93,7 @@ class _PacketFacts(NamedTuple):
 
 
 def scan_packets(file: str, stream: "VideoStream") -> PacketScan:
-    """Scan a video from its beginning to its end. Raises DecodeError where it has no frame or cannot be read."""
+    """Scan a video from its beginning to its end. Raises DecodeError if it has no frame or cannot be read."""
     with not_a_video(file):
         facts = _stream_facts(stream)
     packets = [_packet_facts(packet, facts) for packet in read_packets(stream, not_a_video(file)) if packet.size]
@@ -103,7 +103,7 @@ def scan_packets(file: str, stream: "VideoStream") -> PacketScan:
 
 
 def _stream_facts(stream: "VideoStream") -> _StreamFacts:
-    """What is known of a stream before its packets are read; other streams are left out from then on."""
+    """Return the facts of a stream that are known before its packets are read; discard all other streams."""
     from av.stream import Discard
 
     container: Any = stream.container
@@ -122,7 +122,7 @@ def _stream_facts(stream: "VideoStream") -> _StreamFacts:
 
 
 def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], num_listed: int) -> PacketScan:
-    """What all packets of a stream tell; the file's index lists `num_listed` of them."""
+    """Combine the facts of a stream and of all its packets; the file's index lists `num_listed` of them."""
     container, codec = stream.container, stream.codec
     is_timed = container.startswith(_TIMED_CONTAINERS) or _is_plain_avi(packets)
     whole = [packet for packet in packets if not packet.is_corrupt]
@@ -146,12 +146,13 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
     make = partial(
         PacketScan, num_frames=num_frames, num_present=num_present, start=start, codec=codec, width=stream.width,
         height=stream.height, only_pyav_seeks=container == "avi",
-        suits_decord=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
+        decord_supported=container.startswith(_DECORD_CONTAINERS) and stream.has_decord_colours
         and all(packet.shown >= start for packet in packets),
     )  # fmt: skip
     if not is_timed or not are_distinct:
-        reason = "several frames have the same time" if is_timed else f"container {container} does not keep times well"
-        return make(fps=fps, times=None, places=[], keyframes=[], in_order_because=reason)
+        untimed = f"container {container} does not keep times reliably"
+        reason = "several frames have the same time" if is_timed else untimed
+        return make(fps=fps, times=None, places=[], keyframes=[], sequential_reason=reason)
     varies = num_frames == len(frames) and times[0] != NO_TIME and is_uneven(times, mean_interval(times))
     if varies and stream.time_base:
         fps = frame_rate(times, stream.time_base, 0, are_exact=True)
@@ -165,17 +166,20 @@ def _conclude(file: str, stream: _StreamFacts, packets: Sequence[_PacketFacts], 
         reason = _unsafe_keyframes(frames, number)
     return make(
         fps=fps, times=times, places=[packet.place for packet in in_time], keyframes=keyframes,
-        in_order_because=reason, has_variable_rate=varies,
+        sequential_reason=reason, has_variable_rate=varies,
     )  # fmt: skip
 
 
 def _unsafe_keyframes(frames: Sequence[_PacketFacts], number: Mapping[int, int]) -> str:
-    """Why decoding can't begin at some keyframe, or nothing; `number` is a frame's number by the time it is shown."""
+    """Return the reason why decoding can't begin at some keyframe, or "".
+
+    `number` is a frame's number by the time it is shown.
+    """
     keys = [packet for packet in frames if packet.is_key]
     if not keys:
         return "there is no keyframe"
     if not all(packet.is_restart for packet in keys):
-        return "not every keyframe is a restart"
+        return "some keyframe does not restart decoding"
     if not all(number[packet.shown] == place for place, packet in enumerate(frames) if packet.is_key):
         return "groups of pictures are open"
     if not all(later.stored > earlier.shown for earlier, later in zip(keys, keys[1:], strict=False)):
@@ -199,18 +203,18 @@ def _packet_facts(packet: "Packet[VideoStream]", stream: _StreamFacts) -> _Packe
 
 
 def _is_plain_avi(packets: Sequence[_PacketFacts]) -> bool:
-    """Whether avi's times, which just count packets, are those of the frames: pictures are shown as they are stored."""
+    """Return True if avi's times, which count packets, are those of frames: no pictures are reordered."""
     in_order = all(packet.is_lone and packet.shown == packet.stored for packet in packets)
     return in_order and bool(packets) and packets[0].is_key
 
 
 def _mpeg4_pictures(packet: "Packet[VideoStream]") -> list[int]:
-    """Types of the pictures in an MPEG-4 packet. Source: ISO/IEC 14496-2, 6.2.5 (VideoObjectPlane)."""
+    """Return the types of the pictures in an MPEG-4 packet. Source: ISO/IEC 14496-2, 6.2.5 (VideoObjectPlane)."""
     return [picture[0] >> 6 for picture in bytes(packet).split(_MPEG4_PICTURE)[1:] if picture]
 
 
 def _is_idr(packet: "Packet[VideoStream]", configuration: bytes | None) -> bool:
-    """Whether the first picture of an H.264 packet restarts decoding; False as well where units have no lengths.
+    """Return True if the first picture of an H.264 packet restarts decoding; False as well if units have no lengths.
 
     Source: ISO/IEC 14496-10, 7.4.1.2.4; 14496-15, 5.3.3 (units begin with their length in 1 to 4 bytes).
     """

@@ -1,8 +1,8 @@
-"""A picture file as bytes of red, green and blue.
+"""Picture files as RGB bytes.
 
 Pictures are decoded with Pillow. It gives the pixels of libjpeg and libpng, as OpenCV does in published code; FFmpeg's
-colours of JPEG differ by up to 31 grey levels at edges. It took as long as PyAV for JPEG and a third less for PNG
-(0.6 and 2.3 ms a picture of 340x256).
+colours of JPEG differ by up to 31 grey levels at edges. It took as long as PyAV for JPEG and a third less for PNG (0.6
+and 2.3 ms a picture of 340x256).
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ _MOVING = ("PNG", "GIF", "WEBP", "TIFF", "AVIF")  # elsewhere further pictures a
 def read_picture(
     name: str, stream: BinaryIO, scaled_size: Callable[[int, int], tuple[int, int]]
 ) -> tuple[Image, tuple[int, int]]:
-    """A picture [H, W, 3], upright and scaled to `scaled_size(height, width)`, and its width and height before that.
+    """Return a picture [H, W, 3], upright and scaled to `scaled_size(height, width)`, and its (width, height) before.
 
-    Pixels of 16 bits give their upper eight, as FFmpeg and OpenCV have it. What lies under transparency is shown, as
-    they do, too. Raises DecodeError on what cannot be decoded, on other pixels of more than eight bits, of which nobody
-    knows what is white, and on files that hold several pictures.
+    Of 16-bit pixels, the upper eight bits are used, as in FFmpeg and OpenCV. Transparency is dropped, as there: the
+    colours below it are shown. Raises DecodeError on pictures that cannot be decoded, on other pixels of more than
+    eight bits, whose white level is not defined, and on files that contain several pictures.
     """
     from PIL import Image as Pictures
 
@@ -44,7 +44,7 @@ def read_picture(
         picture: Picture = Pictures.open(stream)
         num_pictures = getattr(picture, "n_frames", 1) if picture.format in _MOVING else 1
     if num_pictures > 1:
-        raise DecodeError(f"{name}: holds {num_pictures} pictures, expected one, a frame of a video")
+        raise DecodeError(f"{name}: contains {num_pictures} pictures, expected one frame of a video")
     is_deep = picture.mode.startswith(("I", "F"))
     if is_deep and (picture.format, picture.mode) not in _SIXTEEN_BITS:
         raise DecodeError(
@@ -71,7 +71,7 @@ def read_picture(
 
 
 def _orientation(picture: "Picture") -> int:
-    """How a picture is turned, as Exif numbers it; 1, upright, where its Exif data is absent or damaged."""
+    """Return a picture's orientation as Exif numbers it; 1, upright, if its Exif data is absent or damaged."""
     if "exif" not in picture.info:
         return 1
     try:

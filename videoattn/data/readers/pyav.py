@@ -1,4 +1,4 @@
-"""Frames of a video file through PyAV: in order from the start, or from the keyframe before each of them."""
+"""Frames of a video file through PyAV: sequentially from the start, or from the keyframe before each of them."""
 
 import bisect
 from collections.abc import Generator, Iterator
@@ -22,10 +22,10 @@ _NEAR = 4  # frames: reading the packets of so many takes no longer than a seek
 
 
 class PyavReader(VideoReader):
-    """Seeks, unless `in_order_because` says why not, and reads in order as well what a seek did not reach.
+    """A reader that seeks, unless `sequential_reason` is set; frames that a seek misses are decoded sequentially.
 
-    `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once where it is of no
-    use: reading in order begins with a file opened anew.
+    `stream` is the opened file as the scan left it. It stays open for seeking, and is closed at once for sequential
+    decoding, which begins with a newly opened file.
     """
 
     backend = "pyav"
@@ -36,17 +36,17 @@ class PyavReader(VideoReader):
         scan: PacketScan,
         stream: "VideoStream",
         *,
-        in_order_because: str,
+        sequential_reason: str,
         short_side: int = 0,
     ) -> None:
         super().__init__(source.name, scan.num_frames, scan.fps, scan.num_present, short_side=short_side)
         self._source = source
         self.scan: PacketScan = scan
-        self.in_order_because = in_order_because
+        self.sequential_reason = sequential_reason
         self._stream: VideoStream | None = stream
         self._awaited = 0  # the frame that is being decoded
         self._calls = LibraryCalls(self._failure)
-        if in_order_because or source.is_shared:
+        if sequential_reason or source.is_shared:
             self.close()
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class PyavReader(VideoReader):
     def decode_all(self) -> None:
         if self.scan.num_present < self.num_frames:
             raise self._cut_short(self.scan.num_present)
-        self._begin_in_order("every frame is wanted")
+        self._start_sequential("all frames are decoded")
         for _ in self._decode(list(range(self.num_frames))):
             pass
 
@@ -67,18 +67,18 @@ class PyavReader(VideoReader):
             yield from self._decode(wanted)
             return
         except DecodeError:
-            if self.in_order:
+            if self.sequential:
                 raise
-        self._begin_in_order("a seek did not reach every frame")  # the definition decides about those
+        self._start_sequential("a seek did not reach every frame")  # the definition decides about those
         yield from self._decode(wanted)
 
-    def _begin_in_order(self, reason: str) -> None:
+    def _start_sequential(self, reason: str) -> None:
         self.close()
-        self.in_order_because = self.in_order_because or reason
+        self.sequential_reason = self.sequential_reason or reason
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
-        """The wanted frames with their numbers, in order."""
-        read = self._read_in_order if self.in_order else self._seek
+        """Yield the wanted frames with their numbers, in order."""
+        read = self._read_sequentially if self.sequential else self._seek
         stream = self._stream or open_stream(self._source)
         with nullcontext() if self._stream else closing(stream.container), closing(read(stream, wanted)) as frames:
             for awaited in wanted:
@@ -91,7 +91,7 @@ class PyavReader(VideoReader):
     def _failure(self) -> str:
         return f"{self.path}: frame {self._awaited} of {self.num_frames} cannot be decoded"
 
-    def _read_in_order(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
+    def _read_sequentially(self, stream: "VideoStream", wanted: list[int]) -> Generator[tuple[int, "VideoFrame"]]:
         chosen = set(wanted)
         for number, frame in self._numbered(stream):
             if number in chosen:
@@ -100,7 +100,7 @@ class PyavReader(VideoReader):
                 return
 
     def _numbered(self, stream: "VideoStream") -> Iterator[tuple[int, "VideoFrame"]]:
-        """All frames from the start, with their numbers."""
+        """Yield all frames from the start, with their numbers."""
         count = 0
         with closing(read_packets(stream, self._calls)) as packets:
             for packet in packets:
@@ -125,11 +125,11 @@ class PyavReader(VideoReader):
             yield from self._read_run(stream, keyframe, numbers)
 
     def _read_run(self, stream: "VideoStream", keyframe: int, wanted: list[int]) -> Iterator[tuple[int, "VideoFrame"]]:
-        """Wanted frames from `keyframe` on.
+        """Yield wanted frames from `keyframe` on.
 
-        Of H.264, pictures that are neither wanted nor looked back at (a third to a half of the usual ones) are left
-        out. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
-        asked for what it still holds, so that none of the following has to be decoded.
+        Of H.264, pictures that are neither wanted nor referenced by others (a third to a half of the usual ones) are
+        skipped. Other codecs carry more than pictures from frame to frame. After the last wanted packet the decoder is
+        flushed, so that none of the following packets has to be decoded.
         """
         times = self.scan.times
         assert times is not None
@@ -145,7 +145,7 @@ class PyavReader(VideoReader):
                 if packet.size:
                     number = self._number(packet)
                     if (packet.pos or 0) != self.scan.places[number]:
-                        raise DecodeError(f"{self.path}: a seek leads to packets with the times of others")
+                        raise DecodeError(f"{self.path}: a seek leads to packets with the times of other packets")
                     left = unsent.get(self._group(number), set())
                     if not left:
                         continue  # the next keyframe looks at nothing before it
@@ -167,12 +167,12 @@ class PyavReader(VideoReader):
         return bisect.bisect_right(self.scan.keyframes, number) - 1
 
     def _number(self, timed: "VideoFrame | Packet[VideoStream]") -> int:
-        """The number of a decoded frame, or of a packet's, by its time."""
+        """Return the number of a decoded frame, or of a packet's, by its time."""
         times, time = self.scan.times, known_time(timed.pts)
         assert times is not None
         number = bisect.bisect_left(times, time)
         if number == len(times) or times[number] != time:
-            raise DecodeError(f"{self.path}: there is a frame at time {time}, at which the packets have none")
+            raise DecodeError(f"{self.path}: decoding yields a frame at time {time}, which no packet has")
         return number
 
     def _image(self, number: int, frame: "VideoFrame") -> Image:
@@ -184,7 +184,7 @@ class PyavReader(VideoReader):
             rotation = frame.rotation
         if rotation % 90:
             raise DecodeError(
-                f"{self.path}: is to be rotated by {rotation} degrees, expected a multiple of 90", "odd_rotation"
+                f"{self.path}: has a rotation of {rotation} degrees, expected a multiple of 90", "odd_rotation"
             )
         turn = -1 if rotation % 180 else 1  # a quarter turn swaps height and width
         stored = (frame.height, frame.width)

@@ -1,4 +1,4 @@
-"""A video file opened with PyAV, and its packets; whatever the library raises here becomes DecodeError."""
+"""Video files opened with PyAV, and their packets; any error that the library raises here becomes DecodeError."""
 
 import io
 from collections.abc import Generator
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoSource:
-    """What a video is read from, a path, bytes or a binary file that can seek, with a name for messages."""
+    """The source of a video: a path, bytes or a binary file that can seek, with a name for messages."""
 
     name: str
     content: str | bytes | BinaryIO
 
     @property
     def is_shared(self) -> bool:
-        """Whether others may move the place where it is read: it is a file that the caller opened."""
+        """True for a file that the caller opened, whose position others may move."""
         return not isinstance(self.content, str | bytes)
 
     def begin(self, *, in_utf8: bool = False) -> str | BinaryIO:
-        """What decoders open: the path, or a file that stands at its beginning.
+        """Return the path, or a file at its beginning, for a decoder to open.
 
-        With `in_utf8` for those that do not open paths in other encodings.
+        `in_utf8` is for decoders that do not open paths in other encodings.
         """
         if isinstance(self.content, str) and in_utf8 and not _is_utf8(self.content):
             with open(self.content, "rb") as file:
@@ -49,15 +49,15 @@ def _is_utf8(path: str) -> bool:
 
 
 def not_a_video(name: str) -> LibraryCalls:
-    """A context in which an error means that `name` cannot be opened as a video."""
+    """Return a context in which an error means that `name` cannot be opened as a video."""
     return LibraryCalls(f"{name}: cannot be opened as a video", "not_a_video")
 
 
 def open_stream(source: VideoSource) -> "VideoStream":
     """Open a video with PyAV: the stream that players show, set to decode in one thread and to fail on damage.
 
-    Who asked for it closes its container. Raises DecodeError where the source is no video, has no video stream, or one
-    in a codec for which there is no decoder.
+    The caller closes its container. Raises DecodeError if the source is no video, has no video stream, or has one in a
+    codec without a decoder.
     """
     import av
     from av.stream import Disposition
@@ -87,9 +87,9 @@ def open_stream(source: VideoSource) -> "VideoStream":
 
 
 def read_packets(stream: "VideoStream", calls: LibraryCalls) -> Generator["Packet[VideoStream]"]:
-    """The packets of a stream from where its container stands, each read within `calls`.
+    """Yield the packets of a stream from the position of its container, each read within `calls`.
 
-    PyAV loses memory where they are not read to the end: whoever stops earlier closes the iterator.
+    PyAV leaks memory unless they are read to the end: a caller that stops earlier has to close the iterator.
     """
     container: Any = stream.container
     with calls:

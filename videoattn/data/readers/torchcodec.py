@@ -10,7 +10,7 @@ from videoattn.data.readers.stream import VideoSource
 
 
 class TorchcodecReader(VideoReader):
-    """Reads files in which seeking is safe; it sees as many frames as the scan, or refuses."""
+    """A reader for files in which seeking is safe. Raises DecodeError if it sees more or fewer frames than the scan."""
 
     backend = "torchcodec"
 

@@ -1,8 +1,8 @@
-"""Worker processes of a loader: samples made side by side, handed over in order through memory that all share.
+"""Worker processes of a loader: samples are made in parallel and returned in order through shared memory.
 
-torch's DataLoader gives a worker a whole batch and ends the run when one of them hangs or dies. Here tasks are single
-samples, so that all workers make the next batch, and a video that takes its worker with it is one that cannot be
-decoded, no more. Clips are written into anonymous shared memory (not /dev/shm, which containers keep small), and
+torch's DataLoader gives a whole batch to one worker, and ends the run when a worker hangs or dies. Here tasks are
+single samples, so that all workers make the next batch, and a video that crashes its worker only counts as one that
+cannot be decoded. Clips are written into anonymous shared memory (not /dev/shm, which containers keep small), and
 collating them is the only copy that is made.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from videoattn.data.clips.batch import Sample
+from videoattn.data.clips.batch import ClipSample
 from videoattn.data.clips.dataset import Watch
 from videoattn.data.readers.open_video import DecodeError
-from videoattn.data.workers.worker_pool import Lost, WorkerPool, start_clock
+from videoattn.data.workers.worker_pool import Failed, WorkerPool, start_clock
 
 logger = logging.getLogger(__name__)
 
@@ -28,33 +28,33 @@ _NO_VIDEO = -1
 
 
 class SampleMaker(Protocol):
-    """What workers need of a dataset; `clips_shape` is that of a sample's clips, of which there may be fewer."""
+    """The interface of a dataset for workers; `clips_shape` is the shape of the most clips of a sample."""
 
     @property
     def clips_shape(self) -> tuple[int, ...]: ...
 
-    def sample(self, key: Any, watch: Watch) -> Sample:
-        """The sample of a draw or video."""
+    def sample(self, key: Any, watch: Watch) -> ClipSample:
+        """Return the sample of a draw or video."""
 
     def path(self, key: Any) -> str:
-        """The file of a draw or video."""
+        """Return the file of a draw or video."""
 
 
 @dataclass
 class _Task:
     key: Any
     slot: int
-    lost: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 class ClipWorkers:
-    """Samples of a dataset, made by `num_workers` processes with at most `num_slots` of them begun or waiting.
+    """Samples of a dataset, made by `num_workers` processes, at most `num_slots` of them in progress or waiting.
 
-    A video on which a worker spends more than `limit_seconds` (0: any time), or which ends it, is tried again, so that
-    the samples are those of an undisturbed run. After the second time in a row it is one that cannot be decoded: `lost`
-    has it with the reason. A DecodeError naming videos is
-    raised where nothing arrives for `stall_seconds` all the same, as from a disk that is gone, and RuntimeError with a
-    worker's traceback for any error in the dataset but DecodeError.
+    A video on which a worker spends more than `limit_seconds` (0: no limit), or which crashes it, is retried, so that
+    the samples are those of an undisturbed run. After the second failure in a row it counts as one that cannot be
+    decoded, and `failed` has the reason. DecodeError, naming the videos, is raised if nothing arrives for
+    `stall_seconds` all the same, as from a disk that is gone, and RuntimeError, with a worker's traceback, on any error
+    in the dataset but DecodeError.
     """
 
     def __init__(
@@ -68,18 +68,20 @@ class ClipWorkers:
         self._current = _shared_zeros((num_slots,), torch.int64)  # the video that a slot's worker is at
         self._free = list(range(num_slots))
         self._pool: WorkerPool[_Task, dict[str, Any]] | None = None
-        self._times_lost: Counter[int] = Counter()
-        self.lost: dict[int, str] = {}
+        self._num_failures: Counter[int] = Counter()
+        self.failed: dict[int, str] = {}
 
-    def batches(self, batches: Iterable[Sequence[Any]], collate: Callable[[Sequence[Sample]], Any]) -> Iterator[Any]:
-        """`collate(samples)` of each of `batches` of keys, in order; another call ends this one's work.
+    def batches(
+        self, batches: Iterable[Sequence[Any]], collate: Callable[[Sequence[ClipSample]], Any]
+    ) -> Iterator[Any]:
+        """Yield `collate(samples)` of each of `batches` of keys, in order; another call ends this one's work.
 
-        The samples' clips are shared memory that is used again as soon as `collate` returns.
+        The samples' clips are shared memory that is reused as soon as `collate` returns.
         """
         if len(self._free) < len(self._slots):  # of an epoch that was left, and their workers may be writing still
             self.close()
         waiting: deque[tuple[Sequence[Any], list[_Task]]] = deque()
-        done: dict[int, Sample] = {}  # by slot
+        done: dict[int, ClipSample] = {}  # by slot
         source = iter(batches)
         self._send(source, waiting)
         while waiting:
@@ -94,7 +96,7 @@ class ClipWorkers:
             yield batch
 
     def close(self) -> None:
-        """End the processes; more batches start new ones."""
+        """End the processes; a later call of `batches` starts new ones."""
         if self._pool is not None:
             self._pool.close()
         self._pool = None
@@ -112,48 +114,48 @@ class ClipWorkers:
                     return
                 waiting.append((keys, []))
             keys, tasks = waiting[-1]
-            task = _Task(keys[len(tasks)], self._free[-1], dict(self.lost))
+            task = _Task(keys[len(tasks)], self._free[-1], dict(self.failed))
             self._current[task.slot] = _NO_VIDEO
             if not self._pool.submit(task):
                 return
             self._free.pop()
             tasks.append(task)
 
-    def _receive(self, done: dict[int, Sample], needed: Sequence[_Task]) -> None:
-        """Wait for an answer; a task whose worker was lost is begun anew, at last without the video that it was at."""
+    def _receive(self, done: dict[int, ClipSample], needed: Sequence[_Task]) -> None:
+        """Wait for an answer; a task whose worker failed is retried, in the end without the video that failed."""
         assert self._pool is not None
         answer = self._pool.next_answer(self._stall)
         if answer is None:
             paths = [self._dataset.path(task.key) for task in needed if task.slot not in done]
             raise DecodeError(
-                f"no clip arrived for {self._stall:.0f} s, and a worker that reads one of these can't be ended; does "
-                "the disk answer? " + ", ".join(paths)
+                f"no clip arrived for {self._stall:.0f} s, and a worker that reads one of these can't be ended; is "
+                "the disk responding? " + ", ".join(paths)
             )
         task, result = answer
-        if not isinstance(result, Lost):
+        if not isinstance(result, Failed):
             rows = result.pop("num_clips")
-            done[task.slot] = sample = Sample(clips=self._slots[task.slot, :rows], **result)
+            done[task.slot] = sample = ClipSample(clips=self._slots[task.slot, :rows], **result)
             for video in (sample.video, _NO_VIDEO):
-                self._times_lost.pop(video, None)
+                self._num_failures.pop(video, None)
             return
         if result.kind == "raises":
             raise RuntimeError(f"{self._dataset.path(task.key)}: {result.reason}\n\nIn a worker:\n{result.trace}")
         video = int(self._current[task.slot])
-        self._times_lost[video] += 1
+        self._num_failures[video] += 1
         if video == _NO_VIDEO:
-            if self._times_lost[video] > len(self._slots):
+            if self._num_failures[video] > len(self._slots):
                 raise RuntimeError(f"workers end before they open a video: {result.reason}")
-        elif self._times_lost[video] > _NUM_RETRIES:
-            self.lost[video] = task.lost[video] = result.reason
+        elif self._num_failures[video] > _NUM_RETRIES:
+            self.failed[video] = task.failed[video] = result.reason
         else:
             path = self._dataset.path(task.key)
-            logger.warning("a worker is replaced and its clip retried: %s (%s)", path, result.reason)
+            logger.warning("replaced a worker and retried its clip: %s (%s)", path, result.reason)
         self._current[task.slot] = _NO_VIDEO
         self._pool.submit(task, most=len(self._slots))
 
 
 class _Maker:
-    """What a worker does with a task: the sample's clips go to its slot, the rest is the answer."""
+    """The work on one task: writes the sample's clips to its slot and returns the rest."""
 
     def __init__(self, dataset: SampleMaker, slots: Tensor, current: Tensor, limit_seconds: float) -> None:
         self._dataset, self._slots, self._current, self._limit = dataset, slots, current, limit_seconds
@@ -163,16 +165,16 @@ class _Maker:
             self._current[task.slot] = video
             start_clock(self._limit)
 
-        sample = self._dataset.sample(task.key, Watch(begin, task.lost))
+        sample = self._dataset.sample(task.key, Watch(begin, task.failed))
         rows = len(sample.clips)
         self._slots[task.slot, :rows] = sample.clips
         return {x.name: getattr(sample, x.name) for x in fields(sample) if x.name != "clips"} | {"num_clips": rows}
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that worker processes share; pages take memory when they are written.
+    """Return zeros that worker processes share; pages take memory once they are written.
 
-    Where processes are spawned instead of forked, torch moves them to shared files as it hands them over.
+    Where processes are spawned instead of forked, torch moves them to shared files when it sends them.
     """
     numel = torch.Size(shape).numel()
     return torch.frombuffer(mmap.mmap(-1, max(1, numel * dtype.itemsize)), dtype=dtype, count=numel).view(shape)

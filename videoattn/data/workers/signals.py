@@ -1,4 +1,4 @@
-"""How worker processes treat the signals that end a run: they leave them to the main process."""
+"""Signals in worker processes: those that end a run are left to the main process."""
 
 import signal
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Let processes start with these signals held, until they ignore them.
+    """Block these signals while processes start, until the new processes ignore them.
 
-    One that was interrupted before that would end without a word.
+    A process that was interrupted before that would end without a message.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -21,7 +21,7 @@ def signals_held() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Leave signals that go to the whole group of processes to the main one, which saves before it ends."""
+    """Ignore signals that go to the whole process group: the main process handles them, and saves before it ends."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -1,10 +1,10 @@
-"""A function applied to tasks in processes that may crash or hang, at the cost of one task each time.
+"""A pool of processes that apply a function to tasks; a crash or a hang costs one task.
 
-Each process gets tasks by a pipe of its own and works through them in order, so that one that ends takes no lock with
-it and it is known which task ended it. What hangs is ended by an alarm that its process has set itself: the system
-delivers it whatever the process does, also in a decoder that never gives the interpreter back, and when the main
-process is gone. Only a process that the system has stopped (SIGSTOP) does not hear it: it is killed by the main
-process, a little later.
+Each process gets tasks through a pipe of its own and works through them in order, so that a process that ends holds no
+lock, and it is known which task ended it. A process that hangs is ended by an alarm that it has set itself: the system
+delivers it whatever the process does, also in a decoder that never releases the interpreter, and when the main process
+is gone. Only a process that the system has stopped (SIGSTOP) does not receive it: the main process kills it a little
+later.
 """
 
 import math
@@ -33,8 +33,8 @@ _START_SECONDS = 60.0
 _STARTING, _WAITING = -1.0, 0.0  # in the place of a deadline
 
 
-class Lost(NamedTuple):
-    """Why a task has no result: its process hung and was ended, or it ended by itself, or the function raised an error.
+class Failed(NamedTuple):
+    """The reason why a task has no result: its process hung and was ended, or crashed, or the function raised.
 
     `trace` is that error's traceback.
     """
@@ -45,11 +45,11 @@ class Lost(NamedTuple):
 
 
 class WorkerPool(Generic[Task, Result]):
-    """Processes that each work through tasks; one that hangs or ends is replaced.
+    """A pool of processes that each work through tasks; one that hangs or ends is replaced.
 
-    Work on one task takes at most `limit_seconds`, or any time if that is 0; the function may start the clock anew by
-    `start_clock`. Processes are forked where the system forks safely (Linux), use one thread of torch's, and leave
-    Ctrl-C to the caller's process.
+    A task may take at most `limit_seconds` (0: no limit); the function may restart the clock with `start_clock`.
+    Processes are forked where the system forks safely (Linux), use one torch thread each, and leave Ctrl-C to the
+    caller's process.
     """
 
     def __init__(self, function: Callable[[Task], Result], num_workers: int, limit_seconds: float) -> None:
@@ -61,21 +61,21 @@ class WorkerPool(Generic[Task, Result]):
 
     @property
     def num_open(self) -> int:
-        """Tasks without an answer."""
+        """Number of tasks without an answer."""
         return sum(len(worker.tasks) for worker in self._workers)
 
     def submit(self, task: Task, most: int = _MAX_QUEUE) -> bool:
-        """Give a task to the process that has the fewest, or return False where each of them has `most`."""
+        """Give a task to the process that has the fewest, or return False if each of them has `most`."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         if len(worker.tasks) >= most:
             return False
         worker.send(task)
         return True
 
-    def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Lost] | None:
-        """The next answer that arrives, or None if none does within `patience` seconds.
+    def next_answer(self, patience: float | None = None) -> tuple[Task, Result | Failed] | None:
+        """Return the next answer that arrives, or None if there is none within `patience` seconds.
 
-        Raises RuntimeError where processes end one after the other before they have begun anything.
+        Raises RuntimeError if processes end one after the other before they begin a task.
         """
         deadline = None if patience is None else time.monotonic() + patience
         while True:
@@ -88,14 +88,14 @@ class WorkerPool(Generic[Task, Result]):
                 continue
             worker = next(worker for worker in self._workers if worker.connection is ready[0])
             try:
-                answer: Result | Lost = worker.connection.recv()
+                answer: Result | Failed = worker.connection.recv()
             except (EOFError, OSError):
-                lost = worker.ending(self._limit)
+                failed = worker.ending(self._limit)
                 tasks = self._replace(worker)
                 if tasks:
-                    return tasks.popleft(), lost
+                    return tasks.popleft(), failed
                 if not worker.has_started:
-                    self._count_idle_end(lost)
+                    self._count_idle_end(failed)
                 continue
             self._num_idle_ends = 0
             return worker.answered(), answer
@@ -110,7 +110,7 @@ class WorkerPool(Generic[Task, Result]):
         return _Worker(self._function, self._limit)
 
     def _replace(self, worker: "_Worker[Task]") -> deque[Task]:
-        """Put a new process in the place of one that has ended; returns that one's tasks, all but the first sent on."""
+        """Replace a process that has ended, and return its tasks; all but the first are sent to the new process."""
         worker.end()
         new = self._start()
         self._workers[self._workers.index(worker)] = new
@@ -118,20 +118,20 @@ class WorkerPool(Generic[Task, Result]):
             new.send(task)
         return worker.tasks
 
-    def _count_idle_end(self, lost: Lost) -> None:
+    def _count_idle_end(self, failed: Failed) -> None:
         self._num_idle_ends += 1
         if self._num_idle_ends > _MAX_IDLE_ENDS:
-            raise RuntimeError(f"worker processes end before they have begun anything: {lost.reason}")
+            raise RuntimeError(f"worker processes end before they begin a task: {failed.reason}")
 
 
-def map_surviving(
+def map_with_timeout(
     function: Callable[[Task], Result], items: Iterable[Task], *, num_workers: int, limit_seconds: float
-) -> Generator[tuple[Task, Result | Lost]]:
-    """Each item with `function(item)`, in the order in which they are done; items are taken one by one as needed.
+) -> Generator[tuple[Task, Result | Failed]]:
+    """Yield each item with `function(item)`, in the order in which they finish; items are taken one by one as needed.
 
-    An item that hangs (takes more than `limit_seconds`) or crashes its process is tried once more, since the system may
-    have ended the process for reasons of its own. If it does so again, or raises an error, it gives `Lost`. Leaving the
-    iterator ends the processes.
+    An item that hangs (takes more than `limit_seconds`) or crashes its process is retried once, since the system may
+    have ended the process for other reasons. If it does so again, or the function raises an error, the result is
+    `Failed`. Leaving the iterator ends the processes.
     """
     queue = iter(items)
     retried: list[Task] = []
@@ -145,7 +145,7 @@ def map_surviving(
             assert answer is not None
             task, result = answer
             was_retried = any(task is other for other in retried)
-            if isinstance(result, Lost) and result.kind != "raises" and not was_retried:
+            if isinstance(result, Failed) and result.kind != "raises" and not was_retried:
                 retried.append(task)
                 pool.submit(task)
                 continue
@@ -155,7 +155,7 @@ def map_surviving(
 
 
 def start_clock(limit_seconds: float) -> None:
-    """In a worker: from now on, its work may take so many seconds until the next call; 0 is for ever."""
+    """Restart the time limit of a worker's task at so many seconds, to be called in the worker; 0 is no limit."""
     signal.setitimer(signal.ITIMER_REAL, limit_seconds)
     _note_deadline(time.monotonic() + limit_seconds if limit_seconds else math.inf)
 
@@ -169,7 +169,7 @@ def _note_deadline(deadline: float) -> None:
 
 
 class _Worker(Generic[Task]):
-    """A process with the tasks that it has and has not answered, oldest first."""
+    """A process with the tasks that it has not answered yet, oldest first."""
 
     def __init__(self, function: Callable[[Task], Any], limit_seconds: float) -> None:
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
@@ -186,7 +186,7 @@ class _Worker(Generic[Task]):
 
     @property
     def has_started(self) -> bool:
-        """Whether it was ready for tasks."""
+        """Return True if the process has been ready for tasks."""
         return bool(self._deadline.value != _STARTING)
 
     def send(self, task: Task) -> None:
@@ -199,14 +199,14 @@ class _Worker(Generic[Task]):
             pass  # it has ended, which is seen when its answer is asked for
 
     def answered(self) -> Task:
-        """The oldest task, to which the answer has come."""
+        """Remove and return the oldest task, whose answer has arrived."""
         self._since = time.monotonic()
         return self.tasks.popleft()
 
     def end_if_overdue(self, limit_seconds: float) -> float:
-        """End a process that stands still, and return when to look again, which may be never.
+        """Kill a process that exceeds its time limit, and return the time of the next look, which may be infinite.
 
-        Its end is then seen by its connection, unless it can't be ended.
+        Its end is then seen by its connection, unless it can't be killed.
         """
         if not self.tasks or self._is_overdue:
             return math.inf
@@ -220,14 +220,14 @@ class _Worker(Generic[Task]):
         self._process.kill()
         return math.inf
 
-    def ending(self, limit_seconds: float) -> Lost:
-        """Why the process has ended."""
+    def ending(self, limit_seconds: float) -> Failed:
+        """Return the reason for which the process has ended."""
         self._process.join(_WAIT_FOR_END_SECONDS)
         code = self._process.exitcode
         if code == -signal.SIGALRM or self._is_overdue:
-            return Lost("hangs", f"no answer within {limit_seconds:g} s")
+            return Failed("hangs", f"no answer within {limit_seconds:g} s")
         end = f"exit status {code}" if code is None or code >= 0 else f"killed by {signal.Signals(-code).name}"
-        return Lost("crashes", f"the process that read it ended: {end}")
+        return Failed("crashes", f"the process that read it ended: {end}")
 
     def end(self) -> None:
         self._process.kill()
@@ -260,7 +260,7 @@ def _serve(
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{os.path.basename(last.filename)}:{last.lineno}"
-            answer = Lost("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
+            answer = Failed("raises", f"{type(error).__name__} in {place}: {error}", traceback.format_exc())
         start_clock(0)
         _note_deadline(_WAITING)
         connection.send(answer)

@@ -23,7 +23,7 @@ class Departure(NamedTuple):
 
 @dataclass
 class LoadReport:
-    """What became of each tensor, by our names; `dropped` are tensors of the file that the model does not use.
+    """The treatment of each tensor, by our names; `dropped` are tensors of the file that the model does not use.
 
     `initialised` tensors do not come from the file as they are: a new head, or temporal weights of an image model.
     `class_names` are those of the videos that the weights were trained on, where the file says them. `departures` are

@@ -1,1 +1,1 @@
-"""Kinetics' own lists."""
+"""Official lists of Kinetics."""

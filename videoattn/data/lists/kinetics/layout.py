@@ -1,4 +1,4 @@
-"""The layouts in which people keep the videos of Kinetics, and which of them a disk has.
+"""Usual layouts of the videos of Kinetics, and a search for the one that a disk has.
 
 Source: file names as in cvdfoundation/kinetics-dataset.
 """
@@ -20,7 +20,7 @@ _MOST_SOUGHT, _ENOUGH_FOUND = 1000, 50
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a video lies: `{folder}/{class}/{name}{ending}`, each of the first two left out where it is not used."""
+    """A pattern of paths, `{folder}/{class}/{name}{ending}`; each of the first two may be absent."""
 
     folder: str
     class_folder: str  # "": none, " ": as the label, "_": with underscores
@@ -51,7 +51,7 @@ def _layouts(splits: Sequence[str], is_labelled: bool) -> list[Layout]:
 
 
 def find_layout(rows: KineticsRows, roots: Sequence[str], split: str) -> tuple[str, Layout]:
-    """The first root and layout that all of the videos found have in common; some are sought all over the list."""
+    """Return the first root and layout that all videos found have in common; up to a thousand are looked up."""
     splits = [name for name in dict.fromkeys((rows.split, split, *split_names(split))) if name]
     is_folder = lru_cache(maxsize=None)(os.path.isdir)
     left = [(root, layout) for root in roots for layout in _layouts(splits, bool(rows.labels))]
@@ -84,6 +84,6 @@ def find_layout(rows: KineticsRows, roots: Sequence[str], split: str) -> tuple[s
 
 
 def _spread(count: int) -> Iterator[int]:
-    """Up to a thousand places from all over a list, in an order in which neighbours are far apart."""
+    """Return up to a thousand places across a list, in an order in which neighbours are far apart."""
     places = range(0, count, max(1, count // _MOST_SOUGHT))[:_MOST_SOUGHT]
     return (places[i * 7919 % len(places)] for i in range(len(places)))  # a prime above their number: each comes once

@@ -1,4 +1,4 @@
-"""Kinetics' official lists: which class each label is, and where its videos are."""
+"""Official lists of Kinetics: numbers of the labels, and paths of the videos."""
 
 import logging
 import os
@@ -26,11 +26,11 @@ def read_official_kinetics(
     class_names: tuple[str, ...] | None = None,
     train_file: str | None = None,
 ) -> VideoList:
-    """An official list with the videos that lie below `prefix`, or else below `folder` or `folder/videos`.
+    """Read an official list with the videos below `prefix`, or else below `folder` or `folder/videos`.
 
     Classes are numbered as in `class_names`, else by the alphabetical order of the labels in `train_file`, else in the
-    file itself. The layout is decided by the first videos that exist. Raises AnnotationError where a
-    line is not as described, a label is unknown, or none of the videos looked for exists.
+    file itself. The layout is decided by the first videos that exist. Raises AnnotationError if a line is invalid, a
+    label is unknown, or none of the videos looked up exists.
     """
     rows = read_rows(file)
     names, source = class_names, "DATA.CLASS_NAMES"
@@ -46,11 +46,11 @@ def read_official_kinetics(
 
 
 def _sorted_labels(rows: KineticsRows, num_classes: int | None) -> tuple[str, ...] | None:
-    """The labels in alphabetical order, of which the log tells; None where there are none."""
+    """Return the labels in alphabetical order, and log them; None if there are none."""
     names = tuple(sorted(rows.labels))
     if not names:
         return None
-    check_number(names, f"{rows.source}, whose labels are the classes for want of DATA.CLASS_NAMES", num_classes)
+    check_number(names, f"{rows.source}, whose labels are the classes, since DATA.CLASS_NAMES is not set", num_classes)
     logger.info(
         "classes: the %d labels of %s in alphabetical order, 0 %s to %d %s",
         len(names), rows.source, names[0], len(names) - 1, names[-1],
@@ -59,7 +59,7 @@ def _sorted_labels(rows: KineticsRows, num_classes: int | None) -> tuple[str, ..
 
 
 def _numbers(rows: KineticsRows, names: Sequence[str], source: str) -> npt.NDArray[np.int32]:
-    """The class of each of the labels of `rows`."""
+    """Return the class of each of the labels of `rows`."""
     numbers = number_classes(names, source)
     for label, line in rows.labels.items():
         if label not in numbers:
@@ -68,7 +68,7 @@ def _numbers(rows: KineticsRows, names: Sequence[str], source: str) -> npt.NDArr
 
 
 def _paths(rows: KineticsRows, layout: Layout) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """All paths and where each begins, as VideoList has them."""
+    """Return all paths and their offsets, as in VideoList."""
     folders = [layout.folder_of(label).encode() for label in rows.labels] or [layout.folder_of("").encode()]
     stems, ends, label_of = rows.stems, rows.ends, rows.label_of
     cut, ending = 0 if layout.has_times else TIMES, layout.ending.encode()

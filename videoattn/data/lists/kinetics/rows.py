@@ -1,7 +1,7 @@
-"""Kinetics' official lists as rows: a YouTube id, times and the name of a class each.
+"""Rows of Kinetics' official lists: a YouTube id, times and the name of a class each.
 
-Source: the csv files of Kinetics-400, 600 and 700, columns `label,youtube_id,time_start,time_end,split`, sometimes
-`is_cc` besides, in the test list of Kinetics-400 no label.
+Source: the csv files of Kinetics-400, 600 and 700, with columns `label,youtube_id,time_start,time_end,split`, sometimes
+`is_cc` as well; the test list of Kinetics-400 has no label.
 """
 
 import csv
@@ -19,14 +19,14 @@ TIMES = len("_000000_000010")
 
 
 def is_official_kinetics(file: str) -> bool:
-    """Whether the first line is the header of an official list."""
+    """Return True if the first line is the header of an official list."""
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
         return "youtube_id" in _fields(lines.readline())
 
 
 @dataclass
 class KineticsRows:
-    """The rows of a list in a few buffers: `{youtube_id}_{start:06d}_{end:06d}`, and which label of `labels`."""
+    """The rows of a list in a few buffers: `{youtube_id}_{start:06d}_{end:06d}`, and the index of each row's label."""
 
     source: str
     labels: dict[str, int] = field(default_factory=dict)  # and the line where each stands first
@@ -40,12 +40,12 @@ class KineticsRows:
         return len(self.ends) - 1
 
     def add(self, stem: str, label: str | None, line: int) -> None:
-        """One more row; the label is None in all rows or in none."""
+        """Append a row; the label is None in all rows or in none."""
         if label is not None and label not in self.labels:
             if not label:
                 raise AnnotationError(f"{self.source}:{line}: has no label, expected one in column label")
             if _ZERO in label:
-                raise AnnotationError(f"{self.source}:{line}: label {label!r} holds a zero byte, expected text")
+                raise AnnotationError(f"{self.source}:{line}: label {label!r} contains a zero byte, expected text")
             self._numbers[label] = len(self.labels)
             self.labels[label] = line
         self.label_of.append(0 if label is None else self._numbers[label])
@@ -53,21 +53,21 @@ class KineticsRows:
         self.ends.append(len(self.stems))
 
     def set_split(self, split: str, line: int) -> None:
-        """What the column of splits says, which is the same in all rows."""
+        """Set the value of the split column, which must be the same in all rows."""
         if len(self):
             raise AnnotationError(
-                f"{self.source}:{line}: is of split {split!r}, unlike the lines before it, of {self.split!r}; expected "
-                "one split a file"
+                f"{self.source}:{line}: has split {split!r}, unlike the lines before it with {self.split!r}; expected "
+                "one split per file"
             )
         self.split = split
 
     def stem(self, index: int) -> str:
-        """`{youtube_id}_{start:06d}_{end:06d}` of a row."""
+        """Return `{youtube_id}_{start:06d}_{end:06d}` of a row."""
         return self.stems[self.ends[index] : self.ends[index + 1]].decode()
 
 
 def read_rows(file: str) -> KineticsRows:
-    """The rows of an official list. Raises AnnotationError naming the line that is not as it should be."""
+    """Read the rows of an official list. Raises AnnotationError, naming the line, on an invalid one."""
     rows = KineticsRows(file)
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
@@ -89,7 +89,7 @@ def _fill(rows: KineticsRows, lines: Any) -> None:
     header = [name.strip().lower() for name in next(lines)]
     twice = [name for name in _COLUMNS if header.count(name) > 1]
     if twice:
-        raise AnnotationError(f"{rows.source}:1: column {twice[0]} is there twice, expected once")
+        raise AnnotationError(f"{rows.source}:1: column {twice[0]} occurs twice, expected once")
     missing = [name for name in _NEEDED if name not in header]
     if missing:
         raise AnnotationError(f"{rows.source}:1: columns {', '.join(header)}, expected also {', '.join(missing)}")
@@ -102,7 +102,7 @@ def _fill(rows: KineticsRows, lines: Any) -> None:
             continue
         if lines.line_num > number:
             raise AnnotationError(
-                f"{rows.source}:{number}: {','.join(fields)[:200]!r} goes on in the next line, as quotes ask for; "
+                f"{rows.source}:{number}: {','.join(fields)[:200]!r} continues on the next line because of a quote; "
                 "expected quotes to be closed"
             )
         if len(fields) != len(header):
