@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does attention along time see motion, and only it? Trains the demo's model and its space-only twin on Motion.
+"""Test whether attention along time, and only it, finds motion: train the demo's model with and without it on Motion.
 
 Examples:
     python benchmarks/motion_temporal.py
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/motion_temporal"), help="where the runs go")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/motion_temporal.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--seeds-space-only", type=int, nargs="+", default=[0, 1], help="of the twin without time")
+    parser.add_argument("--seeds-space-only", type=int, nargs="+", default=[0, 1], help="of the variant without time")
     parser.add_argument("--recipes", choices=RECIPES, nargs="+", default=list(RECIPES))
     args = parser.parse_args(argv)
 

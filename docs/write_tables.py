@@ -41,7 +41,7 @@ TIMES = Path(__file__).parents[1] / "benchmarks/results/operators_cpu.json"
 MARKED = re.compile(r"(<!-- table: (\w+)[^\n]*-->\n).*?(<!-- end of table -->)", re.DOTALL)
 HEADS = 12
 
-# tokens of one attention call, and where so many occur
+# tokens of one sequence, and where so many occur
 LENGTHS = {
     8: "8 frames, along time", 32: "32 frames, along time", 196: "224², along space", 784: "448², along space",
     1568: "8×224², joint", 6272: "32×224², joint", 18816: "96×224², joint",

@@ -190,7 +190,7 @@ def test_official_files_decode_at_full_size_whatever_they_say(tmp_path: Path, na
 
 
 @pytest.mark.parametrize(
-    ("key", "harmless", "harmful"),
+    ("key", "ignored", "refused"),
     [
         ("DATA.MULTI_LABEL", "False", "True"),
         ("DATA.MULTI_LABEL", "False", "0"),
@@ -204,10 +204,10 @@ def test_official_files_decode_at_full_size_whatever_they_say(tmp_path: Path, na
         ("MODEL.LOSS_FUNC", "soft_cross_entropy", "bce"),
     ],
 )
-def test_a_published_key_is_refused_at_values_that_would_matter(key: str, harmless: str, harmful: str) -> None:
-    _, report = load_config_with_report(None, [key, harmless])
+def test_a_published_key_is_refused_at_values_that_would_matter(key: str, ignored: str, refused: str) -> None:
+    _, report = load_config_with_report(None, [key, ignored])
     assert [note.key for note in report.ignored] == [key]
-    (problem,) = problems_of(None, key, harmful)
+    (problem,) = problems_of(None, key, refused)
     assert problem.startswith(f"command line: {key} expects ") and problem.endswith("which is not supported")
 
 

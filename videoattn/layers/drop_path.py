@@ -13,9 +13,9 @@ DropUnit = Literal["call", "sample"]
 class DropPath(nn.Module):
     """Zeroes whole units of a branch in training and scales the rest by 1 / (1 - rate).
 
-    A unit is a clip, or with `axis` and unit "call" one attention call of the folded layout [B, F, M, C]: a frame
+    A unit is a clip, or with `axis` and unit "call" one sequence of the folded layout [B, F, M, C]: a frame
     along SPACE, a location's track along TIME, the clip along JOINT. Source: Huang et al., 2016; TimeSformer's
-    released code drops calls, because its batch axis holds them.
+    released code drops sequences, because its batch axis holds them.
     """
 
     def __init__(self, rate: float, axis: Axis | None = None, unit: DropUnit = "sample") -> None:

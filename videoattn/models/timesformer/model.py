@@ -76,7 +76,7 @@ class TimeSformer(nn.Module):
     (SkipAt). `space_only` sees frames on their own and averages them. Raises ValueError where patches do not divide the
     clip, or an operator cannot be built on its grid.
 
-    Source: arXiv 2102.05095 and the released code. `drop_path_unit="call"` drops attention calls, as that code does.
+    Source: arXiv 2102.05095 and the released code. `drop_path_unit="call"` drops sequences, as that code does.
     """
 
     def __init__(
