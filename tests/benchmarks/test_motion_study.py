@@ -32,6 +32,7 @@ TINY = study.Size(
     long=study.Clips(num_classes=6, num_train=12, num_val=6, rendered_frames=24, num_frames=6, sampling_rate=4,
                      num_views=1, epochs=2),
 )  # fmt: skip
+pytestmark = pytest.mark.slow
 METHODS = ("fibonacci", "focused_linear", "lisa", "skipat")
 
 

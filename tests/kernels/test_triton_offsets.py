@@ -92,7 +92,10 @@ def test_a_gpu_computes_a_dense_product_under_the_mask(seed, dtype):
 
 
 @on_devices
-@pytest.mark.parametrize("shape", [{}, {"axial": True}, {"kv": TokenGrid(2, 1, 1, 1)}])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, *(pytest.param(shape, marks=pytest.mark.slow) for shape in ({"axial": True}, {"kv": TokenGrid(2, 1, 1, 1)}))],
+)
 @pytest.mark.parametrize("zero_logit", [False, True])
 @interpreted
 def test_gradients_are_those_of_the_function_that_is_computed(shape, zero_logit, device):
@@ -106,7 +109,7 @@ def test_gradients_are_those_of_the_function_that_is_computed(shape, zero_logit,
 
 
 @on_devices
-@pytest.mark.parametrize("zero_logit", [False, True])
+@pytest.mark.parametrize("zero_logit", [False, pytest.param(True, marks=pytest.mark.slow)])
 @interpreted
 def test_every_run_gives_the_same_bits(zero_logit, device):
     plan = plan_of(TokenGrid(1, 3, 11, 1)).to(device)

@@ -1,5 +1,7 @@
 """The contract of every operator, on grids whose t, h and w all differ."""
 
+import copy
+import itertools
 import random
 
 import numpy as np
@@ -61,22 +63,36 @@ def build(name, options, *where):
     return at, operator
 
 
-@pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
-@pytest.mark.parametrize(("axis", "prefix", "unequal"), SITES)
-class TestContract:
-    @pytest.mark.parametrize("dtype", DTYPES)
-    def test_output_has_the_queries_shape_and_type(self, name, options, axis, prefix, unequal, dtype):
-        at, operator = build(name, options, axis, prefix, unequal)
-        for inside in (torch.float32, dtype):
-            out = operator.to(inside)(*qkv(at, dtype=dtype))
-            assert out.shape == (2, HEADS, at.q_grid.tokens, D) and out.dtype == dtype and out.isfinite().all()
+def at_every_site(law):
+    """Return a test of `law` at all SITES, which reports each of them by itself."""
 
+    def test(self, subtests, name, options):
+        for axis, prefix, unequal in SITES:
+            with subtests.test(axis=str(axis), prefix=prefix, unequal=unequal):
+                law(self, name, options, axis, prefix, unequal)
+
+    test.__name__ = law.__name__
+    return test
+
+
+@pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
+class TestContract:
+    @at_every_site
+    def test_output_has_the_queries_shape_and_type(self, name, options, axis, prefix, unequal):
+        at, operator = build(name, options, axis, prefix, unequal)
+        for dtype in DTYPES:
+            for inside in (torch.float32, dtype):
+                out = operator.to(inside)(*qkv(at, dtype=dtype))
+                assert out.shape == (2, HEADS, at.q_grid.tokens, D) and out.dtype == dtype and out.isfinite().all()
+
+    @at_every_site
     def test_a_call_alone_equals_the_call_in_a_batch(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at, rows=3)
         alone = torch.cat([operator(q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(operator(q, k, v), alone, **WIDE)
 
+    @at_every_site
     def test_groups_of_heads_are_calls_of_their_own(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at, groups=4)
@@ -85,6 +101,7 @@ class TestContract:
             heads = slice(g * HEADS, (g + 1) * HEADS)
             torch.testing.assert_close(grouped[:, heads], operator(q[:, heads], k[:, heads], v[:, heads]), **WIDE)
 
+    @at_every_site
     def test_strided_views_give_what_copies_give(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
@@ -92,6 +109,7 @@ class TestContract:
         assert not views[0].is_contiguous()
         torch.testing.assert_close(operator(*views), operator(q, k, v), **WIDE)
 
+    @at_every_site
     def test_gradients_are_finite_and_reach_every_parameter(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         inputs = [x.requires_grad_() for x in qkv(at)]
@@ -99,6 +117,7 @@ class TestContract:
         for x in [*inputs, *operator.parameters()]:
             assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0
 
+    @at_every_site
     def test_weights_are_what_values_are_multiplied_by(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
@@ -111,6 +130,7 @@ class TestContract:
         if operator.normalizes_weights:
             torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
+    @at_every_site
     def test_random_states_are_left_alone(self, name, options, axis, prefix, unequal):
         """Building may draw initial parameters from torch's generator; nothing else draws from any."""
 
@@ -127,6 +147,7 @@ class TestContract:
         operator(*qkv(at, dtype=torch.float32))
         assert states() == before and torch.equal(torch.get_rng_state(), drawn)
 
+    @at_every_site
     def test_it_builds_without_memory(self, name, options, axis, prefix, unequal):
         at = site(axis, prefix, unequal)
         real = build_or_skip(name, options, at)
@@ -135,6 +156,7 @@ class TestContract:
         assert operator.macs() == real.macs() > 0
         assert all(parameter.is_meta for parameter in operator.parameters())
 
+    @at_every_site
     def test_a_bias_is_added_to_logits_or_refused_when_built(self, name, options, axis, prefix, unequal):
         at, operator = build(name, options, axis, prefix, unequal)
         q, k, v = qkv(at)
@@ -162,26 +184,33 @@ HARD = {
 
 
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=IDS)
+@pytest.mark.parametrize("where", [(Axis.SPACE, 1, False), (Axis.TIME, 0, False), (Axis.JOINT, 1, True)])
+def test_hard_inputs_give_finite_outputs_and_gradients(subtests, name, options, where):
+    at = site(*where)
+    built = build_or_skip(name, options, at)
+    for kind, precision in itertools.product(HARD, [*DTYPES, "autocast"]):
+        with subtests.test(kind=kind, precision=str(precision)):
+            dtype = torch.float32 if precision == "autocast" else precision
+            operator = copy.deepcopy(built).to(dtype)
+            inputs = [HARD[kind](x).to(dtype).requires_grad_() for x in qkv(at)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+                out = operator(*inputs)
+            assert out.isfinite().all()
+            out.backward(torch.full_like(out, 1e-4))  # larger gradients of parameters lie beyond what fp16 can hold
+            for x in [*inputs, *operator.parameters()]:
+                assert x.grad is None or x.grad.isfinite().all()
+
+
+EXPORTED = {name: (name, options) for name, options in reversed(SETTINGS)}.values()  # one setting of each, to be quick
+
+
 @pytest.mark.parametrize(
-    ("axis", "prefix", "unequal"), [(Axis.SPACE, 1, False), (Axis.TIME, 0, False), (Axis.JOINT, 1, True)]
+    ("name", "options"),
+    [
+        pytest.param(*setting, id=identify(*setting), marks=[pytest.mark.slow] * (setting not in EXPORTED))
+        for setting in [*SETTINGS, ("lisa", {}), ("fibonacci", {})]
+    ],
 )
-@pytest.mark.parametrize("kind", HARD)
-@pytest.mark.parametrize("precision", [*DTYPES, "autocast"], ids=str)
-def test_hard_inputs_give_finite_outputs_and_gradients(name, options, axis, prefix, unequal, kind, precision):
-    at = site(axis, prefix, unequal)
-    operator = build_or_skip(name, options, at)
-    dtype = torch.float32 if precision == "autocast" else precision
-    operator.to(dtype)
-    inputs = [HARD[kind](x).to(dtype).requires_grad_() for x in qkv(at)]
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        out = operator(*inputs)
-    assert out.isfinite().all()
-    out.backward(torch.full_like(out, 1e-4))  # larger gradients of parameters lie beyond what fp16 can hold
-    for x in [*inputs, *operator.parameters()]:
-        assert x.grad is None or x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(("name", "options"), [*SETTINGS, ("lisa", {}), ("fibonacci", {})], ids=[*IDS, "lisa", "fib"])
 @pytest.mark.parametrize("where", [(Axis.JOINT, 1, False), pytest.param((Axis.TIME, 0, True), marks=pytest.mark.slow)])
 def test_a_program_exported_with_a_dynamic_batch_takes_every_batch(name, options, where):
     at, operator = build(name, options, *where)
