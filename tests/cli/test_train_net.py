@@ -172,10 +172,14 @@ def test_a_lower_rate_continues_where_the_command_line_gives_it(data: Path) -> N
         (["TRAIN.CHECKPOINT_FILE_PATH", "nowhere.pyth"], "TRAIN.CHECKPOINT_FILE_PATH nowhere.pyth: no such file"),
         (["TRAIN.CHECKPOINT_FILE_PATH", "zoo:nothing"], "nothing is no row of the model zoo"),
         (["TIMESFORMER.PRETRAINED_MODEL", "nowhere.pth"], "TIMESFORMER.PRETRAINED_MODEL nowhere.pth: no such file"),
+        (
+            ["MODEL.MODEL_NAME", "mvit_v2_s", "TIMESFORMER.PRETRAINED_MODEL", "nowhere.pth"],
+            "TIMESFORMER.PRETRAINED_MODEL nowhere.pth: MODEL.MODEL_NAME mvit_v2_s starts from no image ViT",
+        ),
         (["DATA.PATH_PREFIX", "/nowhere"], "8 of 8 videos of .*train.csv do not exist, e.g. /nowhere/v0; expected"),
         (["TRAIN.BATCH_SIZE", 16], "8 videos do not fill an optimizer step"),
     ],
-    ids=["classes", "weights", "zoo", "pretrained", "videos", "batch"],
+    ids=["classes", "weights", "zoo", "pretrained", "other_section", "videos", "batch"],
 )
 def test_what_is_missing_or_does_not_fit_is_found_before_the_model_is_built_and_logged(
     data: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[object], message: str

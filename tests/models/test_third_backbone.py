@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from tools import profile_net, test_net, train_net
 from videoattn.cli.run_tool import run_tool
+from videoattn.convert.replace import replace_attention, revert_attention
 from videoattn.engine.checkpoint.files import load_checkpoint
+from videoattn.grid import Axis, TokenGrid
+from videoattn.layers.attention import MultiheadAttention
 from videoattn.models import MODELS, ModelSpec, TimeSformer
 from videoattn.models.settings import refuse_attention_settings
 from videoattn.models.weights.adapter import WeightAdapter
 from videoattn.models.weights.load import CheckpointError, from_checkpoint, load_weights, save_weights
+from videoattn.operators.dense import DenseAttention
 
 NAME = "toy/strips"
 
@@ -141,3 +145,31 @@ def test_its_weights_load_strictly(tmp_path: Path) -> None:
         load_weights(target, tmp_path / "c.safetensors")
     with pytest.raises(CheckpointError, match="expected a TimeSformer .* got classifier.bias"):
         from_checkpoint(tmp_path / "a.safetensors")
+
+
+class Attending(nn.Module):
+    """One joint attention slot under names that no other model has."""
+
+    def __init__(self, clip_size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.clip_size = clip_size
+        self.rows = nn.Conv3d(3, 6, (1, 8, 8), (1, 8, 8))
+        grid = TokenGrid(clip_size[0], clip_size[1] // 8, clip_size[2] // 8, prefix=0)
+        self.sight = MultiheadAttention(6, 2, grid, Axis.JOINT, 0, DenseAttention)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        update, _ = self.sight(self.rows(clip).flatten(2).transpose(1, 2))
+        return update.mean(dim=(1, 2))
+
+
+def test_its_attention_is_replaced_and_reverted_wherever_its_slots_are() -> None:
+    model, clip = nn.Sequential(Attending((2, 16, 16))), torch.rand(1, 3, 2, 16, 16)
+    before = model(clip)
+    report = replace_attention(model, joint="focused_linear", verbose=False)
+    assert [item.path for item in report.replacements] == ["0.sight"]
+    assert not torch.allclose(model(clip), before, atol=1e-6)
+    assert [item.after for item in revert_attention(model, verbose=False).replacements] == ["DenseAttention"]
+    assert torch.equal(model(clip), before)
+    two = nn.ModuleList([Attending((2, 16, 16)), Attending((2, 16, 16))])
+    with pytest.raises(ValueError, match="contains several models, pass one of them: 0, 1"):
+        replace_attention(two, joint="fibonacci", verbose=False)

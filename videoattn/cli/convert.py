@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from videoattn.cli.programs import make_parser
 from videoattn.engine.log import logger, set_up_logging
-from videoattn.models.weights.departures import describe_model
+from videoattn.models.weights.departures import refuse_replaced_attention
 from videoattn.models.weights.files import read_weight_file
 from videoattn.models.weights.load import count_heads, from_checkpoint, list_families, save_weights
 
@@ -45,25 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip_size = tuple(args.clip_size) if args.clip_size else None
     model: Any = from_checkpoint(args.source, num_heads=args.num_heads, clip_size=clip_size, trust=args.trust, ema=ema)
     if args.to != "videoattn" and not args.as_dense:
-        refuse_sparse_attention(model, args.to)
+        refuse_replaced_attention(model, args.to)
     cfg = read_weight_file(args.source, trust=args.trust, ema=ema).cfg if args.to == "videoattn" else None
     heads = count_heads(model)
     save_weights(model.state_dict(), args.target, args.to, num_heads=heads, clip_size=model.clip_size, cfg=cfg)
     logger.info("written: %s (%s, %.1f MB)", args.target, args.to, args.target.stat().st_size / 1e6)
-
-
-def refuse_sparse_attention(model: nn.Module, family: str) -> None:
-    """Raise ValueError where a model attends otherwise than all that read a family's files take for granted."""
-    described = describe_model(model)
-    others = [
-        f"{key} {text}"
-        for key, value in described.items()
-        if key.startswith("ATTENTION.")
-        for text in dict.fromkeys(value)
-        if text != "dense"
-    ]
-    if others:
-        raise ValueError(
-            f"files of {family} can't describe that a model attends by {', '.join(others)} and would be read as dense; "
-            "convert --to videoattn, or add --as-dense if that is meant"
-        )

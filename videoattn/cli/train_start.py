@@ -9,6 +9,7 @@ from videoattn.data.lists import VideoList, check_same_order
 from videoattn.engine.checkpoint.files import list_checkpoints
 from videoattn.engine.checkpoint.resume import Candidates, Content, Run, read_checkpoint
 from videoattn.engine.log import logger
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_data
 from videoattn.models.weights.load import load_imagenet_vit, load_weights
 from videoattn.zoo.rows import weights_file
@@ -16,13 +17,24 @@ from videoattn.zoo.rows import weights_file
 
 def check_weights(cfg: Config) -> None:
     """Raise ValueError where the file of weights to start from is missing."""
-    path, key = cfg.timesformer.pretrained_model, "TIMESFORMER.PRETRAINED_MODEL"
+    path, key = pretrained_model(cfg), "TIMESFORMER.PRETRAINED_MODEL"
     if cfg.train.checkpoint_file_path:
         path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
     if cfg.train.finetune and not path:
         raise ValueError("TRAIN.FINETUNE True expects weights to start from: set TRAIN.CHECKPOINT_FILE_PATH")
     if path and not path.startswith("timm:") and not Path(path).is_file():
         raise ValueError(f"{key} {path}: no such file; expected weights to start from")
+
+
+def pretrained_model(cfg: Config) -> str:
+    """Return the image ViT to start from, or "". Raises ValueError for a model that does not start from one."""
+    path, spec = cfg.timesformer.pretrained_model, find_spec(cfg.model.model_name)
+    if path and spec.settings(cfg) is not cfg.timesformer:
+        raise ValueError(
+            f"TIMESFORMER.PRETRAINED_MODEL {path}: MODEL.MODEL_NAME {cfg.model.model_name} starts from no image ViT; "
+            "leave the key out, or set TRAIN.CHECKPOINT_FILE_PATH"
+        )
+    return path
 
 
 def check_epochs(cfg: Config, found: tuple[Path, Content] | None, folder: Path) -> None:
@@ -58,5 +70,5 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
         logger.info("%s", report)
         if not finetune:
             check_same_order(videos.class_names, videos.source, report.class_names, path)
-    elif cfg.timesformer.pretrained_model:
-        logger.info("%s", load_imagenet_vit(model, cfg.timesformer.pretrained_model))
+    elif path := pretrained_model(cfg):
+        logger.info("%s", load_imagenet_vit(model, path))

@@ -1,1 +1,1 @@
-"""Replacing attention inside models of other libraries."""
+"""Replacing attention inside models of other libraries and of this package."""

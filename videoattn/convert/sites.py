@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid
-from videoattn.layers.attention import MultiheadAttention
-from videoattn.layers.pooled_attention import PooledAttention
+from videoattn.layers.attention import TokenMixer
 from videoattn.operators import AttentionOperator, AttentionSite
 
 
@@ -255,13 +254,16 @@ def tubelet_slots(model: Any) -> Iterator[Slot]:
         yield foreign_slot(attention, index, Axis.JOINT, grid)
 
 
-def our_slots(model: Any) -> Iterator[Slot]:
-    """Yield the slots of the blocks that attend; those that skip attention have nothing to replace."""
-    for index, block in enumerate(model.blocks):
-        for axis in block.axes:
-            mixer = block.mixers[axis.value]
-            if isinstance(mixer, (MultiheadAttention, PooledAttention)):
-                yield Slot(index, axis, mixer, mixer.operator.site, None)
+def our_slots(model: nn.Module) -> Iterator[Slot]:
+    """Yield the slots of a model of this package; those that skip attention have nothing to replace."""
+    for module in model.modules():
+        if isinstance(module, TokenMixer) and isinstance(module.operator, AttentionOperator):
+            yield Slot(module.operator.site.block, module.axis, module, module.operator.site, None)
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Return whether a module is a whole model of this package: it knows its clips and has attention slots."""
+    return hasattr(module, "clip_size") and any(isinstance(part, TokenMixer) for part in module.modules())
 
 
 # by name, so that a library is not imported to learn that a model is not of it
@@ -270,8 +272,6 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Slot]]] = {
     "transformers.models.timesformer.modeling_timesformer.TimesformerModel": timesformer_slots,
     "transformers.models.vivit.modeling_vivit.VivitModel": tubelet_slots,
     "transformers.models.videomae.modeling_videomae.VideoMAEModel": tubelet_slots,
-    "videoattn.models.timesformer.model.TimeSformer": our_slots,
-    "videoattn.models.mvit.model.MViT": our_slots,
 }
 REFUSED = {
     "transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining": (
@@ -282,7 +282,7 @@ REFUSED = {
 
 
 def find_slots(model: nn.Module) -> tuple[nn.Module, list[Slot]]:
-    """Return the supported model that `model` is or contains, and its slots. Raises ValueError if there is not one."""
+    """Return the supported model that `model` is or contains, and its slots. Raises ValueError unless there is one."""
     found: dict[str, tuple[nn.Module, Callable[[Any], Iterator[Slot]]]] = {}
     for path, module in model.named_modules():
         for cls in type(module).__mro__:
@@ -291,9 +291,14 @@ def find_slots(model: nn.Module) -> tuple[nn.Module, list[Slot]]:
                 raise ValueError(f"the attention of {cls.__name__} cannot be replaced: {REFUSED[name]}")
             if name in FAMILIES:
                 found[path] = (module, FAMILIES[name])
+        if is_ours(module):
+            found[path] = (module, our_slots)
     if not found:
         known = ", ".join(f"{name.rpartition('.')[2]} ({name.split('.')[0]})" for name in FAMILIES)
-        raise ValueError(f"replace_attention supports {known} and models that contain one, got {type(model).__name__}")
+        raise ValueError(
+            f"replace_attention supports {known}, the transformers of videoattn, and models that contain one, got "
+            f"{type(model).__name__}"
+        )
     if len(found) > 1:
         raise ValueError(f"{type(model).__name__} contains several models, pass one of them: {', '.join(found)}")
     ((base, slots_of),) = found.values()

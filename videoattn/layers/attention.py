@@ -19,7 +19,7 @@ class TokenMixer(nn.Module):
     `forward(x, carried)` takes the stream [B, grid.tokens, C] and what the same slot carried from the block before. It
     returns its update in the folded layout [B, F, M, C] of `videoattn.grid.fold`, one sequence per frame (along SPACE
     and JOINT) or per location (along TIME), and what it carries to the next block: nothing, its update, or its
-    attention weights, as `carry` says.
+    attention weights, as `carry` says. `operator` is the attention operator of a mixer that attends, else None.
     """
 
     def __init__(self, grid: TokenGrid, axis: Axis, carry: Carry = "nothing") -> None:
@@ -27,6 +27,7 @@ class TokenMixer(nn.Module):
         self.grid = grid
         self.axis = axis
         self.carry = carry
+        self.operator: AttentionOperator | None = None
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
@@ -38,6 +39,8 @@ class MultiheadAttention(TokenMixer):
     The projection's rows are ordered (head, 3, d), so that q, k and v of every sequence are strided views of it.
     Raises ValueError if `carry` is "weights" and the operator forms none.
     """
+
+    operator: AttentionOperator
 
     def __init__(
         self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,

@@ -16,7 +16,7 @@ from videoattn.kernels.depthwise import depthwise_conv3d
 from videoattn.kernels.pool import can_pool, pool_tokens
 from videoattn.layers.attention import BuildOperator, Carry, TokenMixer
 from videoattn.layers.skip import ReusedWeights
-from videoattn.operators import AttentionSite
+from videoattn.operators import AttentionOperator, AttentionSite
 
 Size3 = tuple[int, int, int]
 UNIT: Size3 = (1, 1, 1)
@@ -166,6 +166,8 @@ class PooledAttention(TokenMixer):
     `relative` gives the lengths of tables of relative positions by axis letter, {} for none. With `residual_pooling`
     the pooled queries are added to what the operator returns, except class tokens'. Along TIME nothing can be pooled.
     """
+
+    operator: AttentionOperator
 
     def __init__(
         self, dim: int, dim_out: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,

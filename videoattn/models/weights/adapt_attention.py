@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from videoattn.layers.attention import MultiheadAttention, TokenMixer, reorder_qkv_rows
-from videoattn.layers.pooled_attention import PooledAttention
+from videoattn.layers.attention import TokenMixer, reorder_qkv_rows
 from videoattn.layers.skip import ReusedWeights
 from videoattn.models.weights.report import LoadReport
 
@@ -29,7 +28,7 @@ def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, repor
         ours = dict(mixer.state_dict())
         if theirs == ours.keys() or not theirs or _NOT_DENSE & {_part(key) for key in theirs}:
             continue
-        is_attention = isinstance(mixer, (MultiheadAttention, PooledAttention))
+        is_attention = mixer.operator is not None
         added = [key for key in ours if _part(key) == ("operator" if is_attention else "phi")]
         if not is_attention:
             for key in theirs - ours.keys():

@@ -9,7 +9,7 @@ from torch import nn
 
 from videoattn.config import Config
 from videoattn.grid import Axis
-from videoattn.layers.attention import MultiheadAttention, TokenMixer
+from videoattn.layers.attention import TokenMixer
 from videoattn.layers.pooled_attention import UNIT, PooledAttention, TokenPool
 from videoattn.layers.skip import Leff, ReusedWeights
 from videoattn.models.build import model_arguments
@@ -27,6 +27,7 @@ __all__ = [
     "describe_model",
     "find_departures",
     "format_departures",
+    "refuse_replaced_attention",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,22 @@ def describe_model(model: nn.Module) -> Description:
         described["MVIT.PATCH_PADDING"] = _padding(model)
         described["MVIT.RESIDUAL_POOLING"] = tuple(str(mixer.residual_pooling) for mixer in pooled)
     return described
+
+
+def refuse_replaced_attention(model: nn.Module, family: str) -> None:
+    """Raise ValueError if `model` attends otherwise than readers of a family's files assume, who know dense alone."""
+    others = [
+        f"{key} {text}"
+        for key, value in describe_model(model).items()
+        if key.startswith("ATTENTION.")
+        for text in dict.fromkeys(value)
+        if text != "dense"
+    ]
+    if others:
+        raise ValueError(
+            f"files of {family} can't describe that a model attends by {', '.join(others)} and would be read as dense; "
+            "convert --to videoattn, or add --as-dense if that is meant"
+        )
 
 
 def describe_data(cfg: Config, *, testing: bool, class_names: Sequence[str] | None = None) -> Description:
@@ -137,8 +154,8 @@ def _describe_clip(size: Sequence[int]) -> dict[str, Any]:
 
 def _describe_mixer(mixer: TokenMixer) -> str:
     """Return an operator's name with the options that are not the default, or what replaces attention in a slot."""
-    if isinstance(mixer, (MultiheadAttention, PooledAttention)):
-        operator = mixer.operator
+    operator = mixer.operator
+    if operator is not None:
         name = next((name for name, kind in OPERATORS.items() if type(operator) is kind), type(operator).__name__)
         options = ", ".join(f"{key.upper()} {value}" for key, value in operator.options.items())
         return f"{name} ({options})" if options else name
