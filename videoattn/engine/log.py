@@ -22,13 +22,14 @@ _PACKAGES = ("videoattn", "torch", "torchvision", "triton", "timm", "decord", "a
 
 
 def package_versions() -> dict[str, str]:
-    """Return installed versions of packages that a result can depend on, without importing them."""
+    """Return installed versions of packages that a result can depend on, without importing them; of torch, its build."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
+    versions["torch"] = str(torch.__version__)  # e.g. 2.6.0+cu124, where the package may be called 2.6.0
     return versions
 
 
