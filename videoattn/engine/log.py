@@ -22,7 +22,7 @@ _PACKAGES = ("videoattn", "torch", "torchvision", "triton", "timm", "decord", "a
 
 
 def package_versions() -> dict[str, str]:
-    """Return installed versions of packages that a result can depend on, without importing them; of torch, its build."""
+    """Return installed versions of packages that a result can depend on, importing none; torch with its build."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
