@@ -39,7 +39,9 @@ def test_cost_is_that_of_the_published_network(name: str) -> None:
     assert profile(model, model.clip_size).macs_executed / 1e9 == pytest.approx(gmacs, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["slow_r50", "slowfast_r50", "x3d_xs", "r2plus1d_r50"])
+@pytest.mark.parametrize(
+    "name", ["x3d_xs", *(pytest.param(x, marks=pytest.mark.slow) for x in ("slow_r50", "slowfast_r50", "r2plus1d_r50"))]
+)
 def test_any_clip_trains_and_a_clip_alone_gives_the_same(name: str) -> None:
     model, clip = Baseline(name, CLIP_SIZE, num_classes=5, dropout=0.0), random_clip(2, CLIP_SIZE)
     model(clip).square().sum().backward()

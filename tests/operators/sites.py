@@ -76,11 +76,11 @@ def names_its_reason(reason: str, name: str, at: AttentionSite) -> bool:
 
 def build_or_skip(name: str, options: dict[str, Any], at: AttentionSite) -> AttentionOperator:
     """The operator, or where it refuses the site, the end of the test: a refusal that names its reason is an answer."""
-    reason = refusal(name, options, at)
-    if reason is not None:
-        assert names_its_reason(reason, name, at), reason
-        pytest.skip(reason)
-    return OPERATORS[name](at, **options)
+    try:
+        return OPERATORS[name](at, **options)
+    except ValueError as error:
+        assert names_its_reason(str(error), name, at), error
+        pytest.skip(str(error))
 
 
 def identify(name: str, options: dict[str, Any]) -> str:

@@ -48,15 +48,14 @@ IN_ORDER = (
     "torchcodec_h265_video.mp4",
 )
 LAST_PACKET_CUT = ("made/trunc.avi",)  # its last frame is part made up, and does not count
-LARGE = ("mmaction2_S001C001P001R001A001_rgb.avi", "moviepy_chaplin.mp4")
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 
 def clip_names() -> list[Any]:
     files = [*CLIPS.glob("*"), *CLIPS.glob("made/*"), *sorted(CLIPS.glob("fight2/*/*"))[::30]]
     names = sorted(str(file.relative_to(CLIPS)) for file in files if file.suffix in SUFFIXES)
-    odd = {*REFUSED, *DAMAGED, *IN_ORDER, *(name for name in names if name.startswith("made/"))} - {*LARGE}
-    return [name if name in odd else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    quick = {*REFUSED, *DAMAGED}  # the others are slow; what they are is generated below
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def decoded_frames(path: Path) -> list[Any]:
