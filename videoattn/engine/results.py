@@ -28,7 +28,7 @@ class Results:
     """The outcome of an evaluation. `videos` are the evaluated ones, by index in the list, their `scores` in float64.
 
     `paths` and `labels` (-1: none) are of the whole list. Accuracies are shares of the evaluated videos that have a
-    label, and None where there is none. `sequential` counts videos decoded from their start, by the reason why.
+    label, and None where there is none. `sequential` counts videos decoded sequentially, by reason.
     """
 
     paths: Sequence[str]

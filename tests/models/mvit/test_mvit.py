@@ -144,7 +144,7 @@ def test_a_compiled_model_trains_as_the_plain_one(kind: str, attention_type: str
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in OPERATORS.items() if not kind.takes_bias])
+@pytest.mark.parametrize("name", [name for name, kind in OPERATORS.items() if not kind.accepts_bias])
 @pytest.mark.parametrize(("attention_type", "axis"), SLOTS)
 def test_operators_without_logits_refuse_relative_positions(name: str, attention_type: str, axis: Axis) -> None:
     with pytest.raises(ValueError, match="bias"):
@@ -152,7 +152,7 @@ def test_operators_without_logits_refuse_relative_positions(name: str, attention
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(k, n) for k in ("v1", "v2") for n in OPERATORS if k == "v1" or OPERATORS[n].takes_bias]
+    ("kind", "name"), [(k, n) for k in ("v1", "v2") for n in OPERATORS if k == "v1" or OPERATORS[n].accepts_bias]
 )
 @pytest.mark.parametrize(("attention_type", "axis"), SLOTS)
 class TestOperatorInMViT:

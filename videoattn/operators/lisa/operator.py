@@ -56,7 +56,7 @@ class LisaAttention(AttentionOperator):
     """
 
     forms_weights = True
-    takes_bias = False
+    accepts_bias = False
     cells: Tensor | None
 
     def __init__(
