@@ -44,7 +44,22 @@ def other_values(option: Option) -> list[Any]:
     kind = get_args(option.annotation)[0] if get_origin(option.annotation) is Annotated else option.annotation
     if get_origin(kind) is Literal:
         return [value for value in get_args(kind) if value != option.default]
-    return {bool: [not option.default], int: [option.default + 2], float: [option.default + 1.5]}.get(kind, [])
+    if kind is bool:
+        return [not option.default]
+    if kind not in (int, float):
+        return []
+    near = (option.default + 2, option.default - 2, option.default + 1) if kind is int else (
+        option.default + 1.5, option.default / 2, option.default + 0.25
+    )  # fmt: skip
+    return [next(value for value in near if allows(option, value))]
+
+
+def allows(option: Option, value: Any) -> bool:
+    try:
+        option.check(value)
+    except ValueError:
+        return False
+    return True
 
 
 def settings_of(operator: type[AttentionOperator]) -> list[dict[str, Any]]:

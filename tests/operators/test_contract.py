@@ -172,7 +172,9 @@ class TestContract:
             with pytest.raises(ValueError, match="bias"):
                 operator(q, k, v, bias)
             return
-        out = OPERATORS[name](biased, **options).double()(q, k, v, bias)
+        accepting = OPERATORS[name](biased, **options).double()
+        accepting.load_state_dict(operator.state_dict())
+        out = accepting(q, k, v, bias)
         torch.testing.assert_close(operator(q, k, v, bias), out, **WIDE)
         torch.testing.assert_close(operator(q, k, v, torch.zeros_like(bias)), operator(q, k, v), **WIDE)
         # a bias acts wherever logits do, which is nowhere if each query has a single key

@@ -108,7 +108,8 @@ class Results:
             lines += [text + (f" ({remark})" if remark else "")] if shares[0][1] is not None else []
         if self.num_short:
             lines.append(f"{self.num_short} of the clips are longer than their video, so that frames repeat")
-        how = "{views} views a video, {method} of {aggregate}".format(**self.protocol)
+        views = self.protocol["views"]
+        how = f"{views} view{'s' * (views != 1)} a video, {self.protocol['method']} of {self.protocol['aggregate']}"
         speed = "{clips_per_second} views/s, {data_wait:.0%} of the time waiting for data".format(**self.speed)
         return [*lines, f"{how}; {speed}"]
 

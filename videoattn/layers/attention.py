@@ -57,7 +57,7 @@ class MultiheadAttention(TokenMixer):
         if carry == "weights" and not self.operator.forms_weights:
             raise ValueError(
                 f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
-                "could reuse; choose another PHI or operator"
+                "could reuse; choose another ATTENTION.SKIP.PHI or operator"
             )
         self.proj = nn.Linear(dim, dim)
 

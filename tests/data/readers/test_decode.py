@@ -5,14 +5,15 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
+from videoattn.config.data import Data
+from videoattn.data.readers.open_video import Backend, DecodeError, check_backend, open_video
 
 
 def has_torchcodec() -> bool:
@@ -321,6 +322,10 @@ def test_requests_outside_the_video_are_index_errors(make: Any, backend: Any) ->
         assert reader.read(np.array([39, 0])).shape == (2, 48, 64, 3)  # type: ignore[arg-type]
         reader.close()
         reader.close()
+
+
+def test_settings_offer_every_backend() -> None:
+    assert get_args(Data.model_fields["decoding_backend"].annotation) == get_args(Backend)
 
 
 def test_unknown_backend_is_refused(make: Any) -> None:

@@ -32,7 +32,7 @@ from videoattn.models.weights.files import (
     read_weight_file,
     write_weight_file,
 )
-from videoattn.models.weights.report import LoadReport, refuse_new_layers
+from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_layers
 from videoattn.seeding import torch_seed
 
 __all__ = [
@@ -190,10 +190,11 @@ def _fill(
         state = adapter.fit(model, file, report, options)
         if not allow_new_layers:
             refuse_new_layers(report)
+        report.departures = find_departures(file, model, data)
+        refuse_missing_parts(report)
     model.load_state_dict(state)
     special = {*report.resized, *report.initialised}
     report.loaded = [name for name in state if name not in special]
-    report.departures = find_departures(file, model, data)
     if report.departures:
         logger.warning("%s: %s", file.source, format_departures(report.departures))
     return report
