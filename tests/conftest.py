@@ -21,8 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forget_compiled_code(request: pytest.FixtureRequest) -> Iterator[None]:
+def forget_compiled_code() -> Iterator[None]:
     """Torch counts how often a function was compiled in a process, and refuses after some models; tests are many."""
     yield
-    if request.node.get_closest_marker("slow") and "torch._dynamo" in sys.modules:
+    if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

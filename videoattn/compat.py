@@ -1,4 +1,4 @@
-"""Imports of torchvision, timm and pytorchvideo, with fixes for builds that do not match that of torch.
+"""Imports of torchvision, timm and pytorchvideo, and fixes for their builds and for older releases of torch.
 
 A torchvision built for CUDA beside a CPU build of torch cannot load its compiled operators; its Python part then fails
 on registering them. Declaring the operators' schemas beforehand is enough for models and transforms to work.
@@ -8,8 +8,10 @@ import importlib
 import sys
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _MISSING_SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -54,3 +56,18 @@ def import_pytorchvideo(submodule: str = "") -> ModuleType:
     if old not in sys.modules:
         sys.modules[old] = importlib.import_module("torchvision.transforms._functional_tensor")
     return importlib.import_module("pytorchvideo" + (f".{submodule}" if submodule else ""))
+
+
+@lru_cache(maxsize=1)
+def complete_meta_convolution() -> None:
+    """Give `torch._convolution` its form for meta tensors where torch has none (2.6), as later releases do."""
+    operation = torch.ops.aten._convolution.default
+    if operation.has_kernel_for_dispatch_key(torch._C.DispatchKey.Meta):
+        return
+
+    def convolve(*arguments: Any) -> Tensor:
+        return torch.ops.aten.convolution(*arguments[:9])  # the rest chooses among kernels of cuDNN
+
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    library.impl(operation, convolve)
+    _LIBRARIES.append(library)

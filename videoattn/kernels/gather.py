@@ -51,7 +51,7 @@ class GatherPlan(nn.Module):
         }
         for name, table in tables.items():
             # on the device where the caller builds modules, be it the meta device
-            buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
+            buffer = torch.as_tensor(table.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
 
     def unused(self) -> Tensor:

@@ -62,7 +62,7 @@ class OffsetPlan(nn.Module):
         for name, table in tables.items():
             buffer = None
             if table is not None:  # on the device where the caller builds modules, be it the meta device
-                buffer = torch.from_numpy(table.astype(np.int32)).to(torch.get_default_device())
+                buffer = torch.as_tensor(table.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
         self.num_keys = count_keys(q_cells, rows, lengths, block) + prefix
         prefix_pairs = len(rows) * prefix * (prefix + self.num_positions)

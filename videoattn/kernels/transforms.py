@@ -40,9 +40,12 @@ def is_transformed() -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast would round logits and sums to 16 bits, where they overflow; not every device (meta) has it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # the compiler of torch 2.6 doesn't trace the question
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def refuses_tangents(name: str, remedy: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -127,7 +127,7 @@ class RelativePositions(nn.Module):
         )
         for axis in lengths:
             rows = relative_rows(getattr(q_grid, axis), getattr(kv_grid, axis))
-            self.register_buffer(f"rows_{axis}", rows.to(torch.get_default_device()), persistent=False)
+            self.register_buffer(f"rows_{axis}", rows.to(self.tables[axis].device), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self, zero: bool = False) -> None:

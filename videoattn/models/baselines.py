@@ -50,7 +50,7 @@ def _csn(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> n
 def _mvit(clip_size: tuple[int, int, int], num_classes: int, dropout: float) -> nn.Module:
     doubling = [[1, 2.0], [3, 2.0], [14, 2.0]]
     create = import_pytorchvideo("models.vision_transformers").create_multiscale_vision_transformers
-    wanted = torch.get_default_device()
+    wanted = torch.empty(0).device  # torch 2.6's get_default_device misses `with torch.device(...)`
     with torch.device("cpu"):  # it asks for numbers while it builds, which no other default device need have
         network: nn.Module = create(
             spatial_size=clip_size[1:], temporal_size=clip_size[0], embed_dim_mul=doubling, atten_head_mul=doubling,

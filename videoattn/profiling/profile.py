@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from videoattn.compat import complete_meta_convolution
 from videoattn.operators import AttentionOperator
 from videoattn.profiling.measure import Measurement, example_clip, measure
 from videoattn.profiling.operations import ELEMENTWISE, MAC_FORMULAS, UNCOUNTED, build_handles
@@ -116,6 +117,7 @@ def profile(model: nn.Module, clip: tuple[int, int, int] | Tensor, *, views: int
     clip = clip if isinstance(clip, Tensor) else example_clip(model, clip)
     if clip.dim() < 2 or clip.shape[0] != 1:
         raise ValueError(f"expected one clip [1, 3, T, H, W], got {tuple(clip.shape)}")
+    complete_meta_convolution()
     num_calls: Counter[str] = Counter()
     with _unchanged(model), torch.no_grad(), _TraceableMetaConvolutions():
         model.eval()
