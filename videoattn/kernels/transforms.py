@@ -43,7 +43,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
 
 
-@torch.compiler.assume_constant_result  # the compiler of torch 2.6 doesn't trace the question
+@constant_when_compiled  # the compiler of torch 2.6 doesn't trace the question
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 

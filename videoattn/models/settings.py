@@ -63,7 +63,7 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
         sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
         used = [section.name for section in sections if section.name != "dense" or section.layers]
         asked = [f"ATTENTION.{axis.name} asks for {', '.join(used)}"] if used else []
-        asked += [f"ATTENTION.SKIP.{axis.name} for blocks that skip attention"] if skipped else []
+        asked += [f"ATTENTION.SKIP.{axis.name} asks for blocks without attention"] if skipped else []
         if axis not in axes and asked:
             attends = f"attends along {' and '.join(a.name for a in axes)} alone (ATTENTION_TYPE {attention_type})"
             raise ValueError(
