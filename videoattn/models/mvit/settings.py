@@ -27,9 +27,9 @@ def read_mvit(size: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
     # published sizes have them; SlowFast's default, which the plain "mvit" follows, is False
     separable = bool(size) if settings.sep_pos_embed is None else settings.sep_pos_embed
     if positions == "separable" and not separable:
-        plain = "" if size else f"; {cfg.model.model_name} is SlowFast's default, whose own is False"
+        origin = "" if size else f"; {cfg.model.model_name} is SlowFast's default, whose own is False"
         raise ValueError(
-            f"MVIT.SEP_POS_EMBED expects True: one embedding per place and time together is not supported{plain}"
+            f"MVIT.SEP_POS_EMBED expects True: one embedding per place and time together is not supported{origin}"
         )
     return {
         "shape": shape,
