@@ -128,7 +128,7 @@ def mix(operator: AttentionOperator, packed: Tensor, place: Place) -> Tensor:
     """As in a model: packed to operators that take it so."""
     folded = fold(packed, place.grid, place.axis).unflatten(3, (HEADS, -1))
     calls = split_calls(folded, place.axis).unflatten(3, (3, -1))
-    mixed: Tensor = operator(calls) if operator.takes_packed else operator(*calls.unbind(3))
+    mixed: Tensor = operator(calls) if operator.accepts_packed else operator(*calls.unbind(3))
     return mixed
 
 

@@ -203,7 +203,7 @@ def plot(device: str) -> Path:
                 axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name, color=f"C{number_of}")
         axis.set_xticks(lengths, [str(n) for n in lengths])
         axis.minorticks_off()
-        axis.set_xlabel("tokens of a call")
+        axis.set_xlabel("tokens of a sequence")
         axis.set_title(title)
         axis.grid(True, linewidth=0.3)
     axes[0].set_ylabel("ms for 1568 tokens")

@@ -6,7 +6,7 @@ Examples:
     python docs/write_tables.py --page attention.md
 
 The tables: all operators, what works where, the options of each method, how sparse Fibonacci attention is, what whole
-models cost (counted, which takes about a minute), and how fast operators are (as benchmarks/operators.py has measured).
+models cost (counted, in two to four minutes), and how fast operators are (as benchmarks/operators.py has measured).
 A new line in OPERATORS needs nothing here: its operator is in the tables of all operators, and its options stand below
 the first of them until the page has a table `NAME_options`.
 """
@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 from pydantic.fields import FieldInfo
@@ -33,7 +33,7 @@ from videoattn.layers.support import render_support
 from videoattn.models import build_model
 from videoattn.operators import OPERATORS, AttentionSite, FibonacciAttention
 from videoattn.operators.fibonacci.sets import offset_sets
-from videoattn.operators.options import options_of
+from videoattn.operators.options import describe_values, options_of
 from videoattn.profiling.profile import Profile, profile
 
 PAGE = Path(__file__).parent / "attention.md"
@@ -120,7 +120,9 @@ def values(field: FieldInfo) -> str:
     literals = [value for value in get_args(field.annotation) if isinstance(value, str)]
     if literals:
         return ", ".join(f"`{value}`" for value in literals)
-    return {int: "a whole number", float: "a number"}.get(field.annotation, "blocks, from 0")  # type: ignore[arg-type]
+    if field.annotation not in (int, float):
+        return "blocks, from 0"
+    return describe_values(Annotated[field.annotation, *field.metadata])
 
 
 def operator_options(name: str) -> Callable[[], str]:

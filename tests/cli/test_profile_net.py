@@ -64,7 +64,7 @@ def test_a_model_named_alone_has_the_size_it_is_published_with(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "timesformer_huge"], "--model expects one of timesformer_tiny"),
+        (["--model", "timesformer_huge"], "did you mean timesformer_base?"),
         (["--cfg", "nowhere.yaml"], "nowhere.yaml"),
         (["--model", "timesformer_tiny", "DATA.TRAIN_CROP_SIZE", "50", "DATA.TEST_CROP_SIZE", "50"], "patches of 16"),
         (["--model", "timesformer_tiny", "ATTENTION.TIME.NAME", "nothing"], "ATTENTION.TIME.NAME expects one of dense"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.programs import run_program
 from videoattn.__main__ import main
-from videoattn.cli.programs import PROGRAMS, command
+from videoattn.cli.programs import PROGRAMS, command, make_parser
 from videoattn.zoo.rows import ZOO
 
 ROOT = Path(__file__).parents[2]
@@ -114,3 +114,22 @@ def test_a_shipped_config_is_found_by_its_name(tmp_path: Path, monkeypatch: pyte
     assert main(["profile", "--cfg", "Motion/divided.yaml", "--depth", "1", "--json", "cost.json"]) == 0
     done = run_program("tools/profile_net.py", "--cfg", "configs/Motion/divided.yaml", "--depth", "1")
     assert done.returncode == 0 and (tmp_path / "cost.json").is_file()
+
+
+def test_an_unknown_option_is_told_from_its_neighbour_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser("train", "").parse_args(["--hepl"])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"error: --hepl is no option .* did you mean --help\? .*\n", capsys.readouterr().err)
+
+
+def test_a_reader_that_closes_the_output_ends_the_program_without_a_word() -> None:
+    program = (
+        "import sys; from videoattn.cli.run_tool import run_tool; sys.exit(run_tool(lambda _: print('x' * 10**6)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (141, b"")

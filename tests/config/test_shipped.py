@@ -24,6 +24,8 @@ def test_a_base_of_a_shipped_config_is_found_too(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     cfg = load_config("Motion/divided_fibonacci_time.yaml", ["SOLVER.MAX_EPOCH", 3])
     assert cfg == load_config(ROOT / "configs/Motion/divided_fibonacci_time.yaml", ["SOLVER.MAX_EPOCH", 3])
+    (tmp_path / "own.yaml").write_text("_BASE_: Motion/divided.yaml\nRNG_SEED: 6\n")
+    assert load_config(tmp_path / "own.yaml") == load_config("Motion/divided.yaml", ["RNG_SEED", 6])
     (tmp_path / "mine.yaml").write_text(f"_BASE_: {ROOT}/configs/Motion/divided.yaml\nRNG_SEED: 5\n")
     assert load_config("mine.yaml").rng_seed == 5
 

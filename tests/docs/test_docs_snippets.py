@@ -178,6 +178,7 @@ def test_configurations_load_and_build(block: Block, tmp_path: Path) -> None:
 # ---- Python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in of_kind("python")}))
 def test_python_runs_and_prints_what_the_page_shows(page: str, tmp_path: Path) -> None:
     code = "\n".join(block.text for block in of_kind("python") if block.page == page)

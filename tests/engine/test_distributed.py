@@ -113,6 +113,7 @@ def fall_silent(rank: int, port: int, folder: str) -> None:
     os._exit(0)  # gloo may abort a process while it takes down a group whose other members have gone
 
 
+@pytest.mark.slow
 def test_waiting_for_a_silent_process_ends_with_an_error(tmp_path: Path) -> None:
     mp.spawn(fall_silent, args=(free_port(), str(tmp_path)), nprocs=2)
     assert (tmp_path / "noticed").exists()

@@ -242,8 +242,8 @@ def test_videos_decoded_from_their_start_are_counted_and_each_reason_is_logged_o
     run(tmp_path, loader=Clips(sequential=("container avi",)), max_epoch=2)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["sequential"] for event in events if event["event"] == "epoch"] == [6, 6]
-    assert sum(line.endswith("decoded from their start instead of sought in: container avi") for line in lines) == 1
-    assert sum("6 videos decoded from their start" in line for line in lines) == 2
+    assert sum(line.endswith("since frames cannot be sought: container avi") for line in lines) == 1
+    assert sum("6 videos decoded sequentially" in line for line in lines) == 2
 
 
 def test_a_tolerable_share_of_bad_clips_is_counted(tmp_path):

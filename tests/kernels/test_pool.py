@@ -128,7 +128,11 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 def test_derivatives_are_those_of_finite_differences_and_the_operation_is_well_behaved():
     x, filters, strides = draw((2, 3, 4), 1, [((3, 3, 3), (1, 2, 2)), IDENTITY], batch=1, d=2)
-    assert torch.autograd.gradcheck(lambda y, *w: pool_tokens(y, list(w), strides, [2, 3, 4], 1), (x, *filters))
+
+    def pool(y, *weights):
+        return pool_tokens(y, list(weights), strides, [2, 3, 4], 1)
+
+    assert torch.autograd.gradcheck(pool, (x, *filters), fast_mode=True)
     torch.library.opcheck(pool_tokens, (x, filters, strides, [2, 3, 4], 1))
 
 

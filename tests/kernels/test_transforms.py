@@ -15,6 +15,7 @@ from videoattn.kernels import depthwise, focused, gather, offsets, pool
 from videoattn.kernels.cpu.compiler import load_library
 from videoattn.kernels.focused_plain import attend_plainly
 from videoattn.kernels.plain import attend_by_offsets
+from videoattn.kernels.transforms import constant_when_compiled
 
 needs_kernels = pytest.mark.skipif(load_library("offset_attention") is None, reason="kernels are not compiled here")
 
@@ -223,3 +224,8 @@ def test_offset_attention_of_a_gpu_refuses_tangents_and_has_second_derivatives()
     torch.testing.assert_close(
         second_derivatives(run, inputs), second_derivatives(lambda *x: attend_by_offsets(x, *rest)[0], inputs)
     )
+
+
+def test_constants_are_marked_for_the_compiler_as_torch_marks_them():
+    theirs, ours = torch.compiler.assume_constant_result(lambda: 1), constant_when_compiled(lambda: 1)
+    assert vars(theirs) == vars(ours) != {}

@@ -82,6 +82,7 @@ def test_a_gpu_computes_a_dense_product_under_the_mask(shape, dtype):
     check(shape, dtype, "cuda")
 
 
+@pytest.mark.slow
 @on_devices
 @interpreted
 def test_every_run_gives_the_same_bits_and_gradients_one_piece(device):

@@ -105,6 +105,7 @@ def test_sequences_along_time_are_read_in_place(device):
     check(dense, lambda y: F.scaled_dot_product_attention(*y.unbind(3)), sequences.detach().requires_grad_())
 
 
+@pytest.mark.slow
 @on_devices
 @interpreted
 def test_every_run_gives_the_same_bits_and_gradients_one_piece(device):

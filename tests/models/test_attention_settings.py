@@ -116,7 +116,8 @@ def test_a_list_gives_each_block_its_operator() -> None:
 def test_skipped_blocks_are_built_as_the_settings_say() -> None:
     kinds = {}
     for phi in ("leff", "identity", "weights"):
-        settings = ["ATTENTION.SKIP", f"{{TIME: 1-2, SPACE: 3, PHI: {phi}, EXPANSION: 1}}"]
+        expansion = ", EXPANSION: 1" if phi == "leff" else ""
+        settings = ["ATTENTION.SKIP", f"{{TIME: 1-2, SPACE: 3, PHI: {phi}{expansion}}}"]
         model = build_model(load_config(None, [*SMALL, *settings]))
         kinds[phi] = [[type(block.mixers[axis]) for block in model.blocks] for axis in ("time", "space")]
         if phi == "leff":
@@ -131,13 +132,20 @@ def test_skipped_blocks_are_built_as_the_settings_say() -> None:
     ("settings", "words"),
     [
         ("ATTENTION.TIME {NAME: fibonacci, LAYERS: 3-5}", "ATTENTION.TIME: LAYERS of fibonacci expects blocks 0 to 4"),
-        ("ATTENTION.SKIP.TIME 4-5", r"ATTENTION.SKIP.TIME expects blocks 0 to 4 .*, got \[4, 5\]"),
+        ("ATTENTION.SKIP.TIME 4-5", r"ATTENTION.SKIP.TIME expects blocks 1 to 4 .*, got \[4, 5\]"),
         ("ATTENTION.SKIP.TIME 0-2", "ATTENTION.SKIP.TIME expects blocks from 1 on"),
         (
             "ATTENTION.JOINT.NAME fibonacci",
             "asks for fibonacci, but .* attends along TIME and SPACE",
         ),
-        ("ATTENTION.SKIP.JOINT 1", "ATTENTION.SKIP.JOINT asks for SKIP, but"),
+        ("ATTENTION.JOINT {NAME: dense, LAYERS: 0-1}", "ATTENTION.JOINT asks for dense, but"),
+        ("ATTENTION.SKIP {PHI: identity}", "PHI identity expects blocks that skip attention"),
+        ("ATTENTION.SKIP {TIME: 1, PHI: identity, EXPANSION: 3}", "EXPANSION 3 expects PHI leff, got identity"),
+        (
+            "ATTENTION {SKIP: {TIME: 1-2}, TIME: {NAME: lisa, LAYERS: 0-1}}",
+            r"LAYERS of lisa and ATTENTION.SKIP.TIME both name blocks \[1\]",
+        ),
+        ("ATTENTION.SKIP.JOINT 1", "ATTENTION.SKIP.JOINT asks for blocks without attention, but"),
         (
             "ATTENTION {SKIP: {TIME: 1, PHI: weights}, TIME: {NAME: focused_linear}}",
             "FocusedLinearAttention along TIME forms no",

@@ -31,7 +31,7 @@ X3D = ["MODEL.MODEL_NAME", "pytorchvideo/x3d_s", "DATA.NUM_FRAMES", 13]
             "make 196000 tokens of a clip; ATTENTION_TYPE joint expects at most 131072",
         ),
         ([*MVIT, "DATA.NUM_FRAMES", 5000], "MVIT.PATCH_STRIDE .* make 7840000 tokens"),
-        ([*MVIT, "DATA.NUM_FRAMES", 15], "DATA.NUM_FRAMES 15 and .*PATCH_STRIDE"),
+        ([*MVIT, "DATA.NUM_FRAMES", 15], "DATA.NUM_FRAMES 15, .*PATCH_STRIDE"),
         ([*MVIT, "MVIT.PATCH_PADDING", [0, 0, 0]], "MODEL_NAME mvit_v1_b .*PATCH_PADDING"),
         ([*MVIT, "MVIT.NUM_HEADS", 7], "heads do not divide: see EMBED_DIM, DIM_MUL, NUM_HEADS"),
         ([*MVIT, "MVIT.DEPTH", 3], "MVIT: DIM_MUL expects blocks 0 to 2 of a model of DEPTH 3"),
@@ -48,7 +48,10 @@ def test_a_model_that_cannot_be_built_names_the_settings_at_fault(overrides: lis
 @pytest.mark.parametrize("size", [1, 7])
 def test_a_crop_that_pytorchvideo_refuses_is_an_error_of_the_settings(size: int) -> None:
     crops = ["DATA.TRAIN_CROP_SIZE", size, "DATA.TEST_CROP_SIZE", size]
-    with torch.device("meta"), pytest.raises(ValueError, match=f"DATA.TRAIN_CROP_SIZE {size}: pytorchvideo/x3d_s"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=rf"DATA.TRAIN_CROP_SIZE {size}\) can't be built: pytorchvideo/x3d_s"),
+    ):
         build_model(load_config(None, [*X3D, *crops]))
 
 

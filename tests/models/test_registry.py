@@ -14,7 +14,7 @@ from videoattn.config import Config
 from videoattn.config.load import load_config
 from videoattn.engine.optim import build_optimizer
 from videoattn.models import MODELS, ModelSpec
-from videoattn.models.registry import adapter_of, find_spec, list_families, list_kinds
+from videoattn.models.registry import adapter_of, find_spec, list_families, list_model_types
 
 ROOT = Path(__file__).parents[2]
 # Settings, and below the groups of parameters that they make of each model: SHA-256, first 16 digits, of the weight
@@ -104,7 +104,7 @@ def test_every_spec_is_complete() -> None:
         assert spec.section in ("", *Config.model_fields), name
         assert (spec.settings(Config()) is None) == (spec.section == "")
         assert spec.adapter.held and all(family in list_families() for family in spec.adapter.families)
-    assert [kind.model.__name__ for kind in list_kinds()] == ["TimeSformer", "MViT", "Baseline"]
+    assert [kind.model.__name__ for kind in list_model_types()] == ["TimeSformer", "MViT", "Baseline"]
     families = ["timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
     assert list_families() == ["videoattn", *families]
 

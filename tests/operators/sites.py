@@ -44,7 +44,22 @@ def other_values(option: Option) -> list[Any]:
     kind = get_args(option.annotation)[0] if get_origin(option.annotation) is Annotated else option.annotation
     if get_origin(kind) is Literal:
         return [value for value in get_args(kind) if value != option.default]
-    return {bool: [not option.default], int: [option.default + 2], float: [option.default + 1.5]}.get(kind, [])
+    if kind is bool:
+        return [not option.default]
+    if kind not in (int, float):
+        return []
+    near = (option.default + 2, option.default - 2, option.default + 1) if kind is int else (
+        option.default + 1.5, option.default / 2, option.default + 0.25
+    )  # fmt: skip
+    return [next(value for value in near if allows(option, value))]
+
+
+def allows(option: Option, value: Any) -> bool:
+    try:
+        option.check(value)
+    except ValueError:
+        return False
+    return True
 
 
 def settings_of(operator: type[AttentionOperator]) -> list[dict[str, Any]]:
@@ -76,11 +91,11 @@ def names_its_reason(reason: str, name: str, at: AttentionSite) -> bool:
 
 def build_or_skip(name: str, options: dict[str, Any], at: AttentionSite) -> AttentionOperator:
     """The operator, or where it refuses the site, the end of the test: a refusal that names its reason is an answer."""
-    reason = refusal(name, options, at)
-    if reason is not None:
-        assert names_its_reason(reason, name, at), reason
-        pytest.skip(reason)
-    return OPERATORS[name](at, **options)
+    try:
+        return OPERATORS[name](at, **options)
+    except ValueError as error:
+        assert names_its_reason(str(error), name, at), error
+        pytest.skip(str(error))
 
 
 def identify(name: str, options: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def test_the_smallest_sites_and_batches_give_what_the_plain_form_gives(name, opt
         torch.testing.assert_close(found, gradients(expected, by_all), rtol=0, atol=1e-10)
         with torch.no_grad():
             torch.testing.assert_close(operator(*inputs), expected, rtol=0, atol=1e-10)
-        if operator.takes_packed and q_grid == kv_grid:
+        if operator.accepts_packed and q_grid == kv_grid:
             packed = torch.stack([x.detach() for x in inputs], 3).requires_grad_()
             torch.testing.assert_close(operator(packed), expected, rtol=0, atol=1e-10)
             (by_packed,) = gradients(operator(packed), [packed])

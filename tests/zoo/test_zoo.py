@@ -140,17 +140,19 @@ def test_clips_of_our_rows_are_rendered_into_the_cache(tmp_path: Path, monkeypat
     assert sorted((ROOT / "datasets").iterdir()) == before
 
 
-def make_clips(folder: Path, *options: str) -> None:
-    command = [sys.executable, "datasets/make_motion.py", folder, *options]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo") / "motion"
+    sizes = ["--num-train", "16", "--num-val", "8", "--size", "64x64"]
+    subprocess.run([sys.executable, "datasets/make_motion.py", folder, *sizes], cwd=ROOT, check=True)
+    return folder
 
 
-def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path) -> None:
-    make_clips(tmp_path, "--num-train", "8", "--num-val", "8", "--size", "64x64")
+def test_training_starts_from_a_row_with_other_classes_and_clips(clips: Path, tmp_path: Path) -> None:
     settings = dict(find_row("motion_timesformer_fibonacci").all_settings())
     settings |= {
         "MODEL.NUM_CLASSES": 9, "DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64,
-        "DATA.TRAIN_JITTER_SCALES": [64, 64], "DATA.PATH_TO_DATA_DIR": tmp_path, "OUTPUT_DIR": tmp_path / "run",
+        "DATA.TRAIN_JITTER_SCALES": [64, 64], "DATA.PATH_TO_DATA_DIR": clips, "OUTPUT_DIR": tmp_path / "run",
         "TRAIN.CHECKPOINT_FILE_PATH": "zoo:motion_timesformer_fibonacci", "SOLVER.MAX_EPOCH": 1,
         "DATA_LOADER.NUM_WORKERS": 0, "GLOBAL_BATCH_SIZE": 8,
     }  # fmt: skip
@@ -164,11 +166,10 @@ def test_training_starts_from_a_row_with_other_classes_and_clips(tmp_path: Path)
     assert (tmp_path / "run/checkpoints/checkpoint_best.pyth").is_file()
 
 
-def test_training_from_a_row_that_does_not_exist_is_told_from_its_neighbours(tmp_path: Path) -> None:
-    make_clips(tmp_path, "--num-train", "16", "--num-val", "1", "--size", "32x32")
+def test_training_from_a_row_that_does_not_exist_is_told_from_its_neighbours(clips: Path, tmp_path: Path) -> None:
     done = run_program(
         "tools/train_net.py", "--cfg", "configs/Motion/divided.yaml",
-        "DATA.PATH_TO_DATA_DIR", tmp_path, "OUTPUT_DIR", tmp_path / "run",
+        "DATA.PATH_TO_DATA_DIR", clips, "OUTPUT_DIR", tmp_path / "run",
         "TRAIN.CHECKPOINT_FILE_PATH", "zoo:motion_timesformer_fibonaci", "DATA.CLASS_NAMES", "",
     )  # fmt: skip
     assert done.returncode == 2 and "did you mean motion_timesformer_fibonacci" in done.stderr

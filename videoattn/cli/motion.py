@@ -23,14 +23,15 @@ from videoattn.data.motion.render import CLASSES, Settings, make_motion  # noqa:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("motion", __doc__)
-    parser.add_argument("folder", type=Path, help="folder of the data set")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the data set")
     parser.add_argument("--variant", choices=CLASSES, default="short", help="default: %(default)s")
-    parser.add_argument("--num-train", type=int, default=6400, help="training clips; default: %(default)s")
-    parser.add_argument("--num-val", type=int, default=800, help="validation clips; default: %(default)s")
-    parser.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
-    parser.add_argument("--num-frames", type=int, help="frames of a clip; default: 18, long: 96")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes; default: %(default)s")
+    parser.add_argument("--num-train", metavar="N", type=int, default=6400, help="training clips; default: %(default)s")
+    parser.add_argument("--num-val", metavar="N", type=int, default=800, help="validation clips; default: %(default)s")
+    parser.add_argument("--size", metavar="WxH", default="64x64", help="WIDTHxHEIGHT in pixels; default: %(default)s")
+    parser.add_argument("--num-frames", metavar="N", type=int, help="frames of a clip; default: 18, long: 96")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="default: %(default)s")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--num-workers", metavar="N", type=int, default=cores, help="processes; default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
     args = parser.parse_args(argv)
     try:

@@ -32,6 +32,8 @@ from videoattn.config.load import (
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
 from videoattn.models import MODELS, build_model
+from videoattn.models.registry import find_spec
+from videoattn.profiling.measure import read_device
 from videoattn.profiling.profile import Measurement, measure, profile
 from videoattn.profiling.table import format_measurement, format_profile
 from videoattn.seeding import derive_seed, torch_seed
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if said := format_report(report, args.verbose):
         print(said, file=sys.stderr)
 
+    if args.measure:
+        read_device(device_of(args, cfg), "--device" if args.device else "DEVICE")
     clip_size = (cfg.data.num_frames, cfg.data.train_crop_size, cfg.data.train_crop_size)
     with torch.device("meta"):
         model = build_model(cfg)
@@ -83,7 +87,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise ValueError for an option that is out of range, or that has no effect without --measure."""
     if args.depth < 1:
         raise ValueError(f"--depth expects at least 1, got {args.depth}")
-    for name, least in (("batch_size", 1), ("warmup", 0), ("repeats", 1)):
+    for name, least in (("batch_size", 1), ("warmup", 1), ("repeats", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} expects at least {least}, got {value}")
@@ -102,8 +106,7 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
     """Return the config of the file, or of a named model alone for clips of its own size, and its report."""
     if model_name is None:
         return load_config_with_report(path, overrides)
-    if model_name not in MODELS:
-        raise ValueError(f"--model expects one of {', '.join(MODELS)}, got {model_name!r}")
+    find_spec(model_name)
     settings = ["MODEL.MODEL_NAME", model_name]
     if path is None:
         num_frames, size, _ = MODELS[model_name].clip_size
@@ -112,11 +115,17 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
     return load_config_with_report(path, [*settings, *overrides])
 
 
+def device_of(args: argparse.Namespace, cfg: Config) -> str:
+    """Return the name of the device to measure on."""
+    device: str = args.device or cfg.device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
 def measure_model(cfg: Config, clip_size: tuple[int, int, int], args: argparse.Namespace) -> Measurement:
     """Run the model of the config, with fresh weights, on the chosen device."""
-    device = args.device or cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(args, cfg)
     with torch_seed(derive_seed(cfg.rng_seed, "weights")):
         model = build_model(cfg)
     return measure(

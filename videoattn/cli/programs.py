@@ -4,11 +4,13 @@ Nothing heavy is imported here, so that `videoattn --help` answers at once.
 """
 
 import argparse
+import difflib
 import re
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NoReturn
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,20 @@ PROGRAMS = {
 _SCRIPTS = {PurePath(program.script).name for program in PROGRAMS.values() if program.script}
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the option that may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        start = "unrecognized arguments: "
+        if message.startswith(start):
+            words = message.removeprefix(start).split()
+            wrong = next((word for word in words if word.startswith("-")), words[0])
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(wrong.partition("=")[0], known, n=1)
+            message = f"{wrong} is no option of this program" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"error: {message} ({self.prog} --help lists all options)\n")
+
+
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Return a parser for a program, whose usage and examples name programs as the user started this one.
 
@@ -42,9 +58,7 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     prog = f"videoattn {name}"
     if _runs_a_script():
         prog, description = PurePath(sys.argv[0]).name, _name_scripts(description or "")
-    return argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def command(name: str, processes_per_node: int | None = None) -> str:

@@ -1,14 +1,18 @@
 """Errors of a user's making in one line, and an exit status that scripts can read."""
 
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a program's `main` and return its exit status: 0, 2 after one line on what to change, 130 if interrupted.
+
+    141 says that the reader of the output has closed it, as `head` does.
 
     Wrong settings, files or data are reported by ValueError or OSError, and a run that must not go on by RuntimeError
     or ArithmeticError of the package's own; any other exception is a fault of the program and keeps its traceback. What
@@ -24,6 +28,9 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
     try:
         return main(argv) or 0
     except (ValueError, OSError, DecodeError, TooManyBadClipsError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+            return PIPE_CLOSED
         logging.getLogger("videoattn").debug("details", exc_info=True)
         log_to_file(f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
@@ -44,3 +51,10 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[
         raise
     finally:
         close_log_file()
+
+
+def _output_is_closed() -> bool:
+    """Return whether nobody reads what the program prints any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

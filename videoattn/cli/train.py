@@ -191,7 +191,7 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
         best = f"best top-1 {state.best}" if state.best else best
         logger.info("trained in %.1f minutes, %s; results in %s", (time.perf_counter() - started) / 60, best, folder)
         own = " TEST.CHECKPOINT_FILE_PATH ''" if cfg.test.checkpoint_file_path else ""
-        logger.info("evaluate: %s --cfg %s%s", command("test"), folder / "config.yaml", own)
+        logger.info("evaluate: %s --cfg %s%s", command("test"), shlex.quote(str(folder / "config.yaml")), own)
 
 
 def write_run_files(cfg: Config, folder: Path) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
 from videoattn.config.types import MOST_BLOCKS, Block, Section
 from videoattn.operators import OPERATORS, AttentionOperator
@@ -133,6 +133,15 @@ class Skip(Section):
     expansion: Annotated[int, Field(ge=1, le=64)] = Field(
         2, description="hidden width of leff, in multiples of the model's width"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Skip":
+        if self.expansion != 2 and self.phi != "leff":
+            raise ValueError(f"EXPANSION {self.expansion} expects PHI leff, got {self.phi}")
+        changed = f"PHI {self.phi}" if self.phi != "leff" else f"EXPANSION {self.expansion}"
+        if not (self.space or self.time or self.joint) and (self.phi, self.expansion) != ("leff", 2):
+            raise ValueError(f"{changed} expects blocks that skip attention: set SPACE, TIME or JOINT")
+        return self
 
 
 class Attention(Section):

@@ -76,7 +76,8 @@ def sort_keys(settings: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
         value, at = setting.value, setting.source
         if key in _SECTIONS or (key in IGNORED_SECTIONS and not published) or _OPERATOR.fullmatch(key):
             if value is not None:
-                problems.append(f"{at}: {key} is a section and expects KEY: value lines, got {show(value)}")
+                hint = f"; did you mean {key}.NAME {value}?" if value in OPERATOR_SECTIONS else ""
+                problems.append(f"{at}: {key} is a section and expects KEY: value lines, got {show(value)}{hint}")
         elif key in _KEYS or (_OPERATOR.fullmatch(section) and name == name.upper()):
             known[key] = setting
         elif published is None:
@@ -146,6 +147,8 @@ def describe_problems(error: ValidationError, settings: Mapping[str, Setting]) -
             near = difflib.get_close_matches(name, _OPTIONS[operator], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             valid = ", ".join(_OPTIONS[operator])
+            unset = f"{key.rpartition('.')[0]}.NAME" not in settings
+            hint += f"; {key.rpartition('.')[0]}.NAME is not set, so it is {operator}" if unset else ""
             lines[f"{settings[key].source}: {key} is not an option of {operator} (options: {valid}){hint}"] = None
             continue
         items = problem["loc"][3 if key.startswith(_AXES) else 0 :]

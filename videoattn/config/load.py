@@ -25,7 +25,7 @@ from videoattn.config.published_keys import (
     refuse_model,
 )
 from videoattn.config.sections import Config
-from videoattn.config.shipped import find_config
+from videoattn.config.shipped import find_config, shipped_configs
 from videoattn.config.strict_yaml import (
     COMMAND_LINE,
     ConfigError,
@@ -242,7 +242,9 @@ def _read_files(path: Path, notes: list[Note], chain: tuple[Path, ...] = ()) -> 
     for name in base.value if isinstance(base.value, tuple) else (base.value,):
         if not isinstance(name, str) or not name:
             raise ConfigError([f"{base.source}: {_BASE} expects a file name or a list of them, got {show(base.value)}"])
-        levels += _read_files(path.parent / name, notes, (*chain, path))
+        beside = path.parent / name
+        base_file = find_config(name) if not beside.exists() and name in shipped_configs() else beside
+        levels += _read_files(base_file, notes, (*chain, path))
     return [*levels, settings]
 
 

@@ -1,6 +1,6 @@
 """Replace the attention inside an existing model, and revert it.
 
-Supports timm's VisionTransformer, transformers' TimeSformer, ViViT and VideoMAE, and this package's TimeSformer.
+Supports timm's VisionTransformer, transformers' TimeSformer, ViViT and VideoMAE, and this package's transformers.
 Tested with timm 1.0.3 and 1.0.31, transformers 5.0.0, 5.5.0 and 5.23.0.
 """
 

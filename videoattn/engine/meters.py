@@ -20,7 +20,7 @@ class TooManyBadClipsError(RuntimeError):
 class Meters:
     """Sums over steps, of one process or of all once reduced.
 
-    They are the loss, optimizer steps, clips asked for, bad ones, short ones, and videos decoded from their start.
+    They are the loss, optimizer steps, clips asked for, bad ones, short ones, and videos decoded sequentially.
     """
 
     loss: float = 0.0

@@ -43,7 +43,7 @@ class ClipReports:
     def _log_all(self, rank: int, failures: Sequence[Failure], reasons: Sequence[str]) -> None:
         for reason in reasons:
             if reason not in self._logged and is_main():
-                logger.info("some videos are decoded from their start instead of sought in: %s", reason)
+                logger.info("some videos are decoded sequentially, since frames cannot be sought: %s", reason)
             self._logged.add(reason)
         for failure in failures if is_main() else ():
             logger.warning("replaced a clip that can't be decoded: %s", failure.reason)
@@ -111,5 +111,5 @@ def report_epoch(meters: Meters, epoch: int, max_epoch: int, figures: dict[str, 
         text += "" if evaluated else ", so there is no validation figure"
     text += f", {meters.bad} of {meters.tried} clips bad" if meters.bad else ""
     text += f", {meters.short} clips longer than their video" if meters.short else ""
-    text += f", {meters.in_order} videos decoded from their start" if meters.in_order else ""
+    text += f", {meters.in_order} videos decoded sequentially" if meters.in_order else ""
     logger.info("epoch %d/%d: %s", epoch + 1, max_epoch, text)

@@ -28,7 +28,7 @@ class Results:
     """The outcome of an evaluation. `videos` are the evaluated ones, by index in the list, their `scores` in float64.
 
     `paths` and `labels` (-1: none) are of the whole list. Accuracies are shares of the evaluated videos that have a
-    label, and None where there is none. `sequential` counts videos decoded from their start, by the reason why.
+    label, and None where there is none. `sequential` counts videos decoded sequentially, by reason.
     """
 
     paths: Sequence[str]
@@ -108,7 +108,8 @@ class Results:
             lines += [text + (f" ({remark})" if remark else "")] if shares[0][1] is not None else []
         if self.num_short:
             lines.append(f"{self.num_short} of the clips are longer than their video, so that frames repeat")
-        how = "{views} views a video, {method} of {aggregate}".format(**self.protocol)
+        views = self.protocol["views"]
+        how = f"{views} view{'s' * (views != 1)} a video, {self.protocol['method']} of {self.protocol['aggregate']}"
         speed = "{clips_per_second} views/s, {data_wait:.0%} of the time waiting for data".format(**self.speed)
         return [*lines, f"{how}; {speed}"]
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from videoattn.kernels.cpu.compiler import explain_absence, load_library
 from videoattn.kernels.layout import DTYPES, make_readable, make_views
 from videoattn.kernels.transforms import (
+    constant_when_compiled,
     gradients_of,
     is_transformed,
     kernel_operation,
@@ -34,7 +35,7 @@ def can_pool(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in DTYPES and _is_at_hand() and not is_transformed()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _is_at_hand() -> bool:
     return torch._C._get_tracing_state() is None and load_library("pool_tokens") is not None
 

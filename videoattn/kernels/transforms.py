@@ -17,10 +17,21 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
+F = typing.TypeVar("F", bound=Callable[..., Any])
+
 _BATCHING = torch.library.Library("videoattn", "IMPL")  # registrations live as long as it
 
 
-@torch.compiler.assume_constant_result
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result the compiler takes for a constant, as torch.compiler.assume_constant_result does.
+
+    Torch's own decorator imports the compiler, which takes as long as torch itself, in every process that starts.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def is_transformed() -> bool:
     """Return whether a transform of torch.func, or forward-mode differentiation, is in progress."""
     # torch has no public name for either
@@ -32,7 +43,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
 
 
-@torch.compiler.assume_constant_result  # the compiler of torch 2.6 doesn't trace the question
+@constant_when_compiled  # the compiler of torch 2.6 doesn't trace the question
 def _has_autocast(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 

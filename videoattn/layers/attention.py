@@ -57,7 +57,7 @@ class MultiheadAttention(TokenMixer):
         if carry == "weights" and not self.operator.forms_weights:
             raise ValueError(
                 f"{type(self.operator).__name__} along {axis.name} forms no attention weights that block {block + 1} "
-                "could reuse; choose another PHI or operator"
+                "could reuse; choose another ATTENTION.SKIP.PHI or operator"
             )
         self.proj = nn.Linear(dim, dim)
 
@@ -70,7 +70,7 @@ class MultiheadAttention(TokenMixer):
             weights = self.operator.weights(q, k)
             mixed = weights @ v
         else:
-            mixed = self.operator(packed) if self.operator.takes_packed else self.operator(*packed.unbind(3))
+            mixed = self.operator(packed) if self.operator.accepts_packed else self.operator(*packed.unbind(3))
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
         return update, update if self.carry == "update" else weights
 

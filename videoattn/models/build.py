@@ -36,8 +36,8 @@ def build_model(cfg: Config) -> nn.Module:
     except ValueError as error:
         frames, crop = cfg.data.num_frames, cfg.data.train_crop_size
         raise ValueError(
-            f"MODEL.MODEL_NAME {cfg.model.model_name} can't be built for clips of DATA.NUM_FRAMES {frames} and "
-            f"DATA.TRAIN_CROP_SIZE {crop}: {error}"
+            f"MODEL.MODEL_NAME {cfg.model.model_name} (DATA.NUM_FRAMES {frames}, DATA.TRAIN_CROP_SIZE {crop}) can't be "
+            f"built: {error}"
         ) from None
 
 

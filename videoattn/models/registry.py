@@ -25,14 +25,14 @@ def find_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
-def list_kinds() -> list[ModelSpec]:
+def list_model_types() -> list[ModelSpec]:
     """Return one spec for each type of model, that is for each adapter."""
     return list({id(spec.adapter): spec for spec in reversed(MODELS.values())}.values())[::-1]
 
 
 def list_families() -> list[Family]:
     """Return the families of names in which weights can be written: ours, then those of the adapters."""
-    return [OURS, *(family for spec in list_kinds() for family in spec.adapter.families)]
+    return [OURS, *(family for spec in list_model_types() for family in spec.adapter.families)]
 
 
 def adapter_of(model: nn.Module) -> WeightAdapter:
@@ -43,10 +43,10 @@ def adapter_of(model: nn.Module) -> WeightAdapter:
     raise ValueError(f"weights are loaded into models of this package, got {type(model).__name__}")
 
 
-def find_kind(names: Iterable[str]) -> tuple[ModelSpec, Family] | None:
+def find_model_type(names: Iterable[str]) -> tuple[ModelSpec, Family] | None:
     """Return a spec of the type of model that has tensors of such names, and their family; None if no adapter knows."""
     names = list(names)
-    for spec in list_kinds():
+    for spec in list_model_types():
         if (family := spec.adapter.find_family(names)) is not None:
             return spec, family
     return None
@@ -55,7 +55,7 @@ def find_kind(names: Iterable[str]) -> tuple[ModelSpec, Family] | None:
 def find_family(names: Iterable[str]) -> Family:
     """Return the family that the names of tensors belong to. Raises CheckpointError with some of them if none fits."""
     names = list(names)
-    found = find_kind(names)
+    found = find_model_type(names)
     if found is None:
         raise unknown_names(names)
     return found[1]
@@ -63,6 +63,6 @@ def find_family(names: Iterable[str]) -> Family:
 
 def unknown_names(names: Iterable[str]) -> CheckpointError:
     """Return the error that says which files are understood, and some of the names that are in the file instead."""
-    adapters = [spec.adapter for spec in list_kinds() if spec.adapter.families]
+    adapters = [spec.adapter for spec in list_model_types() if spec.adapter.families]
     expected = [f"{adapter.held} ({', '.join((OURS, *adapter.families))})" for adapter in adapters]
     return CheckpointError(f"expected {' or '.join(expected)}, got {some_names(list(names))}")

@@ -42,12 +42,15 @@ def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> 
     try:
         return OPERATORS[section.name](site, **section.options)
     except ValueError as error:
-        raise ValueError(f"{key} (NAME {section.name}, block {site.block}): {error}") from None
+        keys = " (MVIT.REL_POS_SPATIAL False MVIT.REL_POS_TEMPORAL False)"
+        where = keys if "relative positions" in str(error) else ""
+        raise ValueError(f"{key} (NAME {section.name}, block {site.block}): {error}{where}") from None
 
 
-def _check_blocks(blocks: Sequence[int], depth: int, what: str) -> None:
+def _check_blocks(blocks: Sequence[int], depth: int, what: str, first: int = 0) -> None:
     if blocks and blocks[-1] >= depth:
-        raise ValueError(f"{what} expects blocks 0 to {depth - 1} of a model of depth {depth}, got {list(blocks)}")
+        some = f"expects blocks {first} to {depth - 1}" if depth > first else "expects no blocks"
+        raise ValueError(f"{what} {some} of a model of depth {depth}, got {list(blocks)}")
 
 
 def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, depth: int) -> dict[str, Any]:
@@ -58,13 +61,22 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
     settings = cfg.attention
     for axis in Axis:
         sections, skipped = getattr(settings, axis.value), getattr(settings.skip, axis.value)
-        used = [section.name for section in sections if section.name != "dense"] + ["SKIP"] * bool(skipped)
-        if axis not in axes and used:
+        used = [section.name for section in sections if section.name != "dense" or section.layers]
+        asked = [f"ATTENTION.{axis.name} asks for {', '.join(used)}"] if used else []
+        asked += [f"ATTENTION.SKIP.{axis.name} asks for blocks without attention"] if skipped else []
+        if axis not in axes and asked:
+            attends = f"attends along {' and '.join(a.name for a in axes)} alone (ATTENTION_TYPE {attention_type})"
             raise ValueError(
-                f"ATTENTION.{axis.name} or ATTENTION.SKIP.{axis.name} asks for {', '.join(used)}, but a model of "
-                f"ATTENTION_TYPE {attention_type} attends along {' and '.join(a.name for a in axes) or 'no axis'} alone"
+                f"{' and '.join(asked)}, but {cfg.model.model_name} "
+                + (attends if axes else "has no attention that can be replaced")
             )
-        _check_blocks(skipped, depth, f"ATTENTION.SKIP.{axis.name}")
+        _check_blocks(skipped, depth, f"ATTENTION.SKIP.{axis.name}", first=1)
+        for section in sections:
+            if section.name != "dense" and (both := sorted({*section.layers} & {*skipped})):
+                raise ValueError(
+                    f"ATTENTION.{axis.name}: LAYERS of {section.name} and ATTENTION.SKIP.{axis.name} both name blocks "
+                    f"{both}, which can't attend and skip attention; leave them out of one"
+                )
     operators = {axis: bind_operators(getattr(settings, axis.value), depth, f"ATTENTION.{axis.name}") for axis in axes}
     skip = {
         axis: SkipSettings(blocks, settings.skip.phi, settings.skip.expansion)
@@ -92,7 +104,7 @@ def given_settings(settings: Section, names: Sequence[str]) -> dict[str, Any]:
 
 def refuse_attention_settings(cfg: Config) -> None:
     """Raise ValueError where ATTENTION or MODEL.ACT_CHECKPOINT asks for what a model without our blocks lacks."""
-    attention_arguments(cfg, (), "of its own", 0)
+    attention_arguments(cfg, (), "", 0)
     if cfg.model.act_checkpoint:
         raise ValueError(f"MODEL.ACT_CHECKPOINT expects False for {cfg.model.model_name}, which has no such blocks")
 

@@ -50,16 +50,16 @@ class AttentionOperator(nn.Module):
     Declared by the class:
     - `forms_weights`: values are mixed by a matrix that depends on q and k alone, which `weights` returns.
     - `normalizes_weights`: each row of that matrix sums to one, as after a softmax.
-    - `takes_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
-    - `takes_packed`: `forward` also accepts a single packed [rows, groups·heads, n, 3, d], whose gradient it then forms
-      in one piece.
+    - `accepts_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
+    - `accepts_packed`: `forward` also accepts a single packed [rows, groups·heads, n, 3, d], whose gradient it then
+      forms in one piece.
     - `HOW`: the options that choose how a result is computed, and do not change it.
     """
 
     forms_weights = False
     normalizes_weights = False
-    takes_bias = True
-    takes_packed = False
+    accepts_bias = True
+    accepts_packed = False
     HOW = ("implementation", "method")
     _given: dict[str, Any]
 
@@ -71,7 +71,7 @@ class AttentionOperator(nn.Module):
     def __init__(self, site: AttentionSite) -> None:
         super().__init__()
         self.site = site
-        if site.has_bias and not self.takes_bias:
+        if site.has_bias and not self.accepts_bias:
             raise ValueError(
                 f"{_NO_LOGITS}; build the model without relative positions, or without {type(self).__name__}"
             )

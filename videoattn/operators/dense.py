@@ -19,7 +19,7 @@ class DenseAttention(AttentionOperator):
 
     forms_weights = True
     normalizes_weights = True
-    takes_packed = True
+    accepts_packed = True
 
     def __init__(self, site: AttentionSite) -> None:
         super().__init__(site)

@@ -59,8 +59,8 @@ class FocusedLinearAttention(AttentionOperator):
     prefix tokens are not treated there.
     """
 
-    takes_bias = False
-    takes_packed = True
+    accepts_bias = False
+    accepts_packed = True
 
     def __init__(
         self,

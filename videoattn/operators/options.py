@@ -18,6 +18,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 MISSING = inspect.Parameter.empty
 # Numbers without a range of their own: a bound below which no computation overflows or runs out of memory by itself.
 BOUND = 10**9
+_LIMITS = {  # keywords of a JSON schema, in words
+    "minimum": "of at least", "exclusiveMinimum": "greater than", "maximum": "of at most",
+    "exclusiveMaximum": "less than",
+}  # fmt: skip
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -41,7 +45,7 @@ class Option:
         except ValidationError as error:
             problem = error.errors()[0]
             own = problem["msg"].removeprefix("Value error, ") if problem["type"] == "value_error" else ""
-            expected = own or _describe(self.annotation)
+            expected = own or describe_values(self.annotation)
             raise ValueError(f"{self.name.upper()} expects {expected}, got {value!r}") from None
 
 
@@ -81,7 +85,7 @@ def check_options(operator: type[Any], arguments: tuple[Any, ...], keywords: Map
     return values
 
 
-def _describe(annotation: Any) -> str:
+def describe_values(annotation: Any) -> str:
     """Return the values that an annotation allows as words: "one of a, b", "a whole number from 1 to 64"."""
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     if get_origin(kind) is Literal:
@@ -90,7 +94,7 @@ def _describe(annotation: Any) -> str:
     if noun is None:
         return getattr(kind, "__name__", None) or str(kind)
     schema = TypeAdapter(annotation, config=_STRICT).json_schema()
-    lowest, highest = schema.get("minimum", -BOUND), schema.get("maximum", BOUND)
-    if (lowest, highest) == (-BOUND, BOUND):
-        return noun
-    return f"{noun} from {lowest:g} to {highest:g}" if highest != BOUND else f"{noun} of at least {lowest:g}"
+    limits = {key: schema[key] for key in _LIMITS if abs(schema.get(key, BOUND)) != BOUND}
+    if limits.keys() == {"minimum", "maximum"}:
+        return f"{noun} from {limits['minimum']:g} to {limits['maximum']:g}"
+    return " ".join([noun, " and ".join(f"{_LIMITS[key]} {limit:g}" for key, limit in limits.items())]).strip()

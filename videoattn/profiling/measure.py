@@ -69,7 +69,7 @@ def measure(
         raise ValueError(f"precision expects one of {', '.join(AUTOCAST)}, got {precision!r}")
     autocast = AUTOCAST[precision]
     home = next(model.parameters(), torch.empty(0)).device
-    place = _read_device(device) if device is not None else home
+    place = read_device(device) if device is not None else home
     if "meta" in (home.type, place.type):
         raise ValueError("a model on the meta device has no weights to run; build it on the device to measure")
     with ExitStack() as stack:
@@ -123,13 +123,14 @@ def example_clip(model: nn.Module, clip_size: tuple[int, int, int], batch_size: 
     return torch.zeros(batch_size, 3, *clip_size, device=first.device, dtype=first.dtype)
 
 
-def _read_device(name: torch.device | str) -> torch.device:
+def read_device(name: torch.device | str, option: str = "device") -> torch.device:
+    """Return the device of that name. Raises ValueError, naming the `option`, where there is none."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device expects cpu, cuda or cuda:NUMBER, got {name!r}") from None
+        raise ValueError(f"{option} expects cpu, cuda or cuda:NUMBER, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{device} can't be measured: torch sees {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"{option} {device} can't be measured: torch sees {torch.cuda.device_count()} GPUs")
     return device
 
 

@@ -216,8 +216,8 @@ def find_row(name: str) -> ZooRow:
     if name in ZOO:
         return ZOO[name]
     near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.3)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"{name} is no row of the model zoo{hint} model_zoo.md lists all {len(ZOO)}")
+    hint = f"; did you mean {' or '.join(near)}?" if near else ";"
+    raise ValueError(f"{name} is no row of the model zoo{hint} `videoattn zoo` lists all {len(ZOO)}")
 
 
 def weights_file(given: str) -> Path:

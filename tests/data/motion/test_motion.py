@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.programs import run_program
 from videoattn.data.lists import read_annotations, read_class_names
 from videoattn.data.motion import render as program
 from videoattn.data.motion import scenes
@@ -251,9 +252,7 @@ def test_settings_that_cannot_be_rendered_are_refused_by_name_and_value(change: 
 
 
 def test_the_program_reports_a_mistake_in_one_line_and_makes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "datasets" / "make_motion.py"), str(tmp_path / "motion"), "--size", "big"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = run_program("datasets/make_motion.py", tmp_path / "motion", "--size", "big")
     assert result.returncode == 2
     assert result.stderr.strip() == "error: --size expects WIDTHxHEIGHT such as 64x64, got 'big'"
     assert not (tmp_path / "motion").exists()

@@ -202,6 +202,7 @@ def test_an_encoded_video_that_is_not_as_it_should_be_is_an_error(
             encode_video(source, tmp_path / "b.mp4", SETTINGS)
 
 
+@pytest.mark.slow
 @needs_clips
 def test_real_clips_are_encoded_exactly_where_they_decode(tmp_path: Path) -> None:
     names = [

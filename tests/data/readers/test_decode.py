@@ -5,14 +5,15 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from tests.shared_files import CLIPS, needs_clips
-from videoattn.data.readers.open_video import DecodeError, check_backend, open_video
+from videoattn.config.data import Data
+from videoattn.data.readers.open_video import Backend, DecodeError, check_backend, open_video
 
 
 def has_torchcodec() -> bool:
@@ -48,15 +49,14 @@ IN_ORDER = (
     "torchcodec_h265_video.mp4",
 )
 LAST_PACKET_CUT = ("made/trunc.avi",)  # its last frame is part made up, and does not count
-LARGE = ("mmaction2_S001C001P001R001A001_rgb.avi", "moviepy_chaplin.mp4")
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 
 
 def clip_names() -> list[Any]:
     files = [*CLIPS.glob("*"), *CLIPS.glob("made/*"), *sorted(CLIPS.glob("fight2/*/*"))[::30]]
     names = sorted(str(file.relative_to(CLIPS)) for file in files if file.suffix in SUFFIXES)
-    odd = {*REFUSED, *DAMAGED, *IN_ORDER, *(name for name in names if name.startswith("made/"))} - {*LARGE}
-    return [name if name in odd else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    quick = {*REFUSED, *DAMAGED}  # the others are slow; what they are is generated below
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def decoded_frames(path: Path) -> list[Any]:
@@ -322,6 +322,10 @@ def test_requests_outside_the_video_are_index_errors(make: Any, backend: Any) ->
         assert reader.read(np.array([39, 0])).shape == (2, 48, 64, 3)  # type: ignore[arg-type]
         reader.close()
         reader.close()
+
+
+def test_settings_offer_every_backend() -> None:
+    assert get_args(Data.model_fields["decoding_backend"].annotation) == get_args(Backend)
 
 
 def test_unknown_backend_is_refused(make: Any) -> None:

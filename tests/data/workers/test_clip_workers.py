@@ -69,6 +69,7 @@ def test_video_that_ends_its_worker_is_replaced_in_training(video_folder: Callab
     assert all(torch.equal(a.clips, b.clips) for a, b in zip(batches, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_video_that_ends_its_worker_is_left_out_of_evaluation(video_folder: Callable[..., Path]) -> None:
     videos = listed(video_folder(10))
     transform = TestTransform(short_side=32, crop_size=32)

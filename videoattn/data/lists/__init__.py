@@ -74,7 +74,7 @@ def read_annotations(
         if find_split_folder(place, split) is None:
             raise MissingListError(
                 f"{os.path.join(folder, split)}.csv does not exist; {files_in(folder, '.csv')}; nor is there a folder "
-                f"{' or '.join(split_names(split))} of class folders in {place}"
+                f"{' or '.join(split_names(split))} of class folders in {place or 'the current folder'}"
             )
         return read_class_folders(place, split, num_classes=num_classes, class_names=class_names)
     if is_frame_list(file):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from videoattn.data.lists.video_list import AnnotationError
 
 _MOST_NAMED = 5
+_NO_DATA = "is the data set where the settings say? (`videoattn motion FOLDER` renders a small one)"
 
 
 def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -21,6 +22,8 @@ def read_class_names(file: str | os.PathLike[str]) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{source}: is not UTF-8 text: {error}") from error
     except OSError as error:
+        if not os.path.isdir(folder := os.path.dirname(os.path.abspath(source))):
+            raise AnnotationError(f"{source}: cannot be read, since there is no folder {folder}; {_NO_DATA}") from error
         raise AnnotationError(
             f"{source}: cannot be read: {error.strerror}; DATA.CLASS_NAMES names this file, '' leaves it out"
         ) from error

@@ -1,5 +1,6 @@
 """The checkpoint that a run continues from: the newest good one, compared with the run, and restored."""
 
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,8 @@ class Run:
             hint = f" To change {given} within a run, give it on the command line." if given else ""
             raise ValueError(
                 f"{path} was made with other settings ({', '.join(refused.values())}), so the run can't continue from "
-                f"it. Set another OUTPUT_DIR and {_START} {path}, which starts anew from its weights; add "
-                f"TRAIN.CHECKPOINT_EPOCH_RESET False to continue from its epoch.{hint}"
+                f"it. Set another OUTPUT_DIR and {_START} {shlex.quote(str(path))}, which starts anew from its "
+                f"weights; add TRAIN.CHECKPOINT_EPOCH_RESET False to continue from its epoch.{hint}"
             )
         others = self._other_differences(content)
         if others:

@@ -27,7 +27,10 @@ def read_mvit(size: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
     # published sizes have them; SlowFast's default, which the plain "mvit" follows, is False
     separable = bool(size) if settings.sep_pos_embed is None else settings.sep_pos_embed
     if positions == "separable" and not separable:
-        raise ValueError("MVIT.SEP_POS_EMBED expects True: one embedding per place and time together is not supported")
+        origin = "" if size else f"; {cfg.model.model_name} is SlowFast's default, whose own is False"
+        raise ValueError(
+            f"MVIT.SEP_POS_EMBED expects True: one embedding per place and time together is not supported{origin}"
+        )
     return {
         "shape": shape,
         "attention_type": settings.attention_type,

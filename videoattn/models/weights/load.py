@@ -14,9 +14,9 @@ from videoattn.models.registry import (
     MODELS,
     adapter_of,
     find_family,
-    find_kind,
+    find_model_type,
     list_families,
-    list_kinds,
+    list_model_types,
     unknown_names,
 )
 from videoattn.models.timesformer.names import from_ours, to_ours
@@ -32,7 +32,7 @@ from videoattn.models.weights.files import (
     read_weight_file,
     write_weight_file,
 )
-from videoattn.models.weights.report import LoadReport, refuse_new_layers
+from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_layers
 from videoattn.seeding import torch_seed
 
 __all__ = [
@@ -125,15 +125,15 @@ def from_checkpoint(
     given = {name: value for name, value in given.items() if value is not None}
     notes: list[str] = []
     with naming_file(file.source):
-        found = find_kind(file.tensors)
+        found = find_model_type(file.tensors)
         if found is None and file.settings.get("model_name") not in MODELS:
             raise unknown_names(file.tensors)
         if found is None or (found[1] == OURS and file.cfg is not None):
             described, said = parse_description(file.cfg or "")
             build, arguments = described.build, {**said, **given}
         else:
-            kind, family = found
-            build, arguments = kind.model, kind.adapter.arguments(file, family, given, notes)
+            spec, family = found
+            build, arguments = spec.model, spec.adapter.arguments(file, family, given, notes)
         with torch_seed(0):  # initial values are overwritten; the caller's generator stays untouched
             model = build(**arguments)
     report = _fill(model, file, FitOptions(allow_resize="clip_size" in given))
@@ -155,15 +155,15 @@ def save_weights(
     """
     tensors = dict(state)
     if family != OURS:
-        kind = next((kind for kind in list_kinds() if family in kind.adapter.families), None)
-        if kind is None:
+        spec = next((spec for spec in list_model_types() if family in spec.adapter.families), None)
+        if spec is None:
             raise ValueError(f"family expects one of {', '.join(list_families())}, got {family!r}")
-        held = find_kind(state)
-        if held is not None and held[0] is not kind:
+        held = find_model_type(state)
+        if held is not None and held[0] is not spec:
             raise CheckpointError(
-                f"{family} names the tensors of {kind.adapter.held}, and these are of {held[0].adapter.held}"
+                f"{family} names the tensors of {spec.adapter.held}, and these are of {held[0].adapter.held}"
             )
-        tensors = kind.adapter.from_ours(state, family, num_heads)
+        tensors = spec.adapter.from_ours(state, family, num_heads)
     if family == "timesformer" and os.path.splitext(path)[1] == ".pyth":
         tensors = {f"model.{name}": value for name, value in tensors.items()}
     notes = {
@@ -182,7 +182,7 @@ def _fill(
     with naming_file(file.source):
         family = adapter.find_family(list(file.tensors)) if adapter.families else OURS
         if family is None:
-            other = find_kind(file.tensors)
+            other = find_model_type(file.tensors)
             if other is None:
                 raise unknown_names(file.tensors)
             raise CheckpointError(f"the file holds {other[0].adapter.held}; the model is a {type(model).__name__}")
@@ -190,10 +190,11 @@ def _fill(
         state = adapter.fit(model, file, report, options)
         if not allow_new_layers:
             refuse_new_layers(report)
+        report.departures = find_departures(file, model, data)
+        refuse_missing_parts(report)
     model.load_state_dict(state)
     special = {*report.resized, *report.initialised}
     report.loaded = [name for name in state if name not in special]
-    report.departures = find_departures(file, model, data)
     if report.departures:
         logger.warning("%s: %s", file.source, format_departures(report.departures))
     return report

@@ -73,6 +73,16 @@ def refuse_new_layers(report: LoadReport) -> None:
         )
 
 
+def refuse_missing_parts(report: LoadReport) -> None:
+    """Raise CheckpointError where a file lacks tensors of the attention that it says it was trained with."""
+    missing = [name for name in report.initialised if ".mixers." in name]
+    said = report.departures is not None and all("ATTENTION" not in departure.key for departure in report.departures)
+    if missing and said:
+        raise CheckpointError(
+            f"the file lacks {some_names(missing)}, which a model of its own settings has: it is not whole"
+        )
+
+
 def keep_head(
     state: dict[str, Tensor], target: Mapping[str, Tensor], report: LoadReport, *, new: bool, sizes: str
 ) -> dict[str, Tensor]:

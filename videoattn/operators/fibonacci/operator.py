@@ -56,7 +56,7 @@ class FibonacciAttention(AttentionOperator):
 
     forms_weights = True
     normalizes_weights = True
-    takes_packed = True
+    accepts_packed = True
     keep: Tensor | None
 
     def __init__(

@@ -56,7 +56,7 @@ class LisaAttention(AttentionOperator):
     """
 
     forms_weights = True
-    takes_bias = False
+    accepts_bias = False
     cells: Tensor | None
 
     def __init__(
@@ -102,6 +102,8 @@ class LisaAttention(AttentionOperator):
         equally likely; here the mean square is 1. Rows of weights sum to a root mean square of 0.9 for 8 tokens in a
         row, of 0.5 for 14 × 14.
         """
+        if self.P.is_meta:
+            return
         heads, num_patterns, d = self.P.shape
         kv, num_keys = self.site.kv_grid, self.site.kv_grid.patches
         share = d / (d + 1)
