@@ -165,6 +165,26 @@ class MViT(Section):
         return self
 
 
+class VideoViT(Section):
+    """Settings of the plain video ViTs (VideoMAE, V-JEPA 2); a value that is left out comes from the named size."""
+
+    patch_size: Pixels | None = None
+    tubelet: Positive | None = Field(None, description="frames of a token")
+    embed_dim: Width | None = None
+    depth: Blocks | None = None
+    num_heads: Heads | None = None
+    mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; left out with EMBED_DIM: 4 EMBED_DIM")
+    bias: Literal["all", "qv", "none"] | None = Field(None, description="which of q, k and v have a bias")
+    positions: Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"] | None = None
+    head: Literal["mean", "class_token", "attentive"] | None = Field(
+        None, description="mean of tokens; a class token; or V-JEPA 2's attentive probe"
+    )
+    probe_depth: NotNegative | None = Field(None, description="blocks of self-attention in an attentive probe")
+    probe_heads: Heads | None = None
+    drop_path_rate: FractionBelowOne = 0.1
+    init: Literal["published", "from_scratch"] = Field("published", description="from_scratch: for small widths")
+
+
 class Ema(Section):
     """An exponential moving average of the weights, evaluated and saved beside them."""
 
@@ -187,6 +207,7 @@ class Config(Section):
     model: Model = Model()
     timesformer: TimeSformer = TimeSformer()
     mvit: MViT = MViT()
+    video_vit: VideoViT = VideoViT()
     attention: Attention = Attention()
     solver: Solver = Solver()
     ema: Ema = Ema()

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from videoattn.operators import AttentionOperator, AttentionSite
 
 BuildOperator = Callable[[AttentionSite], AttentionOperator]
 Carry = Literal["nothing", "update", "weights"]
+QkvBias = Literal["all", "qv", "none"]
 
 
 class TokenMixer(nn.Module):
@@ -37,21 +40,23 @@ class MultiheadAttention(TokenMixer):
     """Norm, one packed projection to q, k and v, an attention operator, and the output projection.
 
     The projection's rows are ordered (head, 3, d), so that q, k and v of every sequence are strided views of it.
-    Raises ValueError if `carry` is "weights" and the operator forms none.
+    `bias` says which of q, k and v have one. `rotate` is applied to q and k before the operator. Raises ValueError if
+    `carry` is "weights" and the operator forms none.
     """
 
     operator: AttentionOperator
 
     def __init__(
         self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
-        qkv_bias: bool = True, carry: Carry = "nothing",
+        bias: QkvBias = "all", carry: Carry = "nothing", rotate: nn.Module | None = None, norm_eps: float = 1e-6,
     ) -> None:  # fmt: skip
         super().__init__(grid, axis, carry)
         if dim % num_heads:
             raise ValueError(f"the width must be a multiple of the number of heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.qkv = QVBiasedLinear(dim, num_heads) if bias == "qv" else nn.Linear(dim, 3 * dim, bias=bias == "all")
+        self.rotate = rotate
         call_grid = grid.along(axis)
         self.operator = operator(AttentionSite(call_grid, call_grid, num_heads, dim // num_heads, block))
         if carry == "weights" and not self.operator.forms_weights:
@@ -65,14 +70,35 @@ class MultiheadAttention(TokenMixer):
         packed = fold(self.qkv(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
         packed = split_calls(packed, self.axis).unflatten(3, (3, -1))
         weights = None
-        if self.carry == "weights":
+        if self.rotate is not None or self.carry == "weights":
             q, k, v = packed.unbind(3)
+            if self.rotate is not None:
+                q, k = self.rotate(q), self.rotate(k)
+        if self.carry == "weights":
             weights = self.operator.weights(q, k)
             mixed = weights @ v
+        elif self.rotate is not None:
+            mixed = self.operator(q, k, v)
         else:
             mixed = self.operator(packed) if self.operator.accepts_packed else self.operator(*packed.unbind(3))
         update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
         return update, update if self.carry == "update" else weights
+
+
+class QVBiasedLinear(nn.Module):
+    """A packed projection [..., C] to [..., (head, 3, d)] in which q and v have a bias and k has none."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.stack([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.weight, rearrange(parts, "three (heads d) -> (heads three d)", heads=self.num_heads))
 
 
 def reorder_qkv_rows(rows: Tensor, num_heads: int, to_packed: bool = True) -> Tensor:

@@ -1,13 +1,54 @@
-"""Learned position embeddings and their resizing to other grids."""
+"""Position embeddings, learned or computed, and their resizing to other grids."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
+
+
+class ComputedTable(nn.Module):
+    """A table that is computed by `make(*arguments)` in float64 on the CPU, and not learned or saved.
+
+    `forward()` returns it on the device and in the type of the module. It is computed anew when those change, so it is
+    exact in every type.
+    """
+
+    table: Tensor
+
+    def __init__(self, make: Callable[..., Tensor], *arguments: Any) -> None:
+        super().__init__()
+        self.make, self.arguments = make, arguments
+        place = torch.empty(0)  # on the device and in the type of the caller's context
+        self.register_buffer("table", self._compute(place), persistent=False)
+
+    def _compute(self, like: Tensor) -> Tensor:
+        made = self.make(*self.arguments)
+        return made.to(like.device, like.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "ComputedTable":
+        super()._apply(fn, recurse)
+        self.table = self._compute(self.table)
+        return self
+
+    def forward(self) -> Tensor:
+        return self.table
+
+
+def sincos_table(num_tokens: int, dim: int) -> Tensor:
+    """Return the fixed table [1, n, C] of sines (even channels) and cosines over flattened tokens, in float64.
+
+    Channel j of token p has the angle p / 10000^(2·(j // 2) / C). Source: VideoMAE (Tong et al., 2022).
+    """
+    places = torch.arange(num_tokens, dtype=torch.float64, device="cpu")[:, None]
+    channels = torch.arange(dim, device="cpu")
+    angles = places / 10000.0 ** (2 * (channels // 2) / dim).double()
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos())[None]
 
 
 def sincos_embeddings(grid: TokenGrid, dim: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
 from videoattn.kernels.depthwise import depthwise_conv3d
-from videoattn.layers.attention import BuildOperator, Carry, MultiheadAttention, TokenMixer
+from videoattn.layers.attention import BuildOperator, Carry, MultiheadAttention, QkvBias, TokenMixer
 
 Phi = Literal["leff", "identity", "weights"]
 KERNEL_SIZE = 5
@@ -108,12 +108,14 @@ class SkipAttention(TokenMixer):
 class ReusedWeights(TokenMixer):
     """New values mixed by the attention weights of the last block that computed some: no q, k and softmax."""
 
-    def __init__(self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, carry: Carry = "nothing") -> None:
+    def __init__(
+        self, dim: int, num_heads: int, grid: TokenGrid, axis: Axis, carry: Carry = "nothing", bias: bool = True
+    ) -> None:
         super().__init__(grid, axis, carry)
         self.num_heads = num_heads
         self.kv_grid = grid
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.v = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
 
     def values(self, x: Tensor) -> Tensor:
@@ -130,14 +132,14 @@ class ReusedWeights(TokenMixer):
 
 def build_mixer(
     dim: int, num_heads: int, grid: TokenGrid, axis: Axis, block: int, operator: BuildOperator,
-    skip: Mapping[Axis, SkipSettings],
+    skip: Mapping[Axis, SkipSettings], bias: QkvBias = "all", rotate: nn.Module | None = None,
 ) -> TokenMixer:  # fmt: skip
     """Build the mixer along `axis` of block `block`: attention with `operator`, or its replacement from `skip`."""
     settings = skip.get(axis, SkipSettings(()))
     carry = settings.carry_of(block)
     if block not in settings.blocks:
-        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, carry=carry)
+        return MultiheadAttention(dim, num_heads, grid, axis, block, operator, bias, carry, rotate)
     if settings.phi == "weights":
-        return ReusedWeights(dim, num_heads, grid, axis, carry)
+        return ReusedWeights(dim, num_heads, grid, axis, carry, bias=bias != "none")
     phi = Leff(dim, axis, settings.expansion) if settings.phi == "leff" else None
     return SkipAttention(grid, axis, phi, carry)

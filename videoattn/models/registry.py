@@ -9,10 +9,11 @@ from videoattn.models.baselines import BASELINE_SPECS
 from videoattn.models.mvit.spec import MVIT_SPECS
 from videoattn.models.spec import ModelSpec
 from videoattn.models.timesformer.spec import TIMESFORMER_SPECS
+from videoattn.models.video_vit.spec import VIDEO_VIT_SPECS
 from videoattn.models.weights.adapter import WeightAdapter
 from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
 
-MODELS: dict[str, ModelSpec] = {**TIMESFORMER_SPECS, **MVIT_SPECS, **BASELINE_SPECS}
+MODELS: dict[str, ModelSpec] = {**TIMESFORMER_SPECS, **MVIT_SPECS, **VIDEO_VIT_SPECS, **BASELINE_SPECS}
 
 
 def find_spec(name: str) -> ModelSpec:
@@ -32,7 +33,7 @@ def list_model_types() -> list[ModelSpec]:
 
 def list_families() -> list[Family]:
     """Return the families of names in which weights can be written: ours, then those of the adapters."""
-    return [OURS, *(family for spec in list_model_types() for family in spec.adapter.families)]
+    return [OURS, *dict.fromkeys(family for spec in list_model_types() for family in spec.adapter.families)]
 
 
 def adapter_of(model: nn.Module) -> WeightAdapter:

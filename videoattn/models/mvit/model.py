@@ -218,7 +218,7 @@ class MViT(nn.Module):
     def forward_features(self, clip: Tensor) -> Tensor:
         """Return the normalised class token, or the mean of the normalised tokens, [B, C]."""
         check_clip(clip, self.clip_size)
-        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
+        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)[-1]
         return self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
 
     def forward(self, clip: Tensor) -> Tensor:

@@ -7,14 +7,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from videoattn.grid import Axis, TokenGrid, unfold
+from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.attention import BuildOperator
-from videoattn.layers.blocks import check_clip, run_blocks
-from videoattn.layers.drop_path import DropPath, DropUnit
-from videoattn.layers.mlp import Mlp
+from videoattn.layers.blocks import TransformerBlock, check_clip, run_blocks
+from videoattn.layers.drop_path import DropUnit
 from videoattn.layers.patch_embed import PatchEmbed
 from videoattn.layers.position import sincos_embeddings
-from videoattn.layers.skip import SkipSettings, build_mixer
+from videoattn.layers.skip import SkipSettings
 from videoattn.operators import DenseAttention
 
 AttentionType = Literal["divided_space_time", "joint_space_time", "space_only"]
@@ -25,47 +24,6 @@ AXES: dict[str, tuple[Axis, ...]] = {
     "joint_space_time": (Axis.JOINT,),
     "space_only": (Axis.SPACE,),
 }
-
-
-class TimeSformerBlock(nn.Module):
-    """One pre-norm attention slot per axis, then an MLP; the temporal update passes through one more projection."""
-
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, grid: TokenGrid, index: int,
-        operators: Mapping[Axis, BuildOperator], skip: Mapping[Axis, SkipSettings],
-        drop_path_rate: float, drop_path_unit: DropUnit,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.grid = grid
-        self.axes = tuple(operators)
-        self.mixers = nn.ModuleDict(
-            {
-                axis.value: build_mixer(dim, num_heads, grid, axis, index, operator, skip)
-                for axis, operator in operators.items()
-            }
-        )
-        self.drop_paths = nn.ModuleDict(
-            {axis.value: DropPath(drop_path_rate, axis, drop_path_unit) for axis in self.axes}
-        )
-        if Axis.TIME in self.axes:
-            self.temporal_fc = nn.Linear(dim, dim)
-        self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path_mlp = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Map the stream [B, N, C] and what the slots of the block before carried, by axis, to those of this block."""
-        carried_next = {}
-        for axis in self.axes:
-            name = axis.value
-            update, following = self.mixers[name](x, carried.get(name))
-            if following is not None:
-                carried_next[name] = following
-            update = self.drop_paths[name](update)
-            if axis is Axis.TIME:
-                update = self.temporal_fc(update)
-            x = x + unfold(update, self.grid, axis)
-        return x + self.drop_path_mlp(self.mlp(self.norm_mlp(x))), carried_next
 
 
 class TimeSformer(nn.Module):
@@ -122,10 +80,9 @@ class TimeSformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid.h * self.grid.w, embed_dim))
         self.time_embed = None if self.frames_apart else nn.Parameter(torch.zeros(1, num_frames, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        mlp_dim = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(
-            TimeSformerBlock(
-                embed_dim, num_heads, mlp_ratio, block_grid, i, chosen, skip or {}, rates[i], drop_path_unit
-            )
+            TransformerBlock(embed_dim, num_heads, mlp_dim, block_grid, i, chosen, skip or {}, rates[i], drop_path_unit)
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -151,7 +108,7 @@ class TimeSformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for module in self.modules():  # after the loop above, which would fill them again
-            if isinstance(module, TimeSformerBlock) and Axis.TIME in module.axes and init == "published":
+            if isinstance(module, TransformerBlock) and Axis.TIME in module.axes and init == "published":
                 nn.init.zeros_(module.temporal_fc.weight)
         if init == "from_scratch":
             space, time = sincos_embeddings(self.grid, self.pos_embed.shape[-1])
@@ -172,7 +129,7 @@ class TimeSformer(nn.Module):
     def forward_features(self, clip: Tensor) -> Tensor:
         """Return the normalised class token [B, C]."""
         check_clip(clip, self.clip_size)
-        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)
+        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)[-1]
         x = x[:, 0]
         if self.frames_apart:
             x = x.unflatten(0, (clip.shape[0], -1)).mean(dim=1)

@@ -48,13 +48,18 @@ _NAME = re.compile(r"(?P<module>.+?)(?P<kind>\.weight|\.bias)?")
 def find_timesformer_family(names: Sequence[str]) -> Family | None:
     """Return the family of a TimeSformer's or image ViT's names, without wrapper prefixes; None if they are others."""
     if any(re.match(r"blocks\.\d+\.mixers\.", name) for name in names):
-        return None if any(".shortcut." in name or ".pool_" in name for name in names) else OURS  # an MViT pools
+        pools = any(".shortcut." in name or ".pool_" in name for name in names)  # an MViT
+        others = any(name.startswith(("norms.", "fc_norm.")) for name in names)  # a plain video ViT
+        return None if pools or others else OURS
     if any(name.startswith("timesformer.encoder.layer.") for name in names):
         return "huggingface"
     pooled = any(re.match(r"blocks\.\d+\.attn\.pool_[qkv]\.", name) for name in names)
     if not pooled and any(re.match(r"blocks\.\d+\.attn\.qkv\.", name) for name in names):
         temporal = any(name == "time_embed" or ".temporal_" in name for name in names)
-        return "timesformer" if temporal else "vit"
+        if temporal:
+            return "timesformer"
+        plain = any(name.endswith(".q_bias") for name in names) or not {"cls_token", "head.weight"} & set(names)
+        return None if plain else "vit"  # without a class token and a head: a plain video ViT
     return None
 
 

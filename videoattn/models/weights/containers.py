@@ -4,6 +4,7 @@ Damage is found before a tensor is used. An archive of torch.save has a CRC-32 o
 not look at. Safetensors has no checksum, so that the files written here note a SHA-256 of their content.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -135,10 +136,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path, trust: bool, mapped: bool) -> Any:
     try:
-        if path.suffix != ".safetensors":
-            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
-        with path.open("rb") as file:  # by this name, torch would not take it for its own
-            return torch.load(file, map_location="cpu", weights_only=not trust)
+        # arguments of a command line beside the tensors are plain values, which no code has to make
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mapped)
+            with path.open("rb") as file:  # by this name, torch would not take it for its own
+                return torch.load(file, map_location="cpu", weights_only=not trust)
     except _READ_ERRORS as error:
         needed = sorted(set(re.findall(r"GLOBAL ([\w.]*\w)", str(error))))
         if "Unsupported operand 149" in str(error):  # how a pickle of protocol 4 or 5 begins

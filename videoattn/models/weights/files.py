@@ -30,9 +30,9 @@ __all__ = [
 Family = str  # the project in whose names a file's tensors are, such as "torchvision"
 OURS: Family = "videoattn"
 
-CONTAINERS = ("model_state", "state_dict", "model", "module")
+CONTAINERS = ("model_state", "state_dict", "model", "module", "target_encoder", "ema_encoder")
 # Wrappers put these before every name; a prefix that not every name has is part of a name.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 
 
 @contextmanager
@@ -76,9 +76,8 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
 
-    container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), "")
-    tensors = dict(content[container] if container else content)
-    averaged = content.get("ema_state")
+    tensors = _tensors_of(content)
+    averaged = content.get("ema_state", content.get("model_ema"))
     if averaged is not None and not isinstance(averaged, Mapping):
         raise CheckpointError(f"{path}: ema_state is a {type(averaged).__name__}, expected tensors by name")
     if ema is True and not averaged:
@@ -101,6 +100,15 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
     names = notes.get("class_names")
     class_names = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings, class_names)
+
+
+def _tensors_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file holds under one of CONTAINERS, or the first of several probes, or all of it."""
+    probes = content.get("classifiers")
+    if isinstance(probes, Sequence) and probes and isinstance(probes[0], Mapping):
+        return dict(probes[0])
+    container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), "")
+    return dict(content[container] if container else content)
 
 
 def _kind_of(value: Any) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from videoattn.models.weights.files import (
     WeightFile,
     naming_file,
     read_weight_file,
+    some_names,
     write_weight_file,
 )
 from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_layers
@@ -57,7 +59,7 @@ logger = logging.getLogger(__name__)
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, allow_new_head: bool = False, allow_resize: bool = False,
     file_grid: tuple[int, int] | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto",
-    allow_new_layers: bool = True, data: Description | None = None,
+    allow_new_layers: bool = True, data: Description | None = None, probe: str | os.PathLike[str] | None = None,
 ) -> LoadReport:  # fmt: skip
     """Fill a model from a file of ours, or one that was made elsewhere.
 
@@ -77,7 +79,7 @@ def load_weights(
 
     Raises CheckpointError, before anything is changed, that names the tensors or sizes which do not fit.
     """
-    file = read_weight_file(path, trust=trust, ema=ema)
+    file = _read(path, probe, trust, ema)
     options = FitOptions("may_differ" if allow_new_head else "keep", file_grid, allow_resize)
     return _fill(model, file, options, allow_new_layers, data)
 
@@ -111,7 +113,8 @@ def load_imagenet_vit(
 
 def from_checkpoint(
     path: str | os.PathLike[str], *, num_heads: int | None = None, clip_size: tuple[int, int, int] | None = None,
-    attention_type: str | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto", **overrides: Any,
+    attention_type: str | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto",
+    probe: str | os.PathLike[str] | None = None, **overrides: Any,
 ) -> nn.Module:  # fmt: skip
     """Return the model that a file describes, with its weights, in eval mode.
 
@@ -120,7 +123,7 @@ def from_checkpoint(
     or there is no time embedding, operators in our bare files. Given values take precedence; `overrides` are further
     arguments of the model. What was loaded, and what was assumed, is logged.
     """
-    file = read_weight_file(path, trust=trust, ema=ema)
+    file = _read(path, probe, trust, ema)
     given = {"num_heads": num_heads, "clip_size": clip_size, "attention_type": attention_type, **overrides}
     given = {name: value for name, value in given.items() if value is not None}
     notes: list[str] = []
@@ -155,14 +158,14 @@ def save_weights(
     """
     tensors = dict(state)
     if family != OURS:
-        spec = next((spec for spec in list_model_types() if family in spec.adapter.families), None)
-        if spec is None:
+        writers = [spec for spec in list_model_types() if family in spec.adapter.families]
+        if not writers:
             raise ValueError(f"family expects one of {', '.join(list_families())}, got {family!r}")
         held = find_model_type(state)
-        if held is not None and held[0] is not spec:
-            raise CheckpointError(
-                f"{family} names the tensors of {spec.adapter.held}, and these are of {held[0].adapter.held}"
-            )
+        spec = writers[0] if held is None else held[0]
+        if not any(spec is writer for writer in writers):
+            named = " or ".join(writer.adapter.held for writer in writers)
+            raise CheckpointError(f"{family} names the tensors of {named}, and these are of {spec.adapter.held}")
         tensors = spec.adapter.from_ours(state, family, num_heads)
     if family == "timesformer" and os.path.splitext(path)[1] == ".pyth":
         tensors = {f"model.{name}": value for name, value in tensors.items()}
@@ -172,6 +175,20 @@ def save_weights(
         "cfg": cfg,
     }
     write_weight_file(tensors, path, {name: text for name, text in notes.items() if text is not None})
+
+
+def _read(
+    path: str | os.PathLike[str], probe: str | os.PathLike[str] | None, trust: bool, ema: bool | Literal["auto"]
+) -> WeightFile:
+    """Read a file, and the file of a probe on its features, as one."""
+    file = read_weight_file(path, trust=trust, ema=ema)
+    if probe is None:
+        return file
+    other = read_weight_file(probe, trust=trust)
+    both = sorted(file.tensors.keys() & other.tensors.keys())
+    if both:
+        raise CheckpointError(f"{probe}: expected a probe for {path}, and both files hold {some_names(both)}")
+    return replace(file, source=f"{file.source} with {other.source}", tensors={**file.tensors, **other.tensors})
 
 
 def _fill(

@@ -1,0 +1,53 @@
+"""Rotary positions: queries and keys rotated by angles that grow with their frame, row and column."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from videoattn.grid import TokenGrid
+from videoattn.layers.position import ComputedTable
+
+Pairing = Literal["interleaved", "tiled"]
+
+
+class RotaryPositions(nn.Module):
+    """Rotates q or k [..., n, d] of the sequences of a grid; prefix tokens are not rotated.
+
+    A head's channels are [t | h | w | rest], D = 2·(d // 6) of them for each axis, and a token at position p along an
+    axis rotates the channels (2f, 2f + 1) of that axis by p / 10000^(2f / D). With `pairing` "tiled", channel j is
+    rotated by the angle of f = j mod (D/2) instead, so the two channels of a pair have different angles and q·k is no
+    function of the difference of positions. The weights of V-JEPA 2 were trained so; those of V-JEPA 2.1 interleave.
+
+    With `base`, rows and columns are scaled to the range of a base x base grid, first to first and last to last.
+    Raises ValueError if d is odd or below 6. Source: RoFormer (Su et al., 2021), arXiv 2104.09864, and the released
+    code of V-JEPA 2.
+    """
+
+    def __init__(self, grid: TokenGrid, head_dim: int, pairing: Pairing = "interleaved", base: int | None = None):
+        super().__init__()
+        if head_dim % 2 or head_dim < 6:
+            raise ValueError(f"rotary positions expect an even head dimension of at least 6, got {head_dim}")
+        self.angles = ComputedTable(rotation_table, grid, head_dim, pairing, base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cos, sin = self.angles().unbind()
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((-second, first), dim=-1).flatten(-2)
+        return (x * cos + turned * sin).type_as(x)
+
+
+def rotation_table(grid: TokenGrid, head_dim: int, pairing: Pairing, base: int | None) -> Tensor:
+    """Return cosines and sines [2, n, d] in float64."""
+    size = head_dim // 6  # angles for each axis
+    slowing = 10000.0 ** -(torch.arange(size, dtype=torch.float64, device="cpu") / size)
+    positions = []
+    for axis, length in enumerate((grid.t, grid.h, grid.w)):
+        scale = (base - 1) / max(length - 1, 1) if base is not None and axis else 1.0
+        positions.append(torch.arange(length, dtype=torch.float64, device="cpu") * scale)
+    places = torch.stack(torch.meshgrid(*positions, indexing="ij"), dim=-1).flatten(0, 2)  # [patches, 3]
+    angles = places[:, :, None] * slowing  # [patches, 3, size]
+    angles = angles.repeat_interleave(2, dim=2) if pairing == "interleaved" else angles.repeat(1, 1, 2)
+    table = torch.zeros(grid.tokens, head_dim, dtype=torch.float64, device="cpu")
+    table[grid.prefix :, : 6 * size] = angles.flatten(1)
+    return torch.stack([table.cos(), table.sin()])

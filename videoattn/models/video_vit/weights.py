@@ -1,0 +1,115 @@
+"""A file's weights fitted to a video ViT, and the video ViT that a file's tensors describe."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videoattn.layers.attention import MultiheadAttention
+from videoattn.models.video_vit.model import VideoViT
+from videoattn.models.video_vit.names import VideoViTSizes, rename, to_ours
+from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.weights.adapter import FitOptions
+from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
+from videoattn.models.weights.report import LoadReport, complete, keep_head
+
+# The heads of every published model of a width: VideoMAE S, B, L, H, then V-JEPA 2's g and 2.1's G.
+STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
+# After which blocks V-JEPA 2.1 normalises tokens, by depth.
+LEVELS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
+_SAME = ("depth", "embed_dim", "mlp_dim", "tubelet", "bias", "modality", "num_levels")
+_OF_HEAD = ("fc_norm.", "pooler.", "head.", "norms.")
+
+
+def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options: FitOptions) -> dict[str, Tensor]:
+    """Return the model's complete new state from the file's tensors, noted in `report`."""
+    target = model.state_dict()
+    num_heads, said = count_heads(model), file.settings.get("num_heads")
+    if said not in (None, num_heads):
+        raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
+    state = to_ours(file.tensors, report.family, num_heads, report.dropped)
+    theirs, ours = VideoViTSizes.of(state), VideoViTSizes.of(target)
+    both = f"the file has {theirs}; the model has {ours}"
+    started = options.head != "keep" and theirs.head != ours.head
+    differing = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
+    if started and "num_levels" in differing and ours.head == "mean":
+        differing.remove("num_levels")
+    if differing:
+        values = ", ".join(f"{name}: {getattr(theirs, name)} and {getattr(ours, name)}" for name in differing)
+        raise CheckpointError(f"{both}; {values}")
+    if theirs.head != ours.head:
+        if not started:
+            raise CheckpointError(
+                f"the heads differ (allow_new_head=True, or TRAIN.FINETUNE True, starts a new head; probe= names the "
+                f"file of a probe): {both}"
+            )
+        state = _start_head(state, target, report)
+    elif ours.head != "none":
+        new = options.head == "new" or (options.head == "may_differ" and theirs.num_classes != ours.num_classes)
+        state = keep_head(state, target, report, new=new, sizes=both)
+    size = file.settings.get("clip_size")
+    if size is not None and tuple(size) != model.clip_size:
+        report.notes.append(f"positions are computed for clips of {model.clip_size}; the file is for {tuple(size)}")
+    return complete(adapt_attention_weights(state, model, report), target)
+
+
+def _start_head(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+    """Return the encoder of a state with the head of the model, named in `report`; norms of tokens are kept."""
+    kept = {name: value for name, value in state.items() if not name.startswith(_OF_HEAD) or name in target}
+    kept = {name: value for name, value in kept.items() if not name.startswith("head.")}
+    report.dropped += [name for name in state if name not in kept]
+    started = {name: value for name, value in target.items() if name.startswith(_OF_HEAD) and name not in kept}
+    report.initialised += started
+    return kept | started
+
+
+def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the arguments of the model whose tensors these are; assumptions go to `notes`."""
+    if family == OURS:
+        raise CheckpointError("the file does not carry the settings of its model: build the model and use load_weights")
+    sizes = VideoViTSizes.of(to_ours(file.tensors, family, 1, []))
+    num_heads = given.get("num_heads", file.settings.get("num_heads", STANDARD_HEADS.get(sizes.embed_dim)))
+    if num_heads is None:
+        raise CheckpointError(f"the number of heads can't be told from width {sizes.embed_dim}: pass num_heads=")
+    if "clip_size" not in given and "clip_size" not in file.settings:
+        raise CheckpointError("the clip size can't be told from the tensors: pass clip_size=(T, H, W)")
+    frames, size = sizes.tubelet
+    if sizes.bias == "qv":  # of the two, VideoMAE alone
+        positions: dict[str, Any] = {"positions": "sincos_1d"}
+    else:
+        pairing = "rope_interleaved" if sizes.modality else "rope_tiled"
+        positions = {"positions": pairing, "rotary_base": 16 if sizes.modality else None}
+    levels = (sizes.depth - 1,)
+    if sizes.num_levels > 1:
+        levels = LEVELS.get(sizes.depth, ())
+        if len(levels) != sizes.num_levels:
+            raise CheckpointError(
+                f"after which of its {sizes.depth} blocks the {sizes.num_levels} norms of the file stand is unknown: pass levels="
+            )
+    probe = {"probe_depth": sizes.probe_depth} if sizes.head == "attentive" else {}
+    return {
+        "clip_size": file.settings.get("clip_size"),
+        "patch_size": size,
+        "tubelet": frames,
+        "embed_dim": sizes.embed_dim,
+        "depth": sizes.depth,
+        "mlp_dim": sizes.mlp_dim,
+        **({} if sizes.num_classes is None else {"num_classes": sizes.num_classes}),
+        "bias": sizes.bias,
+        "modality": sizes.modality,
+        "levels": levels,
+        "head": sizes.head,
+        **positions,
+        **probe,
+        **{name: value for name, value in given.items() if name != "attention_type"},
+        "num_heads": num_heads,
+    }
+
+
+def count_heads(model: torch.nn.Module) -> int:
+    """Return the number of heads of the encoder's attention."""
+    return next(module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention))
+
+
+__all__ = ["LEVELS", "STANDARD_HEADS", "count_heads", "describe_video_vit", "fit_video_vit", "rename"]
