@@ -1,4 +1,4 @@
-"""Which of many cases are quick: the others are marked as slow, so that `make test-slow` runs every one."""
+"""Choices of quick cases among many: the others are marked as slow, so that `make test-slow` runs every one."""
 
 import itertools
 from collections.abc import Iterable, Sequence
