@@ -123,6 +123,7 @@ def test_an_unknown_option_is_told_from_its_neighbour_in_one_line(capsys: pytest
     assert re.fullmatch(r"error: --hepl is no option .* did you mean --help\? .*\n", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_reader_that_closes_the_output_ends_the_program_without_a_word() -> None:
     program = (
         "import sys; from videoattn.cli.run_tool import run_tool; sys.exit(run_tool(lambda _: print('x' * 10**6)))"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.data.faulty_clips import ClipMaker
+from tests.samples import first_quick
 from tests.shared_files import CLIPS, needs_clips
 from videoattn.cli import test as test_net
 from videoattn.cli import train as train_net
@@ -43,7 +44,7 @@ def bad_names(entries: list[Any]) -> set[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("backend", ["auto", "decord"])
+@pytest.mark.parametrize("backend", first_quick(["auto", "decord"]))
 def test_training_and_evaluation_continue_past_every_type_of_bad_file(tmp_path: Path, backend: str) -> None:
     if backend == "decord":
         pytest.importorskip("decord")

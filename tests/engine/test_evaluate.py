@@ -268,6 +268,7 @@ def evaluate_share(rank: int, port: int, folder: str) -> None:
     shutdown()
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_result_of_one(tmp_path: Path) -> None:
     mp.spawn(evaluate_share, args=(free_port(), str(tmp_path)), nprocs=2)
     rows = [row for row in random_rows() if row[0] != 3]

@@ -20,6 +20,8 @@ import torch
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Where a test of kernels runs: in the interpreter, and on a GPU where there is one.
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# The same for what takes the interpreter seconds.
+SLOW_DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), *DEVICES[1:]]
 
 
 def interpreted(law: Callable[..., None]) -> Callable[..., None]:

@@ -126,6 +126,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_finite_differences_and_the_operation_is_well_behaved():
     x, filters, strides = draw((2, 3, 4), 1, [((3, 3, 3), (1, 2, 2)), IDENTITY], batch=1, d=2)
 

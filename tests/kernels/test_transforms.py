@@ -187,6 +187,7 @@ def second_derivatives(function: Callable[..., Tensor], inputs: list[Tensor]) ->
     return torch.autograd.grad(sum(x.pow(2).sum() for x in first), given)
 
 
+@pytest.mark.slow
 @interpreted
 def test_short_attention_refuses_tangents_and_has_second_derivatives():
     from videoattn.kernels.short import short_attention

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.kernels.processes import DEVICES, interpreted
+from tests.kernels.processes import DEVICES, SLOW_DEVICES, interpreted
 from tests.kernels.test_offsets import outcomes, packed, plan_of
 from tests.kernels.test_triton_offsets import bound_of, dense_by, upstream_of
+from tests.samples import first_quick
 from videoattn.grid import TokenGrid
 from videoattn.kernels.triton import launch as triton_launch
 from videoattn.operators import AttentionSite, FibonacciAttention
 from videoattn.operators.fibonacci import operator as fibonacci
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
+slowly_on_devices = pytest.mark.parametrize("device", SLOW_DEVICES)
 # grid, heads of the pattern, groups, head dimension, order, whether q, k and v are one tensor, semantics: blocks that
 # are whole and cut short, no block whole, fewer and more prefix tokens than a block has
 SHAPES = [
@@ -60,7 +62,7 @@ def draw_shape(seed: int):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", first_quick(SHAPES, 2), ids=str)
 @interpreted
 def test_outputs_and_gradients_equal_a_dense_product_under_the_mask(shape):
     dtype = torch.float32 if SHAPES.index(shape) % 2 else torch.float16
@@ -98,14 +100,14 @@ def test_every_run_gives_the_same_bits_and_gradients_one_piece(device):
     assert torch.equal(first[0], separate[0]) and torch.equal(first[1], torch.stack(separate[1:], dim=3))
 
 
-@on_devices
+@slowly_on_devices
 @interpreted
 def test_several_programs_may_share_the_keys_of_a_prefix_token(device):
     with patch.object(triton_launch, "WALK", 7):
         check((TokenGrid(1, 3, 6, 2), 1, 1, 16, "thw", True, True), torch.float32, device)
 
 
-@on_devices
+@slowly_on_devices
 @interpreted
 def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
     import triton.language as tl
@@ -119,7 +121,7 @@ def test_tokens_far_apart_in_memory_are_found_by_wider_numbers(device):
         check((TokenGrid(2, 3, 3, 1), 1, 1, 16, "hwt", True, False), torch.float32, device)
 
 
-@on_devices
+@slowly_on_devices
 @pytest.mark.parametrize("zero_logit", [False, True])
 @interpreted
 def test_large_logits_neither_overflow_nor_vanish(zero_logit, device):

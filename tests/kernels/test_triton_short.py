@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.kernels.processes import DEVICES, interpreted
+from tests.kernels.processes import DEVICES, SLOW_DEVICES, interpreted
 from tests.kernels.test_offsets import outcomes, packed, plan_of, reference
 from tests.kernels.test_triton_offsets import bound_of, upstream_of
+from tests.samples import first_quick
 from videoattn.grid import Axis, TokenGrid, fold, split_calls
 from videoattn.kernels import short
 from videoattn.kernels.layout import empty_gradients, empty_outputs
@@ -17,6 +18,7 @@ from videoattn.operators import AttentionSite, DenseAttention
 from videoattn.profiling.operations import kernel_formulas
 
 on_devices = pytest.mark.parametrize("device", DEVICES)
+slowly_on_devices = pytest.mark.parametrize("device", SLOW_DEVICES)
 # tokens of a sequence, heads, groups, head dimension: whole and broken tiles, a last tile that isn't full
 SHAPES = [(1, 1, 3, 8), (8, 3, 5, 16), (12, 2, 5, 24), (7, 1, 2, 128), (32, 2, 2, 64), (33, 1, 2, 40), (64, 1, 1, 80)]
 
@@ -55,7 +57,7 @@ def check_shape(shape: tuple[int, int, int, int], dtype: torch.dtype, device: st
 
 # the interpreter multiplies no bfloat16
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", [*SHAPES[:4], *(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES[4:])])
+@pytest.mark.parametrize("shape", first_quick(SHAPES, 2))
 @interpreted
 def test_outputs_and_gradients_equal_a_dense_product(shape, dtype):
     if supports_short(shape[3], dtype, shape[0]):
@@ -70,7 +72,7 @@ def test_a_gpu_computes_a_dense_product(shape, dtype):
         check_shape(shape, dtype, "cuda")
 
 
-@on_devices
+@slowly_on_devices
 @pytest.mark.parametrize("zero_logit", [False, True])
 @interpreted
 def test_both_kernels_for_offsets_compute_the_same(zero_logit, device):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.operators.lisa_cases import METHODS, build, qkv, with_prefix
+from tests.samples import first_quick
 from videoattn.grid import TokenGrid
 from videoattn.operators.derived import Derived
 from videoattn.operators.lisa import operator as lisa
@@ -110,7 +111,7 @@ def test_another_signature_is_another_tensor():
     assert torch.equal(doubled, torch.full((3,), 2.0)) and torch.equal(tripled, torch.full((3,), 3.0))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first_quick(METHODS))
 def test_a_graph_is_made_of_the_parameters_not_of_what_is_kept(method):
     operator = build(GRID, method=method, start=False)
     inputs = qkv(operator)

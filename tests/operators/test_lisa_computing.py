@@ -8,6 +8,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from tests.operators.lisa_cases import EQUAL, HEADS, METHODS, POOLED, D, L, build, qkv, with_prefix
+from tests.samples import first_quick, sampled
 from videoattn.grid import TokenGrid
 from videoattn.operators import AttentionSite
 from videoattn.operators.lisa.operator import EPS, LisaAttention
@@ -44,16 +45,15 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("grids", [EQUAL, POOLED], ids=["equal", "pooled"])
-@pytest.mark.parametrize("kind", INPUTS)
+TYPES = [(x, None) for x in (torch.float32, torch.bfloat16, torch.float16)]  # of tensors, and of autocast
+TYPES += [(x, y) for y in (torch.bfloat16, torch.float16) for x in (torch.float32, y)]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "autocast"),
-    [(x, None) for x in (torch.float32, torch.bfloat16, torch.float16)]
-    + [(x, y) for y in (torch.bfloat16, torch.float16) for x in (torch.float32, y)],
-    ids=str,
+    ("types", "kind", "grids", "method"), sampled(TYPES, list(INPUTS), [EQUAL, POOLED], METHODS, every=5)
 )
-def test_output_and_gradients_are_finite(dtype, autocast, kind, grids, method):
+def test_output_and_gradients_are_finite(types, kind, grids, method):
+    dtype, autocast = types
     for parameter_dtype in {torch.float32, dtype}:
         operator = build(*with_prefix(grids, 1), d=16, method=method).to(parameter_dtype)
         inputs = [INPUTS[kind](x).to(dtype).requires_grad_() for x in qkv(operator, dtype=torch.float32)]
@@ -113,10 +113,10 @@ def harmonics_macs(num_tables, grid):
     return num_tables * (2 * grid.t - 1) * (2 * grid.h * h * w + grid.h * 2 * w * 2 * w)
 
 
-@pytest.mark.parametrize("prefix", [0, 2])
-@pytest.mark.parametrize("wrap", [False, True])
-@pytest.mark.parametrize("grids", [EQUAL, POOLED, [TokenGrid(8, 1, 1)] * 2], ids=["equal", "pooled", "time"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "grids", "wrap", "prefix"),
+    sampled(METHODS, [EQUAL, POOLED, [TokenGrid(8, 1, 1)] * 2], [False, True], [0, 2], every=5),
+)
 def test_macs_are_those_executed_less_the_transforms_of_the_tables(method, grids, wrap, prefix):
     operator = build(*with_prefix(grids, prefix), num_patterns=L, wrap=wrap, method=method)
     tables = {
@@ -198,7 +198,7 @@ def test_it_builds_without_memory_and_takes_its_start_afterwards():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("grids", [EQUAL, POOLED], ids=["equal", "pooled"])
+@pytest.mark.parametrize("grids", first_quick([POOLED, EQUAL]))
 def test_exported_program_gives_the_same_output(grids, method):
     operator = build(*with_prefix(grids, 1), method=method, start=False)
     program = torch.export.export(operator, tuple(qkv(operator, seed=2)))

@@ -73,9 +73,9 @@ def timesformer_macs(axes: tuple[Axis, ...], t: int, h: int, w: int, dim: int, d
     ("build", "options", "giga_macs", "mega_parameters"),
     [
         (timesformer_base, {}, 195.8, 121.57),
-        (timesformer_base_hr, {}, 1702.7, 122.02),
-        (timesformer_base_l, {}, 2379.9, 121.63),
-        (timesformer_base, {"attention_type": "joint_space_time"}, 179.6, None),
+        pytest.param(timesformer_base_hr, {}, 1702.7, 122.02, marks=pytest.mark.slow),
+        pytest.param(timesformer_base_l, {}, 2379.9, 121.63, marks=pytest.mark.slow),
+        pytest.param(timesformer_base, {"attention_type": "joint_space_time"}, 179.6, None, marks=pytest.mark.slow),
     ],
 )
 def test_published_figures_within_a_thousandth(

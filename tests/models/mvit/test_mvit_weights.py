@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.models.mvit.small_mvits import SQUARE, V1, mvit_with, small_mvit, torchvisions
 from tests.models.small_models import assert_same, changed, random_clip, save
+from tests.samples import first_quick
 from videoattn.config.load import dump_config, load_config
 from videoattn.grid import Axis
 from videoattn.layers.pooled_attention import resize_table
@@ -256,10 +257,7 @@ class TestFromCheckpoint:
             from_checkpoint(path)
 
     @pytest.mark.parametrize("family", ["slowfast", "torchvision"])
-    @pytest.mark.parametrize(
-        "name",
-        ["mvit_v1_b", "mvit_v2_s", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mvit_v1_b_32x3", "mvit_v2_b"))],
-    )
+    @pytest.mark.parametrize("name", first_quick(["mvit_v2_s", "mvit_v1_b", "mvit_v1_b_32x3", "mvit_v2_b"]))
     def test_the_tensors_of_a_published_size_build_it(self, tmp_path: Path, name: str, family: Family) -> None:
         with torch.device("meta"):
             source: Any = MODELS[name](num_classes=7)
