@@ -38,8 +38,8 @@ ALLOWED: dict[str, set[str]] = {
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.models.settings", "videoattn.models.spec",
     "videoattn.models.baselines", "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
-    "videoattn.models.mvit.spec", "videoattn.models.weights.departures", "videoattn.data.build",
-    "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
+    "videoattn.models.mvit.spec", "videoattn.models.video_vit.settings", "videoattn.models.weights.departures",
+    "videoattn.data.build", "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))

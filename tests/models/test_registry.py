@@ -42,6 +42,22 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], str, tuple[str, str, str]]] = {
     "mvit_v2_s": ((16, 224, 224), "probabilities", ("5cff56582d08b9c9", "c841e1210f8283ae", "ad6706333387273e")),
     "mvit_v2_b": ((32, 224, 224), "probabilities", ("9bf47694a56864bd", "fb9553aaf5c2f958", "9e45f006abd131a0")),
     "mvit_v2_l": ((40, 312, 312), "probabilities", ("8159aa50643f467f", "0153e2190786111b", "6ff0160e6474bab8")),
+    "videomae_small": ((16, 224, 224), "probabilities", ("88030425c6aca7c9", "15a51aa9a080832b", "b5fec0f203cc2080")),
+    "videomae_base": ((16, 224, 224), "probabilities", ("88030425c6aca7c9", "15a51aa9a080832b", "b5fec0f203cc2080")),
+    "videomae_large": ((16, 224, 224), "probabilities", ("b4f19f97232a2e15", "f638439cd723cb02", "a6fd31a8a36488c6")),
+    "videomae_huge": ((16, 224, 224), "probabilities", ("edf35e69f2cc5345", "31f4b7d684c604e6", "68f37ec1abadda2f")),
+    "vjepa2_large": ((64, 256, 256), "probabilities", ("33a43bd7155797bd", "fccbf9f6df3ca462", "06a1cb6096c7f5aa")),
+    "vjepa2_huge": ((64, 256, 256), "probabilities", ("9a906e51a759dca0", "bafe1f9e24cac3fa", "5f67aec09bfa9fa5")),
+    "vjepa2_giant": ((64, 256, 256), "probabilities", ("bb097e2a37c4a691", "1d21d549ffa6aa14", "2fe58a74f54ebd72")),
+    "vjepa2_giant_384": ((64, 384, 384), "probabilities", ("bb097e2a37c4a691", "1d21d549ffa6aa14", "2fe58a74f54ebd72")),
+    "vjepa2_1_base": ((64, 384, 384), "probabilities", ("55538d4666561590", "d8814e9193ae39c8", "b76e9b5c0c71118b")),
+    "vjepa2_1_large": ((64, 384, 384), "probabilities", ("523f46433a83bf01", "db4607a440d74d60", "e0fc3dcee1cdaba3")),
+    "vjepa2_1_giant": ((64, 384, 384), "probabilities", ("a88178059940c370", "e3f0a12b8e48ad02", "7071cea8ecb9cdd0")),
+    "vjepa2_1_gigantic": (
+        (64, 384, 384),
+        "probabilities",
+        ("d9fbff45597e5a1b", "e91180528427880d", "e1004aba264cc1fc"),
+    ),
     "pytorchvideo/slow_r50": (
         (8, 224, 224),
         "probabilities",
@@ -104,8 +120,8 @@ def test_every_spec_is_complete() -> None:
         assert spec.section in ("", *Config.model_fields), name
         assert (spec.settings(Config()) is None) == (spec.section == "")
         assert spec.adapter.held and all(family in list_families() for family in spec.adapter.families)
-    assert [kind.model.__name__ for kind in list_model_types()] == ["TimeSformer", "MViT", "Baseline"]
-    families = ["timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo"]
+    assert [kind.model.__name__ for kind in list_model_types()] == ["TimeSformer", "MViT", "VideoViT", "Baseline"]
+    families = ["timesformer", "huggingface", "vit", "slowfast", "torchvision", "pytorchvideo", "videomae", "vjepa2"]
     assert list_families() == ["videoattn", *families]
 
 
@@ -135,7 +151,7 @@ def test_nobody_but_a_models_own_files_asks_for_names() -> None:
     asks = re.compile(
         r"model_name\.(starts|ends)with|re\.\w+\([^\n]*(blocks|embed|cls_token)|startswith\(\W*(blocks|head)"
     )
-    own = re.compile(r"videoattn/models/(timesformer/|mvit/|baselines\.py)")
+    own = re.compile(r"videoattn/models/(timesformer/|mvit/|video_vit/|baselines\.py)")
     files = [*(ROOT / "videoattn").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
     asking = [str(file.relative_to(ROOT)) for file in files if asks.search(file.read_text(encoding="utf-8"))]
     assert [name for name in asking if not own.match(name)] == []

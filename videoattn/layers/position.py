@@ -13,10 +13,10 @@ from videoattn.grid import TokenGrid
 
 
 class ComputedTable(nn.Module):
-    """A table that is computed by `make(*arguments)` in float64 on the CPU, and not learned or saved.
+    """A table that is computed by `make(*arguments)` on the CPU, and not learned or saved.
 
-    `forward()` returns it on the device and in the type of the module. It is computed anew when those change, so it is
-    exact in every type.
+    `forward()` returns it on the device and in the type of the module. It is computed anew when those change, so going
+    through a type of fewer digits loses none.
     """
 
     table: Tensor
@@ -41,14 +41,15 @@ class ComputedTable(nn.Module):
 
 
 def sincos_table(num_tokens: int, dim: int) -> Tensor:
-    """Return the fixed table [1, n, C] of sines (even channels) and cosines over flattened tokens, in float64.
+    """Return the fixed table [1, n, C] of sines (even channels) and cosines over flattened tokens.
 
-    Channel j of token p has the angle p / 10000^(2·(j // 2) / C). Source: VideoMAE (Tong et al., 2022).
+    Channel j of token p has the angle p / 10000^(2·(j // 2) / C). Values are rounded to float32, as in the code.
+    Source: VideoMAE (Tong et al., 2022) and its released code.
     """
     places = torch.arange(num_tokens, dtype=torch.float64, device="cpu")[:, None]
     channels = torch.arange(dim, device="cpu")
-    angles = places / 10000.0 ** (2 * (channels // 2) / dim).double()
-    return torch.where(channels % 2 == 0, angles.sin(), angles.cos())[None]
+    angles = places / 10000.0 ** (2 * (channels // 2).double() / dim)
+    return torch.where(channels % 2 == 0, angles.sin(), angles.cos())[None].float()
 
 
 def sincos_embeddings(grid: TokenGrid, dim: int) -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ REFUSED: dict[str, tuple[str, Callable[[State], State], str]] = {
         "vjepa2", lambda state: state | {"norm.bias": torch.full((48,), torch.nan)}, "1 not finite: norms.0.bias",
     ),
     "an image ViT": (
-        "vjepa2", lambda state: encoder_of(state) | {"cls_token": torch.zeros(1, 1, 48), "head.weight": torch.ones(5, 48)},
+        "vjepa2", lambda state: encoder_of(state) | {"cls_token": torch.ones(1), "head.weight": torch.ones(5, 48)},
         "the file holds a TimeSformer or an image ViT; the model is a VideoViT",
     ),
 }  # fmt: skip

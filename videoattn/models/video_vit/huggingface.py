@@ -46,18 +46,18 @@ _VJEPA2 = (
     ("linear", "classifier"),
 )
 # the authors' packed projection, then the parts that transformers has, in the order of its rows
-_PACKED: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "videomae": (
-        ("blocks.I.attn.qkv", tuple(f"videomae.encoder.layer.I.attention.attention.{x}" for x in ("query", "key", "value"))),
-    ),
-    "vjepa2": (
-        ("blocks.I.attn.qkv", tuple(f"vjepa2.encoder.layer.I.attention.{x}" for x in ("query", "key", "value"))),
-        ("pooler.blocks.I.attn.qkv", tuple(f"pooler.self_attention_layers.I.self_attn.{x}_proj" for x in "qkv")),
-        ("pooler.cross_attention_block.xattn.kv", tuple(f"pooler.cross_attention_layer.cross_attn.{x}_proj" for x in "kv")),
-    ),
+_QKV = ("query", "key", "value")
+_ATTENTION = "videomae.encoder.layer.I.attention.attention."
+_POOLER, _CROSS = "pooler.self_attention_layers.I.self_attn.", "pooler.cross_attention_layer.cross_attn."
+_PACKED: dict[str, dict[str, tuple[str, ...]]] = {
+    "videomae": {"blocks.I.attn.qkv": tuple(_ATTENTION + part for part in _QKV)},
+    "vjepa2": {
+        "blocks.I.attn.qkv": tuple(f"vjepa2.encoder.layer.I.attention.{part}" for part in _QKV),
+        "pooler.blocks.I.attn.qkv": tuple(f"{_POOLER}{part}_proj" for part in "qkv"),
+        "pooler.cross_attention_block.xattn.kv": tuple(f"{_CROSS}{part}_proj" for part in "kv"),
+    },
 }
 _BIASES = (("blocks.I.attn.q_bias", "query"), ("blocks.I.attn.v_bias", "value"))
-_ATTENTION = "videomae.encoder.layer.I.attention.attention."
 
 
 def is_transformers(names: Sequence[str]) -> bool:
@@ -82,7 +82,7 @@ def to_authors(tensors: Mapping[str, Tensor], dropped: list[str]) -> tuple[str, 
             table[f"{_ATTENTION}{part}.bias"] = authors
             table[_ATTENTION + authors.rpartition(".")[2]] = authors  # in older files
     renamed: dict[str, Tensor] = {}
-    for packed, parts in _PACKED[family]:
+    for packed, parts in _PACKED[family].items():
         for number in _numbers(left, parts[0]):
             for tensor in (".weight",) if family == "videomae" else (".weight", ".bias"):
                 names = [part.replace("I", number) + tensor for part in parts]
@@ -109,7 +109,7 @@ def from_authors(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor
     """
     table = dict(_VIDEOMAE if family == "videomae" else _VJEPA2)
     table |= {authors: f"{_ATTENTION}{part}.bias" for authors, part in _BIASES} if family == "videomae" else {}
-    packed = dict(_PACKED[family])
+    packed = _PACKED[family]
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, value in tensors.items():

@@ -85,6 +85,9 @@ class VideoViT(nn.Module):
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
+        self.described = {"VIDEO_VIT.POSITIONS": positions}
+        if head == "attentive":
+            self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
         self.is_image = modality and num_frames == 1
         stride = (1 if self.is_image else tubelet, patch_size, patch_size)
         if min(clip_size) < 1 or any(n % s for n, s in zip(clip_size, stride, strict=True)):
@@ -92,7 +95,8 @@ class VideoViT(nn.Module):
                 f"tubelets of {' x '.join(map(str, stride))} must divide the clip, got T x H x W = "
                 f"{num_frames} x {height} x {width}"
             )
-        self.grid = TokenGrid(*(n // s for n, s in zip(clip_size, stride, strict=True)), prefix=int(class_token))
+        t, h, w = (n // s for n, s in zip(clip_size, stride, strict=True))
+        self.grid = TokenGrid(t, h, w, prefix=int(class_token))
         self.patch_embed = _tubelets(embed_dim, (tubelet, *clip_size[1:]), (tubelet, patch_size, patch_size))
         image = (1, patch_size, patch_size)
         self.patch_embed_image = _tubelets(embed_dim, (1, *clip_size[1:]), image) if modality else None

@@ -80,12 +80,13 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
     else:
         pairing = "rope_interleaved" if sizes.modality else "rope_tiled"
         positions = {"positions": pairing, "rotary_base": 16 if sizes.modality else None}
-    levels = (sizes.depth - 1,)
-    if sizes.num_levels > 1:
+    levels = given.get("levels", (sizes.depth - 1,))
+    if sizes.num_levels > 1 and "levels" not in given:
         levels = LEVELS.get(sizes.depth, ())
         if len(levels) != sizes.num_levels:
             raise CheckpointError(
-                f"after which of its {sizes.depth} blocks the {sizes.num_levels} norms of the file stand is unknown: pass levels="
+                f"the file has {sizes.num_levels} norms; which of its {sizes.depth} blocks they follow can't be told: "
+                "pass levels="
             )
     probe = {"probe_depth": sizes.probe_depth} if sizes.head == "attentive" else {}
     return {

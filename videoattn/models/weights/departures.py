@@ -42,10 +42,10 @@ def describe_model(model: nn.Module) -> Description:
     """Return what changes a model's output and cannot be told from the shapes of its tensors.
 
     This is the clip size, and along each axis the operator with its options, or what replaces attention, in each
-    block; for an MViT also the strides of pooling, and residual pooling.
+    block; for an MViT also the strides of pooling, and residual pooling. A model adds more by an attribute `described`.
     """
     size: Any = model.clip_size
-    described: dict[str, Any] = _describe_clip(size)
+    described: dict[str, Any] = {**_describe_clip(size), **getattr(model, "described", {})}
     mixers = [module for module in model.modules() if isinstance(module, TokenMixer)]
     for axis in Axis:
         described[f"ATTENTION.{axis.name}"] = tuple(_describe_mixer(mixer) for mixer in mixers if mixer.axis is axis)
