@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from videoattn.grid import TokenGrid
+from videoattn.kernels.transforms import is_transformed
 from videoattn.layers.position import ComputedTable
 
 Pairing = Literal["interleaved", "tiled"]
@@ -28,13 +29,43 @@ class RotaryPositions(nn.Module):
         super().__init__()
         if head_dim % 2 or head_dim < 6:
             raise ValueError(f"rotary positions expect an even head dimension of at least 6, got {head_dim}")
+        self.interleaved = pairing == "interleaved"
         self.angles = ComputedTable(rotation_table, grid, head_dim, pairing, base)
 
     def forward(self, x: Tensor) -> Tensor:
         cos, sin = self.angles().unbind()
+        if _can_be_complex(x):
+            return self._rotate_complex(x, cos, sin)
         first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((-second, first), dim=-1).flatten(-2)
         return (x * cos + turned * sin).type_as(x)
+
+    def _rotate_complex(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate pairs as complex numbers: read and written once, several times as fast as the plain form.
+
+        A pair z with the angles a and b becomes u·z + v·conj(z), with u = (e^ia + e^ib) / 2 and
+        v = (cos a - cos b + i (sin b - sin a)) / 2, which is zero where they are equal.
+        """
+        cos_a, cos_b, sin_a, sin_b = cos[:, ::2], cos[:, 1::2], sin[:, ::2], sin[:, 1::2]
+        z = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        if self.interleaved:
+            rotated = z * torch.complex(cos_a.contiguous(), sin_a.contiguous())
+        else:
+            u = torch.complex((cos_a + cos_b) / 2, (sin_a + sin_b) / 2)
+            v = torch.complex((cos_a - cos_b) / 2, (sin_b - sin_a) / 2)
+            rotated = torch.addcmul(z * u, z.conj().resolve_conj(), v)
+        return torch.view_as_real(rotated).flatten(-2)
+
+
+def _can_be_complex(x: Tensor) -> bool:
+    """Return whether pairs of channels can be read as complex numbers in place, and nothing traces or compiles.
+
+    Compilers fuse the plain form, and what is exported has real numbers only.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_transformed():
+        return False
+    readable = x.stride(-1) == 1 and all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
+    return x.device.type != "meta" and x.dtype in (torch.float32, torch.float64) and readable
 
 
 def rotation_table(grid: TokenGrid, head_dim: int, pairing: Pairing, base: int | None) -> Tensor:

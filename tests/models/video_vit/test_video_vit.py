@@ -119,8 +119,18 @@ def test_rotation_is_that_of_the_definition(head_dim: int, pairing: Any, base: i
     grid = TokenGrid(2, 3, 4, prefix=1)
     x = torch.randn(2, grid.tokens, head_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rotate = RotaryPositions(grid, head_dim, pairing, base).double()
-    torch.testing.assert_close(rotate(x), rotated_by_definition(x, grid, pairing, base), rtol=0, atol=1e-12)
-    assert torch.equal(rotate(x)[:, 0], x[:, 0])
+    expected = rotated_by_definition(x, grid, pairing, base)
+    odd = torch.empty(2, grid.tokens, head_dim + 1, dtype=torch.float64)[..., 1:].copy_(x)
+    for given in (x, odd):  # which is not read as complex numbers
+        torch.testing.assert_close(rotate(given), expected, rtol=0, atol=1e-12)
+        assert torch.equal(rotate(given)[:, 0], x[:, 0])
+    assert rotate(x.bfloat16()).dtype == torch.bfloat16
+    gradients = []
+    for given in (x, odd):
+        leaf = given.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        view = leaf if given is x else torch.nn.functional.pad(leaf, (1, 0))[..., 1:]
+        gradients += torch.autograd.grad(rotate(view).sin().sum(), leaf)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 def test_products_depend_on_differences_of_positions_only_where_pairs_interleave() -> None:

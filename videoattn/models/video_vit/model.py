@@ -85,7 +85,7 @@ class VideoViT(nn.Module):
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
-        self.described = {"VIDEO_VIT.POSITIONS": positions}
+        self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions}
         if head == "attentive":
             self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
         self.is_image = modality and num_frames == 1
