@@ -4,10 +4,12 @@ Examples:
     videoattn convert runs/mine/checkpoints/checkpoint_best.pyth mine.pyth --to timesformer
     videoattn convert MViTv2_S_16x4_k400_f302660347.pyth mvit_v2_s.safetensors --to torchvision
     videoattn convert TimeSformer_divST_8x32_224_K400.pyth model.safetensors --to huggingface
+    videoattn convert vitl.pt model.safetensors --probe ssv2-vitl-16x2x3.pt --clip-size 16 256 256 --to huggingface
 
---to: timesformer (its release), huggingface (TimeSformer in transformers), vit (an image ViT, from a space-only model),
-slowfast, torchvision, pytorchvideo (MViT), videoattn (ours). The ending of OUT chooses the container: .safetensors, or
-.pyth, .pt, .pth with {"model_state": ...}. What the file does not say of its model is asked for by name.
+--to: timesformer (its release), huggingface (TimeSformer, VideoMAE and V-JEPA 2 in transformers), vit (an image ViT,
+from a space-only model), slowfast, torchvision, pytorchvideo (MViT), videomae, vjepa2 (their releases), videoattn
+(ours). The ending of OUT chooses the container: .safetensors, or .pyth, .pt, .pth with {"model_state": ...}. What the
+file does not say of its model is asked for by name.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN", help="the checkpoint to read")
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=list_families(), required=True, help="names and layout to write")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="of a TimeSformer, if the file does not tell")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="heads of attention, if the file does not tell")
+    parser.add_argument(
+        "--probe", metavar="FILE", help="a probe on the tokens of IN, a V-JEPA 2 encoder"
+    )
     parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="if the file does not tell")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights of a training, not their average")
     parser.add_argument("--trust", action="store_true", help="run code in pickles; only for your own files")
@@ -41,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(None)
     ema: Any = False if args.no_ema else "auto"
     clip_size = tuple(args.clip_size) if args.clip_size else None
-    model: Any = from_checkpoint(args.source, num_heads=args.num_heads, clip_size=clip_size, trust=args.trust, ema=ema)
+    model: Any = from_checkpoint(args.source, num_heads=args.num_heads, clip_size=clip_size, trust=args.trust, ema=ema,
+                                 probe=args.probe)  # fmt: skip
     if args.to != "videoattn" and not args.as_dense:
         refuse_replaced_attention(model, args.to)
     cfg = read_weight_file(args.source, trust=args.trust, ema=ema).cfg if args.to == "videoattn" else None

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tests.models.small_models import assert_same, save
 from tests.models.video_vit.test_video_vit import KINDS, SMALL, clip_of, small
+from videoattn.cli import convert
+from videoattn.cli.run_tool import run_tool
 from videoattn.grid import Axis
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import from_ours
@@ -23,7 +25,8 @@ POOLER = ("pooler.", "linear.")
 
 
 def published(kind: str, **changes: Any) -> State:
-    return from_ours(small(kind, **changes).state_dict(), FAMILY[kind], num_heads=3)
+    heads = changes.get("num_heads", 3)
+    return from_ours(small(kind, **changes).state_dict(), FAMILY[kind], num_heads=heads)
 
 
 def encoder_of(state: State) -> State:
@@ -178,3 +181,14 @@ def test_what_a_family_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="have no place in the videomae form of a video ViT: blocks.0.mixers"):
         save_weights(sparse, tmp_path / "a.pt", "videomae", num_heads=3)
     assert not (tmp_path / "a.pt").exists()
+
+
+def test_the_program_joins_an_encoder_and_its_probe(tmp_path: Path) -> None:
+    state = published("vjepa2", embed_dim=384, num_heads=6, probe_heads=16, depth=2)
+    encoder, probe = write_vjepa2(tmp_path, state)
+    size = ["--clip-size", "8", "32", "48"]
+    arguments = [str(encoder), str(tmp_path / "a.safetensors"), "--probe", str(probe), *size, "--to", "huggingface"]
+    assert run_tool(convert.main, arguments) == 0
+    assert run_tool(convert.main, [str(tmp_path / "a.safetensors"), str(tmp_path / "b.pt"), "--to", "vjepa2"]) == 0
+    written = torch.load(tmp_path / "b.pt", weights_only=True)["model_state"]
+    assert_same(dict(sorted(written.items())), dict(sorted(state.items())))
