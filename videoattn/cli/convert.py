@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument("--to", choices=list_families(), required=True, help="names and layout to write")
     parser.add_argument("--num-heads", type=int, metavar="N", help="heads of attention, if the file does not tell")
-    parser.add_argument(
-        "--probe", metavar="FILE", help="a probe on the tokens of IN, a V-JEPA 2 encoder"
-    )
+    parser.add_argument("--probe", metavar="FILE", help="a probe on the tokens of IN, a V-JEPA 2 encoder")
     parser.add_argument("--clip-size", type=int, nargs=3, metavar=("T", "H", "W"), help="if the file does not tell")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights of a training, not their average")
     parser.add_argument("--trust", action="store_true", help="run code in pickles; only for your own files")
