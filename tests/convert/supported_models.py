@@ -74,6 +74,16 @@ def videomae(**changes: Any) -> nn.Module:
     return transformers.VideoMAEForVideoClassification(videomae_config(**changes))
 
 
+def vjepa2(**changes: Any) -> nn.Module:
+    """Theirs is right on squares alone."""
+    options = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+    config = transformers.VJEPA2Config(
+        **options, crop_size=24, patch_size=8, frames_per_clip=8, mlp_ratio=4.0, num_pooler_layers=2,
+        pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=1, **changes,
+    )  # fmt: skip
+    return transformers.VJEPA2ForVideoClassification(config)
+
+
 def ours(attention_type: str = "divided_space_time") -> nn.Module:
     return TimeSformer(
         CLIP_SIZE, 8, embed_dim=24, depth=2, num_heads=3, num_classes=5, attention_type=attention_type,
@@ -89,6 +99,7 @@ CASES: dict[str, Case] = {
     "timm": (timm_vit, ("space",), IMAGE),
     "vivit": (vivit, ("joint",), (8, 3, 24, 24)),
     "videomae": (videomae, ("joint",), CLIP_IN_PAIRS),
+    "vjepa2": (vjepa2, ("joint",), (8, 3, 24, 24)),
     **{f"hf_{kind}": (partial(timesformer, NAMES[kind]), axes, (4, *IMAGE)) for kind, axes in TYPES.items()},
     **{f"ours_{kind}": (partial(ours, NAMES[kind]), axes, (3, *CLIP_SIZE)) for kind, axes in TYPES.items()},
 }

@@ -1,6 +1,7 @@
 """Replace the attention inside an existing model, and revert it.
 
-Supports timm's VisionTransformer, transformers' TimeSformer, ViViT and VideoMAE, and this package's transformers.
+Supports timm's VisionTransformer, transformers' TimeSformer, ViViT, VideoMAE and V-JEPA 2 (of the last also the pooler,
+passed by itself), and this package's transformers.
 Tested with timm 1.0.3 and 1.0.31, transformers 5.0.0, 5.5.0 and 5.23.0.
 """
 
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from videoattn.convert.sites import ReplacedAttention, Slot, find_slots, refuse_weights
+from videoattn.convert.sites import Slot, find_slots
+from videoattn.convert.stand_ins import ReplacedAttention, refuse_weights
 from videoattn.grid import Axis
 from videoattn.layers.attention import BuildOperator
 from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
@@ -93,9 +95,9 @@ def replace_attention(
 
     An operator is a name ("fibonacci"), a dict with a name and options ({"name": "fibonacci", "variant": "wythoff"}),
     or a callable that accepts an `AttentionSite`: a class or a `functools.partial` of one. `blocks` are the indices of
-    the blocks to change, counted from 0; by default all that attend. Image models attend along space, ViViT and
-    VideoMAE jointly, TimeSformer as it is configured. `model` may be such a model or contain one. With `verbose` the
-    report is printed, else it is logged.
+    the blocks to change, counted from 0; by default all that attend. Image models attend along space, ViViT,
+    VideoMAE and V-JEPA 2 jointly, TimeSformer as it is configured. `model` may be such a model or contain one. With
+    `verbose` the report is printed, else it is logged.
 
     Modules and parameters stay the same objects, with the same keys in `state_dict`. An operator that has parameters
     adds keys `<path of the attention>.operator.<name>`; a model of this package has them anyway. To load weights that
@@ -225,11 +227,15 @@ def install(operator: AttentionOperator, slot: Slot) -> None:
         vars(module).pop("forward", None)
         module.__class__ = slot.stand_in
     module.operator = operator
+    if isinstance(module, ReplacedAttention):
+        module.set_up()
 
 
 def uninstall(module: nn.Module) -> None:
     original: Original = getattr(module, ORIGINAL)
     delattr(module, ORIGINAL)
+    if isinstance(module, ReplacedAttention):
+        module.take_down()
     module.__class__ = original.module_class
     if original.operator is None:
         del module.operator

@@ -1,154 +1,16 @@
-"""Attention modules found in models of other libraries, and the modules that replace them."""
+"""Attention modules found in models of this package and of other libraries."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from videoattn.convert.stand_ins import STAND_INS, ReplacedAttention
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.attention import TokenMixer
 from videoattn.operators import AttentionOperator, AttentionSite
-
-
-class ReplacedAttention(nn.Module):
-    """An attention module of another library that mixes with `operator` and keeps its own projections.
-
-    Never constructed: the class of an existing module is set to this one, and set back by `revert_attention`, so that
-    the module stays the same object with the same weights and hooks.
-    """
-
-    stands_for: tuple[str, ...]  # class names
-    projections: tuple[str, ...]  # to q, k and v
-    needs: tuple[str, ...] = ()  # other children that forward uses
-    knows: tuple[str, ...] = ()  # children and own parameters that may be there
-    weights_collected_outside = False  # by hooks, so that forward does not hear when they are asked for
-    operator: AttentionOperator
-
-    def check_tokens(self, x: Tensor) -> None:
-        """Raise ValueError unless the stream [B, N, C] fills the grid that the operator was built for."""
-        grid = self.operator.site.q_grid
-        if x.shape[1] != grid.tokens:
-            raise ValueError(
-                f"this attention was replaced for {grid} of {grid.tokens} tokens and got {x.shape[1]}; replace it "
-                "again for inputs of another size; masked tokens form no grid and are not supported"
-            )
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix q, k, v [B, heads, N, d], with patches in the order t, h, w, into [B, N, heads·d]."""
-        return self.operator(q, k, v).transpose(1, 2).flatten(2)
-
-
-class TimmAttention(ReplacedAttention):
-    """Replacement for timm's Attention, with its norms of q and k and its norm and gate of the mixed values."""
-
-    stands_for = ("Attention",)
-    projections = ("qkv",)
-    needs = ("q_norm", "k_norm", "proj", "proj_drop")
-    knows = ("attn_drop", "norm", "gate")
-    qkv: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
-    norm: nn.Module
-    gate: nn.Module
-    proj: nn.Module
-    proj_drop: nn.Module
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if attn_mask is not None or is_causal:
-            raise ValueError("replaced attention does not accept attn_mask and cannot be causal")
-        self.check_tokens(x)
-        q, k, v = split_packed(self.qkv(x), self.operator.site.num_heads)
-        # under autocast norms give float32
-        mixed = self.mix(self.q_norm(q).type_as(v), self.k_norm(k).type_as(v), v)
-        if getattr(self, "norm", None) is not None:
-            mixed = self.norm(mixed)
-        if getattr(self, "gate", None) is not None:
-            mixed = mixed * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(mixed))
-
-
-class TimesformerAttention(ReplacedAttention):
-    """Replacement for transformers' TimesformerSelfAttention, whose joint form orders patches as h, w, t."""
-
-    stands_for = ("TimesformerSelfAttention",)
-    projections = ("qkv",)
-    knows = ("attn_drop",)
-    qkv: nn.Module
-
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor]:
-        if output_attentions:
-            refuse_weights()
-        self.check_tokens(hidden_states)
-        site = self.operator.site
-        grid, space = site.q_grid, site.q_grid.h * site.q_grid.w
-        in_our_order = swap_patch_axes(hidden_states, grid.prefix, space, grid.t)
-        mixed = self.mix(*split_packed(self.qkv(in_our_order), site.num_heads))
-        return (swap_patch_axes(mixed, grid.prefix, grid.t, space),)
-
-
-class SeparateAttention(ReplacedAttention):
-    """Replacement for transformers' VideoMAESelfAttention, and for VivitSelfAttention in releases that have it."""
-
-    stands_for: tuple[str, ...] = ("VideoMAESelfAttention", "VivitSelfAttention")
-    projections = ("query", "key", "value")
-    weights_collected_outside = True
-    knows: tuple[str, ...] = ("q_bias", "v_bias")  # VideoMAE's, in releases whose query and value have none
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        if attention_mask is not None:
-            raise ValueError("replaced attention does not accept attention_mask")
-        self.check_tokens(hidden_states)
-        q, k, v = (getattr(self, name)(hidden_states) for name in self.projections)
-        if getattr(self, "q_bias", None) is not None:
-            q, v = q + self.q_bias, v + self.v_bias
-        num_heads = self.operator.site.num_heads
-        return self.mix(*(x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))), None
-
-
-class VivitAttention(SeparateAttention):
-    """Replacement for transformers' VivitAttention in releases where it holds its projections itself."""
-
-    stands_for = ("VivitAttention",)
-    projections = ("q_proj", "k_proj", "v_proj")
-    needs = ("o_proj",)
-    knows = ()
-    o_proj: nn.Module
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        mixed, _ = super().forward(hidden_states, attention_mask)
-        return self.o_proj(mixed), None
-
-
-STAND_INS: tuple[type[ReplacedAttention], ...] = (
-    TimmAttention, TimesformerAttention, SeparateAttention, VivitAttention,
-)  # fmt: skip
-
-
-def split_packed(packed: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """Split a projection [B, N, (3, heads, d)] into q, k and v [B, heads, N, d]."""
-    return packed.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def swap_patch_axes(x: Tensor, prefix: int, outer: int, inner: int) -> Tensor:
-    """Reorder the patches of a stream [B, prefix + outer·inner, C] to (inner, outer)."""
-    if outer == 1 or inner == 1:
-        return x
-    patches = x[:, prefix:].unflatten(1, (outer, inner)).transpose(1, 2).flatten(1, 2)
-    return torch.cat([x[:, :prefix], patches], dim=1)
-
-
-def refuse_weights() -> NoReturn:
-    raise ValueError(
-        "output_attentions=True asks for attention weights, which replaced attention does not compute; call "
-        "videoattn.revert_attention to see them"
-    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +53,7 @@ def foreign_slot(module: nn.Module, block: int, axis: Axis, grid: TokenGrid) -> 
         raise ValueError(
             f"{kind} of block {block} has a forward of its own, as accelerate's hooks add; replace it before that"
         )
-    dropout = first_attribute(module, "attn_drop", "dropout_prob", "attention_dropout")
+    dropout = first_attribute(module, "attn_drop", "dropout_prob", "attention_dropout", "dropout")
     if (p := getattr(dropout, "p", dropout)) > 0:
         raise ValueError(f"{kind} of block {block} drops attention weights with p = {p}, which operators do not; set 0")
     num_heads = int(first_attribute(module, "num_heads", "num_attention_heads"))
@@ -254,6 +116,23 @@ def tubelet_slots(model: Any) -> Iterator[Slot]:
         yield foreign_slot(attention, index, Axis.JOINT, grid)
 
 
+def vjepa2_slots(model: Any) -> Iterator[Slot]:
+    """Yield the slots of V-JEPA 2's encoder; the predictor sees masked tokens, which lie on no grid."""
+    for index, block in enumerate(model.encoder.layer):
+        yield foreign_slot(block.attention, index, Axis.JOINT, _vjepa2_grid(model.config))
+
+
+def vjepa2_pooler_slots(pooler: Any) -> Iterator[Slot]:
+    """Yield the slots of V-JEPA 2's pooler, which sees the tokens of one clip."""
+    for index, block in enumerate(pooler.self_attention_layers):
+        yield foreign_slot(block.self_attn, index, Axis.JOINT, _vjepa2_grid(block.self_attn.config))
+
+
+def _vjepa2_grid(config: Any) -> TokenGrid:
+    side = config.crop_size // config.patch_size
+    return TokenGrid(config.frames_per_clip // config.tubelet_size, side, side)
+
+
 def our_slots(model: nn.Module) -> Iterator[Slot]:
     """Yield the slots of a model of this package; those that skip attention have nothing to replace."""
     for module in model.modules():
@@ -272,6 +151,11 @@ FAMILIES: dict[str, Callable[[Any], Iterator[Slot]]] = {
     "transformers.models.timesformer.modeling_timesformer.TimesformerModel": timesformer_slots,
     "transformers.models.vivit.modeling_vivit.VivitModel": tubelet_slots,
     "transformers.models.videomae.modeling_videomae.VideoMAEModel": tubelet_slots,
+    "transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model": vjepa2_slots,
+}
+# the same of parts that are replaced only where they are passed by themselves
+PARTS: dict[str, Callable[[Any], Iterator[Slot]]] = {
+    "transformers.models.vjepa2.modeling_vjepa2.VJEPA2AttentivePooler": vjepa2_pooler_slots,
 }
 REFUSED = {
     "transformers.models.videomae.modeling_videomae.VideoMAEForPreTraining": (
@@ -289,8 +173,8 @@ def find_slots(model: nn.Module) -> tuple[nn.Module, list[Slot]]:
             name = f"{cls.__module__}.{cls.__qualname__}"
             if name in REFUSED:
                 raise ValueError(f"the attention of {cls.__name__} cannot be replaced: {REFUSED[name]}")
-            if name in FAMILIES:
-                found[path] = (module, FAMILIES[name])
+            if name in FAMILIES or (not path and name in PARTS):
+                found[path] = (module, FAMILIES.get(name) or PARTS[name])
         if is_ours(module):
             found[path] = (module, our_slots)
     if not found:
