@@ -253,7 +253,7 @@ def _refuse_weights_if_asked(model: nn.Module, args: tuple[Any, ...], kwargs: di
     """Raise ValueError if attention weights are requested from a library that collects them outside the modules."""
     asked = kwargs.get("output_attentions")
     if asked is None:
-        asked = getattr(model.config, "output_attentions", False)
+        asked = getattr(getattr(model, "config", None), "output_attentions", False)  # a part has none
     if asked and any(isinstance(module, ReplacedAttention) for module in model.modules()):
         refuse_weights()
 
