@@ -8,11 +8,15 @@ from collections.abc import Sequence
 import videoattn
 from videoattn.cli.programs import PROGRAMS
 from videoattn.cli.run_tool import USER_ERROR, run_tool
+from videoattn.cli.shell import completion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the first word names, with the words after it; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and completion.is_asked():
+        program = completion.find_program()
+        words = [program] if program else words
     if not words:
         print(_overview(), file=sys.stderr)
         return USER_ERROR

@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ _SCRIPTS = {PurePath(program.script).name for program in PROGRAMS.values() if pr
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the option that may have been meant."""
+
+    def parse_args(self, *arguments: Any, **keywords: Any) -> Any:
+        from videoattn.cli.shell import completion  # which knows the programs
+
+        if completion.is_asked():
+            completion.complete(self)
+        return super().parse_args(*arguments, **keywords)
 
     def error(self, message: str) -> NoReturn:
         start = "unrecognized arguments: "

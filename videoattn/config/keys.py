@@ -48,6 +48,27 @@ _OPTIONS = {name: [key for key in list_fields(section) if key != "NAME"] for nam
 _SPELT = _KEYS + [f"{axis}.{name}" for axis in _AXES for name in dict.fromkeys(["NAME", *sum(_OPTIONS.values(), [])])]
 
 
+def list_keys() -> list[str]:
+    """Return every key that a setting can have, the options of all operators included."""
+    return list(_SPELT)
+
+
+def list_values(key: str) -> list[str]:
+    """Return the names that a key expects as its value; none where any number or text may stand."""
+    axis, _, option = key.rpartition(".")
+    if axis in _AXES and option == "NAME":
+        return list(OPERATOR_SECTIONS)
+    if axis in _AXES:
+        sections = [list_fields(section) for section in OPERATOR_SECTIONS.values()]
+        fields = [section[option] for section in sections if option in section]
+    else:
+        fields = [_FIELDS[key]] if key in _KEYS else []
+    if any(field.annotation is bool for field in fields):
+        return ["True", "False"]
+    literals = [field.annotation for field in fields if get_origin(field.annotation) is Literal]
+    return list(dict.fromkeys(str(value) for literal in literals for value in get_args(literal)))
+
+
 def takes_text(key: str) -> bool:
     """Return whether a key's value is text even if it looks like a number."""
     kind = _FIELDS[key].annotation if key in _KEYS else None

@@ -1,0 +1,1 @@
+"""Answers to a shell that completes what the user types."""
