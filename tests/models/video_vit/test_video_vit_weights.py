@@ -192,3 +192,12 @@ def test_the_program_joins_an_encoder_and_its_probe(tmp_path: Path) -> None:
     assert run_tool(convert.main, [str(tmp_path / "a.safetensors"), str(tmp_path / "b.pt"), "--to", "vjepa2"]) == 0
     written = torch.load(tmp_path / "b.pt", weights_only=True)["model_state"]
     assert_same(dict(sorted(written.items())), dict(sorted(state.items())))
+
+
+def test_positions_that_weights_were_not_trained_with_are_refused(tmp_path: Path) -> None:
+    encoder, probe = write_vjepa2(tmp_path, published("vjepa2"))
+    with pytest.raises(CheckpointError, match="trained with positions rope_tiled, and the model has rope_interleaved"):
+        load_weights(small("vjepa2", positions="rope_interleaved"), encoder, probe=probe)
+    path = save({"model": published("videomae")}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="set VIDEO_VIT.POSITIONS sincos_1d"):
+        load_weights(small("videomae", positions="learned"), path)

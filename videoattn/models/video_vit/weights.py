@@ -38,6 +38,12 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     if differing:
         values = ", ".join(f"{name}: {getattr(theirs, name)} and {getattr(ours, name)}" for name in differing)
         raise CheckpointError(f"{both}; {values}")
+    trained, used = positions_of(theirs)["positions"], model.described["VIDEO_VIT.POSITIONS"]
+    if report.family != OURS and trained != used:
+        raise CheckpointError(
+            f"weights of such files were trained with positions {trained}, and the model has {used}: set "
+            f"VIDEO_VIT.POSITIONS {trained} (positions={trained!r})"
+        )
     if theirs.head != ours.head:
         if not started:
             raise CheckpointError(
@@ -75,11 +81,6 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
     if "clip_size" not in given and "clip_size" not in file.settings:
         raise CheckpointError("the clip size can't be told from the tensors: pass clip_size=(T, H, W)")
     frames, size = sizes.tubelet
-    if sizes.bias == "qv":  # of the two, VideoMAE alone
-        positions: dict[str, Any] = {"positions": "sincos_1d"}
-    else:
-        pairing = "rope_interleaved" if sizes.modality else "rope_tiled"
-        positions = {"positions": pairing, "rotary_base": 16 if sizes.modality else None}
     levels = given.get("levels", (sizes.depth - 1,))
     if sizes.num_levels > 1 and "levels" not in given:
         levels = LEVELS.get(sizes.depth, ())
@@ -101,11 +102,20 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
         "modality": sizes.modality,
         "levels": levels,
         "head": sizes.head,
-        **positions,
+        **positions_of(sizes),
         **probe,
         **{name: value for name, value in given.items() if name != "attention_type"},
         "num_heads": num_heads,
     }
+
+
+def positions_of(sizes: VideoViTSizes) -> dict[str, Any]:
+    """Return the positions that published weights of these tensors were trained with."""
+    if sizes.bias == "qv":  # VideoMAE alone
+        return {"positions": "sincos_1d"}
+    if sizes.modality:  # V-JEPA 2.1
+        return {"positions": "rope_interleaved", "rotary_base": 16}
+    return {"positions": "rope_tiled"}
 
 
 def count_heads(model: torch.nn.Module) -> int:
