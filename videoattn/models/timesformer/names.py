@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from videoattn.layers.attention import reorder_qkv_rows
+from videoattn.models.weights.adapt_attention import reorder_projections
 from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
 
 # TimeSformer's release (without its prefix "model."); transformers; an image ViT of timm, DeiT, MAE and others
@@ -106,7 +106,7 @@ def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> di
     """Return a file's tensors under our names, with the rows of every qkv projection in our order."""
     if family == "videoattn":
         return dict(tensors)
-    return _reorder(rename(tensors, family, "videoattn"), num_heads, to_packed=True)
+    return reorder_projections(rename(tensors, family, "videoattn"), num_heads, to_packed=True)
 
 
 def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int) -> 
         return dict(tensors)
     if family == "vit" and attention_type_of(tensors) != "space_only":
         raise CheckpointError("only a space-only model has the form of an image ViT")
-    renamed = rename(_reorder(tensors, num_heads, to_packed=False), "videoattn", family)
+    renamed = rename(reorder_projections(tensors, num_heads, to_packed=False), "videoattn", family)
     slots: dict[str, set[str]] = {}
     for name in tensors:
         if match := re.fullmatch(r"blocks\.(\d+)\.mixers\.(.+)", name):
@@ -135,17 +135,6 @@ def release_state(state: Mapping[str, Tensor], family: Family, num_heads: int | 
     if num_heads is None:
         raise ValueError(f"num_heads is needed to order the rows of qkv for {family}")
     return from_ours(state, family, num_heads)
-
-
-def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:
-    reordered = {}
-    for name, value in tensors.items():
-        if re.search(r"\.qkv\.(weight|bias)$", name):
-            if value.shape[0] % (3 * num_heads):
-                raise CheckpointError(f"{name} has {value.shape[0]} rows, no multiple of 3 x {num_heads} heads")
-            value = reorder_qkv_rows(value, num_heads, to_packed)
-        reordered[name] = value
-    return reordered
 
 
 @dataclass(frozen=True)

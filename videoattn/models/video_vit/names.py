@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from videoattn.layers.attention import reorder_qkv_rows
 from videoattn.models.video_vit.huggingface import from_authors, is_transformers, to_authors
+from videoattn.models.weights.adapt_attention import reorder_projections
 from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
 
 # VideoMAE's code, fine-tuned or pre-trained; V-JEPA 2 and 2.1, encoder, probe, or both; transformers' classes of both
@@ -119,7 +119,7 @@ def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int, dropp
         dropped += [name for name in tensors if name.removeprefix("encoder.") not in kept]
     if family == "vjepa2" and kept.pop("pos_embed", None) is not None:
         dropped.append("pos_embed")
-    return _reorder(rename(kept, family, OURS), num_heads, to_packed=True)
+    return reorder_projections(rename(kept, family, OURS), num_heads, to_packed=True)
 
 
 def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int | None) -> dict[str, Tensor]:
@@ -140,18 +140,7 @@ def from_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int | No
             f"{family} has {'q_bias and v_bias' if family == 'videomae' else 'one bias of q, k and v'}, and the model "
             f"has {'q_bias and v_bias' if has_parts else 'another bias'}"
         )
-    return rename(_reorder(tensors, num_heads, to_packed=False), OURS, family)
-
-
-def _reorder(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:
-    reordered = {}
-    for name, value in tensors.items():
-        if re.fullmatch(r"blocks\.\d+\.mixers\.joint\.qkv\.(weight|bias)", name):
-            if value.shape[0] % (3 * num_heads):
-                raise CheckpointError(f"{name} has {value.shape[0]} rows, no multiple of 3 x {num_heads} heads")
-            value = reorder_qkv_rows(value, num_heads, to_packed)
-        reordered[name] = value
-    return reordered
+    return rename(reorder_projections(tensors, num_heads, to_packed=False), OURS, family)
 
 
 @dataclass(frozen=True)

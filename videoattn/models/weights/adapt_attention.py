@@ -1,11 +1,13 @@
-"""Weights of dense attention for a model with other operators or skipped blocks."""
+"""Weights of attention: rows of packed projections, and dense weights for other operators or skipped blocks."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from videoattn.layers.attention import TokenMixer, reorder_qkv_rows
 from videoattn.layers.skip import ReusedWeights
+from videoattn.models.weights.files import CheckpointError
 from videoattn.models.weights.report import LoadReport
 
 # Parts of attention slots that are not dense: an operator's parameters, SkipAt's, the values of reused weights.
@@ -44,6 +46,21 @@ def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, repor
     if reusing:
         report.notes.append(f"q and k left out of {reusing} projections, whose blocks reuse attention weights")
     return adapted
+
+
+def reorder_projections(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:
+    """Return tensors under our names with the rows of packed projections in our order, or back in the usual one.
+
+    Raises CheckpointError for rows that are no multiple of three times the heads.
+    """
+    reordered = {}
+    for name, value in tensors.items():
+        if re.search(r"\.mixers\.\w+\.qkv\.(weight|bias)$", name):
+            if value.shape[0] % (3 * num_heads):
+                raise CheckpointError(f"{name} has {value.shape[0]} rows, no multiple of 3 x {num_heads} heads")
+            value = reorder_qkv_rows(value, num_heads, to_packed)
+        reordered[name] = value
+    return reordered
 
 
 def _part(key: str) -> str:
