@@ -14,8 +14,8 @@ import torch
 from tests.programs import run_program
 from tests.zoo.loopback import Loopback, loopback, send
 from videoattn.config.load import load_config
+from videoattn.layers.attention import count_heads
 from videoattn.models import build_model
-from videoattn.models.timesformer.weights import count_heads
 from videoattn.models.weights.containers import read_container
 from videoattn.models.weights.load import from_checkpoint, from_ours, load_weights, mvit_from_ours
 from videoattn.profiling.profile import profile

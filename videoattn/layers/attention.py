@@ -85,6 +85,11 @@ class MultiheadAttention(TokenMixer):
         return update, update if self.carry == "update" else weights
 
 
+def count_heads(model: nn.Module) -> int | None:
+    """Return the number of heads of the first attention in a model; None for a model without such attention."""
+    return next((module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention)), None)
+
+
 class QVBiasedLinear(nn.Module):
     """A packed projection [..., C] to [..., (head, 3, d)] in which q and v have a bias and k has none."""
 

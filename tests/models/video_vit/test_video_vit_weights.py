@@ -187,8 +187,9 @@ def test_the_program_joins_an_encoder_and_its_probe(tmp_path: Path) -> None:
     state = published("vjepa2", embed_dim=384, num_heads=6, probe_heads=16, depth=2)
     encoder, probe = write_vjepa2(tmp_path, state)
     size = ["--clip-size", "8", "32", "48"]
-    arguments = [str(encoder), str(tmp_path / "a.safetensors"), "--probe", str(probe), *size, "--to", "huggingface"]
-    assert run_tool(convert.main, arguments) == 0
+    arguments = [str(encoder), str(tmp_path / "a.safetensors"), "--probe", str(probe), *size, "--to"]
+    assert run_tool(convert.main, [*arguments, "huggingface"]) == 2  # there a probe has the encoder's 6 heads
+    assert run_tool(convert.main, [*arguments, "vjepa2"]) == 0
     assert run_tool(convert.main, [str(tmp_path / "a.safetensors"), str(tmp_path / "b.pt"), "--to", "vjepa2"]) == 0
     written = torch.load(tmp_path / "b.pt", weights_only=True)["model_state"]
     assert_same(dict(sorted(written.items())), dict(sorted(state.items())))
@@ -196,8 +197,28 @@ def test_the_program_joins_an_encoder_and_its_probe(tmp_path: Path) -> None:
 
 def test_positions_that_weights_were_not_trained_with_are_refused(tmp_path: Path) -> None:
     encoder, probe = write_vjepa2(tmp_path, published("vjepa2"))
-    with pytest.raises(CheckpointError, match="trained with positions rope_tiled, and the model has rope_interleaved"):
+    with pytest.raises(CheckpointError, match="trained with .*rope_tiled.*, and the model has .*rope_interleaved"):
         load_weights(small("vjepa2", positions="rope_interleaved"), encoder, probe=probe)
     path = save({"model": published("videomae")}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="set VIDEO_VIT.POSITIONS sincos_1d"):
         load_weights(small("videomae", positions="learned"), path)
+    changed = small("vjepa2_1", rotary_base=None)
+    (tmp_path / "b").mkdir()
+    encoder, probe = write_vjepa2(tmp_path / "b", published("vjepa2_1"))
+    with pytest.raises(CheckpointError, match="rotary_base=16"):
+        load_weights(changed, encoder, probe=probe)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_averaged_weights_beside_the_others_are_used_if_they_are_those_of_all_tensors(
+    prefix: str, tmp_path: Path
+) -> None:
+    state = published("videomae")
+    averaged: dict[str, Any] = {f"{prefix}{name}": value + 1 for name, value in state.items()}
+    averaged |= {"n_averaged": torch.tensor(3)} if prefix else {}
+    model, path = small("videomae"), tmp_path / "a.pth"
+    assert load_weights(model, save({"model": state, "model_ema": averaged}, path)).ema
+    assert torch.equal(model.fc_norm.weight, state["fc_norm.weight"] + 1)  # type: ignore[union-attr]
+    averaged.popitem()
+    del averaged[f"{prefix}fc_norm.weight"]
+    assert not load_weights(model, save({"model": state, "model_ema": averaged}, path)).ema

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from videoattn.layers.attention import MultiheadAttention
+from videoattn.layers.attention import count_heads
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
 from videoattn.models.timesformer.names import TensorSizes, rename, source_grid, to_ours
@@ -121,8 +121,3 @@ def heads_of(file: WeightFile) -> int | None:
     """Return the number of heads that a file says, itself or by the name of its model; None where it says nothing."""
     said: int | None = file.settings.get("num_heads", HEADS_OF_NAMES.get(file.settings.get("model_name", "")))
     return said
-
-
-def count_heads(model: nn.Module) -> int | None:
-    """Return the number of heads of a TimeSformer's attention; None for a model without such attention."""
-    return next((module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention)), None)

@@ -32,7 +32,7 @@ class VideoViT(nn.Module):
         positions: a fixed 1-D table of sines over all tokens, a learned one, or rotary positions (`RotaryPositions`).
         rotary_base: scales rows and columns to a grid of that many, as V-JEPA 2.1 does.
         modality: adds a learned embedding of the modality to all tokens; clips of one frame are images, which have
-            patches and an embedding of their own.
+            patches and an embedding of their own. Parts that clips of this size do not use are not trained.
         levels: blocks whose output is normalised, each by a norm of its own, for `forward_levels`; the last by default.
         class_token: puts a learned token before the patches.
         head: "mean" averages tokens and normalises the mean; "class_token" takes the first normalised token;
@@ -85,7 +85,8 @@ class VideoViT(nn.Module):
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
-        self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions}
+        self.positions = {"positions": positions, "rotary_base": rotary_base}
+        self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
             self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
         self.is_image = modality and num_frames == 1
@@ -126,6 +127,15 @@ class VideoViT(nn.Module):
         self.pooler = AttentivePooler(embed_dim, probe_heads, probe_depth) if head == "attentive" else None
         self.head = nn.Linear(embed_dim, num_classes) if head != "none" else None
         self.reset_parameters(init)
+        # without gradients, since processes that train together wait for the gradient of every parameter
+        unused = [self.video_embed, *self.patch_embed.parameters()] if self.is_image else [self.image_embed]
+        if self.patch_embed_image is not None and not self.is_image:
+            unused += self.patch_embed_image.parameters()
+        for norm in (self.norms or [])[:-1]:
+            unused += norm.parameters()
+        for parameter in unused:
+            if parameter is not None:
+                parameter.requires_grad_(False)
 
     def reset_parameters(self, init: Init = "published") -> None:
         """Initialise all parameters with normal weights of deviation 0.02; "from_scratch": Xavier, for small widths."""

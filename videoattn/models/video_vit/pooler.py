@@ -1,7 +1,5 @@
 """The attentive pooler of V-JEPA 2's probes: a learned query that attends to all tokens of an encoder."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -73,8 +71,3 @@ class AttentivePooler(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
-
-
-def join_segments(tokens: Sequence[Tensor]) -> Tensor:
-    """Return the tokens of several segments of a video, each [B, N, C], one after the other: [B, segments·N, C]."""
-    return torch.cat(list(tokens), dim=1)

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from videoattn.layers.attention import MultiheadAttention
+from videoattn.layers.attention import count_heads
 from videoattn.models.video_vit.model import VideoViT
-from videoattn.models.video_vit.names import VideoViTSizes, rename, to_ours
+from videoattn.models.video_vit.names import VideoViTSizes, to_ours
 from videoattn.models.weights.adapt_attention import adapt_attention_weights
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
@@ -26,6 +25,7 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     """Return the model's complete new state from the file's tensors, noted in `report`."""
     target = model.state_dict()
     num_heads, said = count_heads(model), file.settings.get("num_heads")
+    assert num_heads is not None  # a model's first block always attends
     if said not in (None, num_heads):
         raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
     state = to_ours(file.tensors, report.family, num_heads, report.dropped)
@@ -38,11 +38,12 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     if differing:
         values = ", ".join(f"{name}: {getattr(theirs, name)} and {getattr(ours, name)}" for name in differing)
         raise CheckpointError(f"{both}; {values}")
-    trained, used = positions_of(theirs)["positions"], model.described["VIDEO_VIT.POSITIONS"]
-    if report.family != OURS and trained != used:
+    trained = positions_of(theirs)
+    if report.family != OURS and trained != model.positions:
+        name = trained["positions"]
         raise CheckpointError(
-            f"weights of such files were trained with positions {trained}, and the model has {used}: set "
-            f"VIDEO_VIT.POSITIONS {trained} (positions={trained!r})"
+            f"weights of such files were trained with {trained}, and the model has {model.positions}: set "
+            f"VIDEO_VIT.POSITIONS {name} ({', '.join(f'{key}={value!r}' for key, value in trained.items())})"
         )
     if theirs.head != ours.head:
         if not started:
@@ -90,6 +91,8 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
                 "pass levels="
             )
     probe = {"probe_depth": sizes.probe_depth} if sizes.head == "attentive" else {}
+    if probe and family == "huggingface":  # transformers' probe has as many heads as its encoder
+        probe["probe_heads"] = num_heads
     return {
         "clip_size": file.settings.get("clip_size"),
         "patch_size": size,
@@ -112,15 +115,7 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
 def positions_of(sizes: VideoViTSizes) -> dict[str, Any]:
     """Return the positions that published weights of these tensors were trained with."""
     if sizes.bias == "qv":  # VideoMAE alone
-        return {"positions": "sincos_1d"}
+        return {"positions": "sincos_1d", "rotary_base": None}
     if sizes.modality:  # V-JEPA 2.1
         return {"positions": "rope_interleaved", "rotary_base": 16}
-    return {"positions": "rope_tiled"}
-
-
-def count_heads(model: torch.nn.Module) -> int:
-    """Return the number of heads of the encoder's attention."""
-    return next(module.num_heads for module in model.modules() if isinstance(module, MultiheadAttention))
-
-
-__all__ = ["LEVELS", "STANDARD_HEADS", "count_heads", "describe_video_vit", "fit_video_vit", "rename"]
+    return {"positions": "rope_tiled", "rotary_base": None}

@@ -9,7 +9,7 @@ from torch import nn
 
 from videoattn.config import Config
 from videoattn.grid import Axis
-from videoattn.layers.attention import TokenMixer
+from videoattn.layers.attention import TokenMixer, count_heads
 from videoattn.layers.pooled_attention import UNIT, PooledAttention, TokenPool
 from videoattn.layers.skip import Leff, ReusedWeights
 from videoattn.models.build import model_arguments
@@ -60,9 +60,16 @@ def describe_model(model: nn.Module) -> Description:
 
 def refuse_replaced_attention(model: nn.Module, family: str) -> None:
     """Raise ValueError if `model` attends otherwise than readers of a family's files assume, who know dense alone."""
+    described = describe_model(model)
+    heads, probe_heads = count_heads(model), described.get("VIDEO_VIT.PROBE_HEADS")
+    if family == "huggingface" and probe_heads not in (None, str(heads)):
+        raise ValueError(
+            f"transformers' probe has as many heads as the encoder, {heads}, and the model's has {probe_heads}, so its "
+            "logits would be others there; convert --to vjepa2"
+        )
     others = [
         f"{key} {text}"
-        for key, value in describe_model(model).items()
+        for key, value in described.items()
         if key.startswith("ATTENTION.")
         for text in dict.fromkeys(value)
         if text != "dense"

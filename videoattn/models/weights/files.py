@@ -77,7 +77,7 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
 
     tensors = _tensors_of(content)
-    averaged = content.get("ema_state", content.get("model_ema"))
+    averaged = content.get("ema_state", _same_names(content.get("model_ema"), tensors))
     if averaged is not None and not isinstance(averaged, Mapping):
         raise CheckpointError(f"{path}: ema_state is a {type(averaged).__name__}, expected tensors by name")
     if ema is True and not averaged:
@@ -100,6 +100,14 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
     names = notes.get("class_names")
     class_names = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings, class_names)
+
+
+def _same_names(averaged: Any, tensors: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return another project's averaged weights if they are those of all tensors, under the same names."""
+    if not isinstance(averaged, Mapping):
+        return None
+    found = {str(name).removeprefix("module."): value for name, value in averaged.items() if name != "n_averaged"}
+    return found if found.keys() == tensors.keys() else None
 
 
 def _tensors_of(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from videoattn.compat import import_timm
+from videoattn.layers.attention import count_heads
 from videoattn.models.build import parse_description
 from videoattn.models.mvit.names import mvit_from_ours, mvit_to_ours
 from videoattn.models.registry import (
@@ -21,7 +22,6 @@ from videoattn.models.registry import (
     unknown_names,
 )
 from videoattn.models.timesformer.names import from_ours, to_ours
-from videoattn.models.timesformer.weights import count_heads
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.departures import Description, find_departures, format_departures
 from videoattn.models.weights.files import (
