@@ -5,7 +5,6 @@ import logging
 import math
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,13 +101,13 @@ class FibonacciAttention(AttentionOperator):
         if geometry != "axial":
             q_cells, k_cells = raster_positions(q_cells, kv, order), raster_positions(k_cells, kv, order)
         self.plan = OffsetPlan(q_cells, k_cells, lengths, offsets, kv.prefix, block)
-        if not self.plan.num_keys.all():
-            head, query = (int(i) for i in np.argwhere(self.plan.num_keys == 0)[0])
+        if self.plan.keyless:
+            head, query = self.plan.keyless
             raise ValueError(
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
             )
-        if self.plan.num_keys.min() == kv.tokens:
+        if self.plan.fewest_keys == kv.tokens:
             warn_of_full_pattern(geometry, str(kv))
         kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
         supporting = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
