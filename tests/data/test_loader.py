@@ -19,7 +19,7 @@ from videoattn.data import build_loader
 from videoattn.data.build import Split, clip_sampler, read_videos
 from videoattn.data.clips.batch import Batch
 from videoattn.data.clips.dataset import ViewDataset
-from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
+from videoattn.data.clips.plan import EvaluationPlan, SamplePlan, TrainPlan
 from videoattn.data.lists import AnnotationError
 from videoattn.data.readers.open_video import DecodeError
 
@@ -118,6 +118,18 @@ def test_plans_deal_out_every_video_once() -> None:
     assert [len(plan) for plan in evaluations] == [2, 1, 1]
     assert [list(plan.batches(0)) for plan in evaluations] == [[[0, 3], [6]], [[1, 4]], [[2, 5]]]
     assert len(EvaluationPlan(1, 2, 1, 2)) == 0 and list(EvaluationPlan(1, 2, 1, 2).batches(0)) == []
+
+
+def test_a_sample_lies_evenly_in_the_list_and_every_batch_in_all_of_it() -> None:
+    """Lists are often sorted by class, and a fit must not see some classes alone."""
+    plan = SamplePlan(1000, 64, 16, seed=3)
+    batches = list(plan.batches(0))
+    videos = sorted(video for batch in batches for video in batch)
+    assert len(plan) == 4 == len(batches) and videos == [i * 1000 // 64 for i in range(64)]
+    assert all(min(batch) < 250 and max(batch) >= 750 for batch in batches)
+    assert list(plan.batches(5)) == batches == list(SamplePlan(1000, 64, 16, seed=3).batches(0))
+    assert list(SamplePlan(1000, 64, 16, seed=4).batches(0)) != batches and list(plan.batches(0, 2)) == batches[2:]
+    assert sorted(sum(SamplePlan(5, 64, 2, seed=0).batches(0), [])) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("num_videos", "block"), [(1003, 10), (320, 8), (5, 10), (100, 1)])

@@ -11,7 +11,7 @@ from tests.models.small_models import CLIP_SIZE, random_clip, small_model
 from videoattn.grid import Axis
 from videoattn.models import MODELS
 from videoattn.operators import FibonacciAttention, FocusedLinearAttention, LisaAttention, keep_heads_dense
-from videoattn.swap.calibrate import calibrate, order_of_execution
+from videoattn.swap.calibrate import HELD_OUT, calibrate, order_of_execution
 from videoattn.swap.heads import choose_heads, measure_effects
 from videoattn.swap.report import DensePoint, Point, draw_points, format_points
 from videoattn.swap.slots import DenseSlot, divergence, find_dense_slots, predict, swap_operators
@@ -142,15 +142,30 @@ def test_calibration_solves_the_penalised_problem() -> None:
 
 
 def test_a_fit_that_does_not_help_unseen_clips_is_not_made() -> None:
-    """The batches kept apart differ from the others by noise of the opposite sign."""
+    """The dense model shifts an output up for the clips that are fitted, and down for those kept apart."""
     dense, swapped = joint_vit(), joint_vit()
     slots = find_dense_slots(dense, [Axis.JOINT])[:1]
     path = f"{slots[0].path}.proj"
-    sign = iter([1.0, 1.0, 1.0, -1.0] * 2)
-    dense.get_submodule(path).register_forward_hook(lambda _, inputs, output: output + next(sign))
+    batches, signs, shift = (
+        clips(8),
+        [],
+        torch.linspace(-1, 1, 24),
+    )  # the next norm would undo the same for all channels
+    for number, batch in enumerate(batches):
+        batch[:, 0, 0, 0, 0] = -1 if number % HELD_OUT == 1 else 1
+    dense.register_forward_pre_hook(lambda _, inputs: signs.append(float(inputs[0][0, 0, 0, 0, 0])))
+    dense.get_submodule(path).register_forward_hook(lambda _, inputs, output: output + signs[-1] * shift)
     weight = swapped.get_submodule(path).weight.clone()
-    assert calibrate(dense, swapped, slots, passes(clips(8))) == {slots[0].path: None}
+    assert calibrate(dense, swapped, slots, passes(batches)) == {slots[0].path: None}
     assert torch.equal(swapped.get_submodule(path).weight, weight)
+    helped = calibrate(dense, swapped, slots, passes([batch for batch in batches if batch[0, 0, 0, 0, 0] > 0]))
+    assert list(helped.values()) != [None] and not torch.equal(swapped.get_submodule(path).weight, weight)
+
+
+def test_a_single_batch_is_refused() -> None:
+    model = joint_vit()
+    with pytest.raises(ValueError, match="calibration expects at least two batches of clips"):
+        calibrate(model, model, find_dense_slots(model, [Axis.JOINT]), passes(clips(1)))
 
 
 @pytest.mark.parametrize("build", [BUILD, FocusedLinearAttention, LisaAttention])

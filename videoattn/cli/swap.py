@@ -86,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sparse_cfg = read_settings(cfg, [f"ATTENTION.{args.axis.upper()}.NAME", args.method, *own])
     axis = Axis(args.axis)
     builder = find_builder(sparse_cfg, axis)
+    if args.clips <= cfg.train.batch_size:
+        raise ValueError(
+            f"--clips {args.clips} expects several batches of TRAIN.BATCH_SIZE {cfg.train.batch_size} clips"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     set_up_logging(args.out)
 

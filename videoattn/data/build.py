@@ -15,7 +15,7 @@ from videoattn.data.augment.mixing import Mixing
 from videoattn.data.augment.transforms import TestTransform, TrainTransform
 from videoattn.data.clips.batch import Batch, Prepare, normalize
 from videoattn.data.clips.dataset import VideoDataset, ViewDataset
-from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
+from videoattn.data.clips.plan import EvaluationPlan, SamplePlan, TrainPlan
 from videoattn.data.clips.sampling import ClipSampler
 from videoattn.data.lists import (
     AnnotationError,
@@ -79,10 +79,9 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
 
 
 def build_sample(cfg: Config, split: Split, num_videos: int) -> Loader:
-    """Build a loader of one centred view of up to `num_videos` videos of a list, evenly spaced in it."""
+    """Build a loader of one centred view of up to `num_videos` videos that lie evenly spaced in a list."""
     videos = read_videos(cfg, split)
-    step = max(1, len(videos) // num_videos)
-    plan = EvaluationPlan(step * min(num_videos, len(videos)), cfg.train.batch_size, 0, step)
+    plan = SamplePlan(len(videos), num_videos, cfg.train.batch_size, cfg.rng_seed)
     return Loader(
         _val_dataset(cfg, videos),
         plan,

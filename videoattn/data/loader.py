@@ -9,7 +9,7 @@ from typing import Any
 
 from videoattn.data.clips.batch import Batch, collate_copies, collate_views
 from videoattn.data.clips.dataset import VideoDataset, ViewDataset
-from videoattn.data.clips.plan import EvaluationPlan, TrainPlan
+from videoattn.data.clips.plan import EvaluationPlan, SamplePlan, TrainPlan
 from videoattn.data.lists import VideoList
 from videoattn.data.readers.open_video import DecodeError
 from videoattn.data.workers.clip_workers import ClipWorkers
@@ -35,7 +35,7 @@ class Loader:
     def __init__(
         self,
         dataset: VideoDataset | ViewDataset,
-        plan: TrainPlan | EvaluationPlan,
+        plan: TrainPlan | EvaluationPlan | SamplePlan,
         *,
         batch_size: int,
         accumulate: int = 1,

@@ -1,21 +1,21 @@
 """Closed-form calibration: the projection behind a swapped operator refitted to what dense attention put out there.
 
 The least-squares problem of each slot is solved from sums over the tokens of all clips, so that clips pass one batch at
-a time and no gradient is needed.
+a time and no gradient is needed. A fit is kept only if it brings the predictions closer to the dense ones on clips that
+it has not seen: an output that is closer in one slot can still be worse for what comes behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from videoattn.swap.slots import Clips, DenseSlot
+from videoattn.swap.slots import Clips, DenseSlot, divergence, predict
 
-# Weights of the penalty on changes of the projection, as shares of the inputs' mean square; the best is chosen on
-# clips that the fit has not seen. The last leaves the projection as it was, but for rounding.
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# One of so many batches is kept from the fit to choose the penalty.
+# Weights of the penalty on changes of the projection, as shares of the inputs' mean square.
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# One of so many batches is kept from the fit, to choose the penalty.
 HELD_OUT = 4
 
 
@@ -36,13 +36,15 @@ class _Sums:
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
 
-    def __add__(self, other: "_Sums") -> "_Sums":
-        total = _Sums()
-        for sums in (self, other):
-            if sums.gram is not None and sums.cross is not None:
-                total.gram = sums.gram if total.gram is None else total.gram + sums.gram
-                total.cross = sums.cross if total.cross is None else total.cross + sums.cross
-        return total
+    def include(self, other: "_Sums") -> None:
+        """Add the sums of other tokens."""
+        assert self.gram is not None and self.cross is not None and other.gram is not None and other.cross is not None
+        self.gram, self.cross = self.gram + other.gram, self.cross + other.cross
+
+    def gain(self, change: Tensor) -> float:
+        """Return by how much a change lowers the sum of squared residuals."""
+        assert self.gram is not None and self.cross is not None
+        return float(2 * (change * self.cross).sum() - (change * (self.gram @ change)).sum())
 
     def solve(self, penalty: float) -> Tensor:
         """Return the change [inputs + 1, outputs] of weight and bias that fits best; the bias is not penalised."""
@@ -53,11 +55,6 @@ class _Sums:
         ridge[size] = torch.finfo(torch.float64).eps * self.gram[size, size]
         return torch.linalg.solve(self.gram + ridge.diag(), self.cross)
 
-    def gain(self, change: Tensor) -> float:
-        """Return by how much a change lowers the sum of squared residuals."""
-        assert self.gram is not None and self.cross is not None
-        return float(2 * (change * self.cross).sum() - (change * (self.gram @ change)).sum())
-
 
 @torch.no_grad()
 def calibrate(
@@ -66,30 +63,52 @@ def calibrate(
     """Refit the output projection of every slot of a swapped model, in place and slot after slot.
 
     Each projection is fitted to the output of the same slot in `dense`, given what reaches it in `swapped`, whose
-    earlier slots are refitted by then. Returns the penalty chosen for each slot, None where every fit is worse than
-    none on the clips that were kept apart. Both models are in evaluation mode.
+    earlier slots are refitted by then. Returns the penalty chosen for each slot, None where no fit helps on the batches
+    that are kept apart. Both models are in evaluation mode. Raises ValueError for a single batch.
     """
+    reference = predict(dense, _held_out(clips))
+    best = divergence(reference, predict(swapped, _held_out(clips)))
     chosen: dict[str, float | None] = {}
     for slot in order_of_execution(swapped, slots, clips):
         theirs, ours = (model.get_submodule(f"{slot.path}.proj") for model in (dense, swapped))
         assert isinstance(theirs, nn.Linear) and isinstance(ours, nn.Linear)
-        fitted = _Sums()
-        held = _Sums()
+        fitted, held = _Sums(), _Sums()
         for number, batch in enumerate(clips()):
-            wanted = _observe(dense, theirs, batch)[1]
             x, y = _observe(swapped, ours, batch)
-            (held if number % HELD_OUT == HELD_OUT - 1 else fitted).add(x, wanted - y)
-        gains: dict[float, float] = {}
-        if held.gram is not None:
-            gains = {penalty: held.gain(fitted.solve(penalty)) for penalty in PENALTIES}
-        best = max(gains, key=lambda penalty: gains[penalty], default=PENALTIES[2])
-        chosen[slot.path] = best if gains.get(best, 1.0) > 0 else None
-        if chosen[slot.path] is None:
-            continue
-        change = (fitted + held).solve(best)
-        ours.weight.add_(change[:-1].T.to(ours.weight))
-        ours.bias.add_(change[-1].to(ours.bias))
+            (held if _is_held_out(number) else fitted).add(x, _observe(dense, theirs, batch)[1] - y)
+        changes = {penalty: fitted.solve(penalty) for penalty in PENALTIES}
+        penalty = max(changes, key=lambda penalty: held.gain(changes[penalty]))
+        before = ours.weight.clone(), ours.bias.clone()
+        _set(ours, before, changes[penalty])
+        found = divergence(reference, predict(swapped, _held_out(clips)))
+        helps = found < best
+        best, chosen[slot.path] = (found, penalty) if helps else (best, None)
+        fitted.include(held)  # now that the fit is judged, it sees all clips
+        _set(ours, before, fitted.solve(penalty) if helps else None)
     return chosen
+
+
+def _is_held_out(number: int) -> bool:
+    return number % HELD_OUT == 1
+
+
+def _held_out(clips: Clips) -> Clips:
+    """Return the batches that no fit sees. Raises ValueError for a single batch."""
+
+    def held() -> Iterator[Tensor]:
+        batches = [batch for number, batch in enumerate(clips()) if _is_held_out(number)]
+        if not batches:
+            raise ValueError("calibration expects at least two batches of clips, one of them to choose a fit by")
+        yield from batches
+
+    return held
+
+
+def _set(layer: nn.Linear, before: tuple[Tensor, Tensor], change: Tensor | None) -> None:
+    """Give a layer the weight and bias of before with a change [inputs + 1, outputs], or without one."""
+    weight, bias = before
+    layer.weight.copy_(weight if change is None else weight + change[:-1].T.to(weight))
+    layer.bias.copy_(bias if change is None else bias + change[-1].to(bias))
 
 
 def _observe(model: nn.Module, layer: nn.Linear, clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,3 +71,27 @@ class EvaluationPlan:
 
     def _mine(self) -> range:
         return range(self.rank, self.num_videos, self.world_size)
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Plan of up to `num` videos that lie evenly spaced in a list, in an order that `seed` draws.
+
+    Lists are often sorted by class; in this order every batch has videos of all parts of the list.
+    """
+
+    num_videos: int
+    num: int
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return -(-min(self.num, self.num_videos) // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Yield the videos in groups of `batch_size`; every epoch is the same."""
+        num = min(self.num, self.num_videos)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "sample"))
+        order = [int(i) * self.num_videos // num for i in torch.randperm(num, generator=generator)]
+        for batch in range(start, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
