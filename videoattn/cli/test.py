@@ -206,9 +206,11 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
     protocol |= {"dataset": test.dataset, "split": test.split, "segment_clips": test.segment_clips}
+    protocol |= {"crop_rounding": test.crop_rounding}
     protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "frames_fps", "sampling",
-                                         "use_offset_sampling", "train_jitter_scales", "test_crop_size", "mean", "std",
-                                         "decoding_backend", "decoding_short_size"})  # fmt: skip
+                                         "num_segments", "use_offset_sampling", "train_jitter_scales",
+                                         "test_crop_size", "mean", "std", "decoding_backend",
+                                         "decoding_short_size"})  # fmt: skip
     if data.sampling == "auto":
         protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
     kept = {name: value for name, value in asdict(report).items() if name not in ("class_names", "departures")}

@@ -68,6 +68,11 @@ class Test(Section):
     checkpoint_file_path: str = ""
     num_ensemble_views: Views = Field(10, description="temporal clips per video")
     num_spatial_crops: Literal[1, 3] = 3
+    crop_rounding: Literal["up", "down", "whole_steps"] = Field(
+        "up",
+        description="where three crops begin if the rest of the long side is odd: the centre rounded up (SlowFast) or "
+        "down (VideoMAE), or all at multiples of the half, rounded down (V-JEPA 2)",
+    )
     segment_clips: Literal["same", "shifted"] = Field(
         "same", description="clips of one frame per segment: all the same (published), or at shifted positions"
     )
