@@ -31,13 +31,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
         yield server
 
 
-def serve(hub: Loopback, repository: str, file: str, content: bytes = CONTENT) -> None:
+def serve(hub: Loopback, repository: str, file: str, content: bytes = CONTENT, broken_after: int | None = None) -> None:
     """Let the server have a file, as the hub sends it: with the commit and a digest of the content."""
 
     def answer(request: Request) -> None:
         digest = hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-        body = b"" if request.command == "HEAD" else content
+        body = b"" if request.command == "HEAD" else content[:broken_after]
         send(request, body, headers=headers, length=len(content))
 
     hub.answers[f"/{repository}/resolve/main/{file}"] = answer
@@ -75,6 +75,18 @@ def test_what_the_hub_does_not_have_is_refused_in_one_line(hub: Loopback, tmp_pa
     assert not (tmp_path / "other.pth").exists()
     with pytest.raises(ValueError, match="hf://owner: expected hf://OWNER/NAME or hf://OWNER/NAME/FILE"):
         hub_transfer("hf://owner", tmp_path / "weights.part")
+
+
+@pytest.mark.slow
+def test_a_transfer_of_the_hub_that_breaks_is_refused_and_the_next_one_completes_it(
+    hub: Loopback, tmp_path: Path
+) -> None:
+    serve(hub, "owner/name", "weights.pth", broken_after=1000)
+    with pytest.raises(DownloadError, match="^hf://owner/name/weights.pth: .* expected 16384"):
+        fetch(["hf://owner/name/weights.pth"], tmp_path / "weights.pth")
+    assert not (tmp_path / "weights.pth").exists()
+    serve(hub, "owner/name", "weights.pth")
+    assert fetch(["hf://owner/name/weights.pth"], tmp_path / "weights.pth").read_bytes() == CONTENT
 
 
 def test_a_row_of_the_hub_is_checked_before_it_is_kept(

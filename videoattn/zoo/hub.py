@@ -26,7 +26,8 @@ def hub_transfer(url: str, partial: Path) -> None:
     RefusedError.
     """
     from huggingface_hub import hf_hub_download  # here, so that other rows do without it
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, RemoteEntryNotFoundError, XetDownloadError
+    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError, XetDownloadError
+    from huggingface_hub.errors import HTTPError as BrokenError  # type: ignore[attr-defined]  # of its HTTP library
 
     repository, file = _split(url)
     folder = partial.with_name(f"{partial.name}.hub")
@@ -36,11 +37,12 @@ def hub_transfer(url: str, partial: Path) -> None:
         except RemoteEntryNotFoundError as error:
             refused = error
             continue
-        except (OSError, HTTPError, EntryNotFoundError, XetDownloadError) as error:
+        except (OSError, BrokenError, EntryNotFoundError, XetDownloadError) as error:
             raise RefusedError(" ".join(str(error).split())[:300]) from error
         os.replace(found, partial)
         shutil.rmtree(folder)
         return
+    shutil.rmtree(folder, ignore_errors=True)
     raise RefusedError(f"{repository} has no {file or ' and no '.join(_WEIGHTS)}") from refused
 
 
