@@ -346,3 +346,29 @@ def test_the_pooler_of_vjepa2_is_replaced_apart_from_the_encoder() -> None:
         model.vjepa2.encoder.layer[0](torch.zeros(1, 36, 24).double(), torch.zeros(1, 36))  # type: ignore[operator, union-attr, index]
     videoattn.revert_attention(model, verbose=False)
     assert torch.equal(outputs(model, clips), before)
+
+
+def test_heads_stay_dense_in_any_model(case: Any) -> None:
+    """All heads dense change nothing; some give a model between."""
+    model, axes, inputs = case
+    before = outputs(model, inputs)
+    everywhere = [(block, head) for block in range(2) for head in range(12)]
+    slots = videoattn.replace_attention(model, **dict.fromkeys(axes, "dense"), verbose=False).replacements
+    videoattn.revert_attention(model, verbose=False)
+    present = {
+        axis: {slot.site.block: slot.site.num_heads for slot in slots if slot.axis.value == axis} for axis in axes
+    }
+    chosen = {
+        axis: {
+            "name": "fibonacci",
+            "dense_heads": [pair for pair in everywhere if pair[1] < present[axis].get(pair[0], 0)],
+        }
+        for axis in axes
+    }
+    videoattn.replace_attention(model, **chosen, verbose=False)
+    torch.testing.assert_close(outputs(model, inputs), before, rtol=1e-10, atol=1e-10)
+    videoattn.revert_attention(model, verbose=False)
+    some = {axis: {"name": "fibonacci", "dense_heads": [(1, 0)]} for axis in axes}
+    report = videoattn.replace_attention(model, **some, verbose=False)
+    assert {slot.after for slot in report.replacements if slot.site.block == 1} == {"DenseHeadsAttention"}
+    assert (outputs(model, inputs) - before).abs().max() > 1e-6

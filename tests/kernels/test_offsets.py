@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -207,4 +208,21 @@ def test_the_mask_of_some_queries_is_a_part_of_the_whole():
         plan = plan_of(grid, **shape)
         whole = plan.mask(0, 60)
         assert torch.equal(plan.mask(7, 31), whole[:, 7:31])
-        assert (whole.sum(-1).numpy() == plan.num_keys).all() and whole[..., :2].all()
+        assert int(whole.sum(-1).min()) == plan.fewest_keys > 0 and whole[..., :2].all()
+        assert int(whole.sum()) + whole.shape[0] * 2 * whole.shape[-1] == plan.num_pairs and plan.keyless is None
+
+
+def test_a_query_without_a_key_is_named():
+    cells = np.arange(5)[:, None]
+    plan = OffsetPlan(
+        cells,
+        cells,
+        [5],
+        [
+            [[0], [1, 4]],
+        ],
+        0,
+    )
+    assert plan.keyless is None and plan.fewest_keys == 1
+    plan = OffsetPlan(cells, cells, [5], [[[0], [3]]], 0)
+    assert plan.keyless == (1, 2) and plan.fewest_keys == 0

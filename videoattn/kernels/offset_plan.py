@@ -64,9 +64,12 @@ class OffsetPlan(nn.Module):
             if table is not None:  # on the device where the caller builds modules, be it the meta device
                 buffer = torch.as_tensor(table.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
-        self.num_keys = count_keys(q_cells, rows, lengths, block) + prefix
+        num_keys = count_keys(q_cells, rows, lengths, block) + prefix
+        self.fewest_keys = int(num_keys.min())
+        # head and patch query of one that has no key, if there is one
+        self.keyless = tuple(map(int, np.argwhere(num_keys == 0)[0])) if self.fewest_keys == 0 else None
         prefix_pairs = len(rows) * prefix * (prefix + self.num_positions)
-        self.num_pairs = int(self.num_keys.sum()) + prefix_pairs
+        self.num_pairs = int(num_keys.sum()) + prefix_pairs
 
     def attend(self, tensors: Sequence[Tensor], zero_logit: bool = False) -> Tensor:
         """Return mixed values [rows, groups·heads, prefix + Nq, d] in the inputs' dtype, a token's heads side by side.
