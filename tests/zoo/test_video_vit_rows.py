@@ -20,6 +20,8 @@ from videoattn.layers.attention import count_heads
 from videoattn.models import MODELS, build_model
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import from_ours
+from videoattn.models.weights.departures import refuse_replaced_attention
+from videoattn.models.weights.load import from_checkpoint
 from videoattn.zoo.prepare import prepare_row
 from videoattn.zoo.protocol import Protocol, ZooRow
 from videoattn.zoo.rows import ZOO, find_row, probe_file, weights_file
@@ -177,6 +179,10 @@ def test_clips_of_several_segments_are_named_by_the_command_line(capsys: pytest.
 TINY: dict[str, object] = {
     "VIDEO_VIT.EMBED_DIM": 48, "VIDEO_VIT.DEPTH": 3, "VIDEO_VIT.NUM_HEADS": 3, "VIDEO_VIT.PATCH_SIZE": 16,
 }  # fmt: skip
+SMALL_PROBE: dict[str, Any] = {
+    "clip_size": (4, 32, 32), "embed_dim": 48, "depth": 3, "num_heads": 3, "probe_heads": 3, "head": "attentive",
+    "positions": "rope_tiled", "probe_levels": (0, 2),
+}  # fmt: skip
 PROBED = {**TINY, "VIDEO_VIT.PROBE_DEPTH": 1, "VIDEO_VIT.PROBE_HEADS": 4}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NUM_FRAMES = 21
@@ -327,6 +333,22 @@ def test_evaluation_of_a_row_follows_its_protocol(
     results = json.loads((tmp_path / "run/test/results.json").read_text())
     assert results["protocol"]["num_segments"] == row.protocol.num_segments
     assert ("probe_sha256" in results["checkpoint"]) == ("--probe" in files)
+
+
+def test_published_files_are_built_for_several_segments_and_levels(tmp_path: Path) -> None:
+    row, *_ = CASES["two segments and two levels"]
+    model: Any = build_model(row.config())
+    randomize(model)
+    _, encoder, _, probe = write_published(row, model.eval(), tmp_path)
+    built = from_checkpoint(
+        encoder, probe=probe, num_heads=3, probe_heads=4, clip_size=(8, 32, 32), num_segments=2, probe_levels=(0, 2)
+    )
+    clip = torch.randn(2, 3, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(built(clip), model(clip))
+    other = from_checkpoint(encoder, probe=probe, num_heads=3, probe_heads=4, clip_size=(8, 32, 32))
+    assert (other(clip) - model(clip)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"transformers' probe sees .* those of blocks 0, 2, .* --to vjepa2"):
+        refuse_replaced_attention(VideoViT(**SMALL_PROBE), "huggingface")
 
 
 def test_a_row_with_a_probe_finds_both_files_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,12 @@ def refuse_replaced_attention(model: nn.Module, family: str) -> None:
             f"transformers' probe has as many heads as the encoder, {heads}, and the model's has {probe_heads}, so its "
             "logits would be others there; convert --to vjepa2"
         )
+    levels = described.get("VIDEO_VIT.PROBE_LEVELS", "")
+    if family == "huggingface" and "," in levels:
+        raise ValueError(
+            f"transformers' probe sees the tokens of the last block, and the model's those of blocks {levels}, so its "
+            "logits would be others there; convert --to vjepa2"
+        )
     others = [
         f"{key} {text}"
         for key, value in described.items()
