@@ -14,7 +14,9 @@ from torch import Tensor
 from tests.models.small_models import randomize
 from tests.programs import run_program
 from videoattn.cli import zoo
+from videoattn.cli.train_start import start_weights
 from videoattn.data.augment.transforms import resize_short_side
+from videoattn.data.build import read_videos
 from videoattn.data.readers.open_video import open_video
 from videoattn.layers.attention import count_heads
 from videoattn.models import MODELS, build_model
@@ -351,7 +353,21 @@ def test_published_files_are_built_for_several_segments_and_levels(tmp_path: Pat
         refuse_replaced_attention(VideoViT(**SMALL_PROBE), "huggingface")
 
 
-def test_a_row_with_a_probe_finds_both_files_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_message_names_both_files_of_a_row_with_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ValueError) as caught:
+        prepare_row(find_row("vjepa2_large_diving48"))
+    said = str(caught.value)
+    assert f"needs vitl.pt, which is not at {tmp_path / 'vitl.pt'}" in said
+    assert "\nand diving48-vitl-256.pt, its probe, from https://dl.fbaipublicfiles.com/vjepa2/evals/diving48" in said
+    assert f", at {tmp_path / 'diving48-vitl-256.pt'} (or --probe FILE)" in said
+    assert "needs DATA.PATH_TO_DATA_DIR FOLDER with test.csv of its test set (diving48)" in said
+
+
+def test_a_row_with_a_probe_finds_both_files_in_the_cache(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIDEOATTN_CACHE", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     row = CASES["two segments"][0]
@@ -368,6 +384,10 @@ def test_a_row_with_a_probe_finds_both_files_in_the_cache(tmp_path: Path, monkey
     assert weights_file("zoo:tiny") == weights_file("zoo:tiny_encoder") == tmp_path / "encoder.pt"
     assert probe_file("zoo:tiny") == tmp_path / "probe.pt" and probe_file("zoo:tiny_encoder") is None
     assert probe_file("mine.pt") is None
+    cfg = row.config(["TRAIN.CHECKPOINT_FILE_PATH", "zoo:tiny", "DATA.PATH_TO_DATA_DIR", str(videos)])
+    started: Any = build_model(cfg)
+    start_weights(cfg, started, read_videos(cfg, "test"))
+    torch.testing.assert_close(started.state_dict(), model.state_dict())
     (tmp_path / "probe.pt").unlink()
     with pytest.raises(ValueError, match=r"(?s)^tiny needs probe\.pt, .*put it at .*/probe\.pt, .*: --probe FILE\)$"):
         probe_file("zoo:tiny")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from videoattn.config import Config
 from videoattn.files import cache_folder
+from videoattn.zoo.hub import web_address
 from videoattn.zoo.protocol import ZooRow, locate_probe, locate_weights
 
 
@@ -28,6 +29,10 @@ def prepare_row(
         probe_path = locate_probe(row, probe, path)
     except ValueError as error:
         missing.append(str(error))
+        probe_place = cache_folder() / row.file
+        if row.encoder is not None and path is None and probe is None and not probe_place.exists():
+            places = " or ".join(map(web_address, row.urls))
+            missing.append(f"and {row.file}, its probe, from {places}, at {probe_place} (or --probe FILE)")
     cfg = row.config(overrides)
     if not cfg.data.path_to_data_dir:
         if row.is_ours:
