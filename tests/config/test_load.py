@@ -487,6 +487,23 @@ def test_an_infinite_number_is_called_that(tmp_path: Path) -> None:
         (["MIXUP.ENABLE", True, "MIXUP.ALPHA", 0, "MIXUP.CUTMIX_ALPHA", 0], "MIXUP.ENABLE True expects MIXUP.ALPHA"),
         (["GLOBAL_BATCH_SIZE", 12], "GLOBAL_BATCH_SIZE expects 0 or a multiple of TRAIN.BATCH_SIZE 8, got 12"),
         (["DATA.TRAIN_JITTER_SCALES_RELATIVE", [0.1, 1.0]], "DATA.TRAIN_JITTER_SCALES_RELATIVE and DATA.TRAIN_"),
+        (["DATA.NUM_SEGMENTS", 2], "DATA.NUM_SEGMENTS 2 expects DATA.SAMPLING by_index, got auto"),
+        (
+            ["DATA.NUM_SEGMENTS", 2, "DATA.SAMPLING", "by_index", "DATA.NUM_FRAMES", 9],
+            "DATA.NUM_FRAMES expects a multiple of DATA.NUM_SEGMENTS 2, got 9",
+        ),
+        (
+            ["DATA.SAMPLING", "by_index", "DATA.TARGET_FPS", 25],
+            "DATA.TARGET_FPS 25.0 has no effect with DATA.SAMPLING by_index: leave it out, or at 30",
+        ),
+        (
+            ["DATA.SAMPLING", "by_index", "DATA.USE_OFFSET_SAMPLING", True],
+            "DATA.USE_OFFSET_SAMPLING True has no effect with DATA.SAMPLING by_index",
+        ),
+        (
+            ["DATA.SAMPLING", "interleaved", "DATA.SAMPLING_RATE", 4],
+            "DATA.SAMPLING_RATE 4 has no effect with DATA.SAMPLING interleaved: leave it out, or at 8",
+        ),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused_by_name(overrides: list[object], words: str) -> None:

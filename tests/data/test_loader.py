@@ -16,12 +16,13 @@ import torch
 
 from videoattn.config import Config
 from videoattn.data import build_loader
+from videoattn.data.augment.transforms import TestTransform
 from videoattn.data.build import Split, clip_sampler, read_videos
 from videoattn.data.clips.batch import Batch
 from videoattn.data.clips.dataset import ViewDataset
 from videoattn.data.clips.plan import EvaluationPlan, SamplePlan, TrainPlan
 from videoattn.data.lists import AnnotationError
-from videoattn.data.readers.open_video import DecodeError
+from videoattn.data.readers.open_video import DecodeError, open_video
 
 ROOT = Path(__file__).parents[2]
 
@@ -293,6 +294,33 @@ def test_clips_by_segments_differ_only_if_shifted(video_folder: Callable[..., Pa
     assert torch.equal(clips["same"][0], clips["same"][1])
     assert not torch.equal(clips["shifted"][0], clips["shifted"][1])
     assert torch.equal(clips["val same"], clips["val shifted"])
+
+
+def test_settings_of_views_without_effect_are_refused(video_folder: Callable[..., Path]) -> None:
+    folder = video_folder(2)
+    cfg = settings(folder, DATA={"SAMPLING": "by_index"}, TEST={"SEGMENT_CLIPS": "shifted"})
+    with pytest.raises(ValueError, match=r"TEST\.SEGMENT_CLIPS shifted expects DATA\.SAMPLING segments, got by_index"):
+        build_loader(cfg, "test")
+    cfg = settings(folder, TEST={"CROP_ROUNDING": "down", "NUM_SPATIAL_CROPS": 1})
+    with pytest.raises(ValueError, match=r"TEST\.CROP_ROUNDING down expects TEST\.NUM_SPATIAL_CROPS 3, got 1"):
+        build_loader(cfg, "test")
+
+
+def test_views_of_several_segments_show_their_windows_in_turn(video_folder: Callable[..., Path]) -> None:
+    folder = video_folder(2)
+    cfg = settings(
+        folder,
+        DATA={"SAMPLING": "by_index", "SAMPLING_RATE": 1, "NUM_SEGMENTS": 2},
+        TEST={"NUM_ENSEMBLE_VIEWS": 1, "CROP_ROUNDING": "whole_steps"},
+    )
+    (clips, *_) = [batch.clips for batch in epoch(cfg, split="test")]
+    assert clips.shape == (3, 3, 4, 32, 32)
+    with open_video(folder / "clip0.mp4") as reader:
+        indices = clip_sampler(cfg, "kinetics", use_offset=False).test(reader.num_frames, reader.fps)
+        frames = reader.read(indices)
+    assert indices[1] - indices[0] <= 1 < indices[2] - indices[1]
+    transform = TestTransform(short_side=32, crop_size=32, num_crops=3, rounding="whole_steps")
+    assert torch.equal(clips, transform(frames.permute(0, 3, 1, 2)).transpose(1, 2))
 
 
 SCRIPT = """

@@ -41,6 +41,9 @@ def loopback() -> Iterator[Loopback]:
             except ConnectionError:  # the client has left
                 pass
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def log_message(self, *_: object) -> None:
             pass
 

@@ -16,9 +16,11 @@ from tests.zoo.loopback import Loopback, loopback, send
 from videoattn.config.load import load_config
 from videoattn.layers.attention import count_heads
 from videoattn.models import build_model
+from videoattn.models.registry import find_spec
 from videoattn.models.weights.containers import read_container
-from videoattn.models.weights.load import from_checkpoint, from_ours, load_weights, mvit_from_ours
+from videoattn.models.weights.load import from_checkpoint, load_weights
 from videoattn.profiling.profile import profile
+from videoattn.zoo.hub import web_address
 from videoattn.zoo.prepare import prepare_row
 from videoattn.zoo.protocol import check_class_order, check_weights, compare, locate_weights
 from videoattn.zoo.rows import ZOO, find_row, weights_file
@@ -47,7 +49,7 @@ OFFICIAL = {  # the configuration that describes the same evaluation
 
 
 # of each network one row is quick, and its larger rows are slow
-QUICK_ROWS = {"timesformer_base_k400", "mvit_v2_s_16x4_k400", *(row.name for row in OURS)}
+QUICK_ROWS = {"timesformer_base_k400", "mvit_v2_s_16x4_k400", "videomae_base_k400", *(row.name for row in OURS)}
 COUNTED = [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name not in QUICK_ROWS)) for row in ROWS]
 
 
@@ -56,7 +58,14 @@ def test_parameters_and_multiply_accumulates_are_those_of_the_model(row: Any, co
     with torch.device("meta"):
         model: Any = build_model(row.config())
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(row.parameters, abs=0.0051)
-    sizes = (row.model, model.clip_size, str(row.settings))  # rows that differ in the head alone are counted once
+    if row.top1 is None:
+        model.forward = model.forward_tokens  # an encoder gives no logits
+    sizes = (
+        row.model,
+        model.clip_size,
+        str(row.settings),
+        row.protocol.num_segments,
+    )  # rows that differ in the head alone are counted once
     if sizes not in counted:
         counted[sizes] = profile(model, model.clip_size).macs_needed / 1e9
     assert counted[sizes] == pytest.approx(row.gmacs, rel=1e-4)
@@ -133,9 +142,9 @@ def test_clips_of_our_rows_are_rendered_into_the_cache(tmp_path: Path, monkeypat
     row = find_row("motion_timesformer_fibonacci")
     few = dataclasses.replace(row, clips_from=("--num-train", "1", "--num-val", "8", "--size", "32x32"))
     before = sorted((ROOT / "datasets").iterdir())
-    cfg, weights = prepare_row(few, None, [])
+    cfg, weights, probe = prepare_row(few, None, [])
     folder = Path(cfg.data.path_to_data_dir)
-    assert weights == locate_weights(row) and folder.is_relative_to(tmp_path)
+    assert probe is None and weights == locate_weights(row) and folder.is_relative_to(tmp_path)
     assert len((folder / "test.csv").read_text().splitlines()) == 8
     assert sorted((ROOT / "datasets").iterdir()) == before
 
@@ -224,40 +233,49 @@ def test_classes_in_another_order_are_refused() -> None:
 
 
 def test_every_address_is_encrypted() -> None:
-    assert all(url.startswith("https://") for row in ROWS for url in row.urls)
+    assert all(web_address(url).startswith("https://") for row in ROWS for url in row.urls)
 
 
 FETCHED = [row for row in ROWS if not row.is_ours]
 
 
-def save_like(row: Any, path: Path) -> Path:
-    """Write a file with the names and shapes of a row's model in its publisher's form; a few bytes for each tensor."""
+def save_like(row: Any, path: Path) -> tuple[Path, Path | None]:
+    """Write files with the names and shapes of a row's model in its publisher's form; a few bytes for each tensor.
+
+    Return the file of the model and None, or those of an encoder and its probe.
+    """
     with torch.device("meta"):
         model: Any = build_model(row.config())
-    state = model.state_dict()
-    if row.family == "timesformer":
-        named = from_ours(state, "timesformer", count_heads(model))
-    else:
-        named = mvit_from_ours(state, row.family)
-    torch.save({"model_state": {name: torch.zeros(1).expand(value.shape) for name, value in named.items()}}, path)
-    return path
+    adapter = find_spec(row.model).adapter
+    named = adapter.from_ours(model.state_dict(), row.family, count_heads(model))
+    zeros = {name: torch.zeros(1).expand(value.shape) for name, value in named.items()}
+    if row.encoder is None:
+        torch.save({"model_state": zeros}, path)
+        return path, None
+    of_probe = {name for name in zeros if name.startswith(("pooler.", "linear."))}
+    torch.save({"classifiers": [{f"module.{name}": zeros[name] for name in of_probe}]}, path)
+    encoder = path.with_name(row.encoder.file)
+    rest = {f"module.backbone.{name}": value for name, value in zeros.items() if name not in of_probe}
+    torch.save({"target_encoder": rest}, encoder)
+    return encoder, path
 
 
 # one of each family is quick
 QUICK = {f"{name}_k400{by}" for name, by in (("timesformer_base", ""), ("mvit_v2_s_16x4", ""),
-         ("mvit_v1_b_16x4", "_pytorchvideo"), ("mvit_v1_b_16x4", "_torchvision"))}  # fmt: skip
+         ("mvit_v1_b_16x4", "_pytorchvideo"), ("mvit_v1_b_16x4", "_torchvision"), ("videomae_base", ""))}  # fmt: skip
+QUICK |= {"vjepa2_1_base", "vjepa2_large_diving48", "videomae_v2_small_k710"}
 MARKED = [pytest.param(row, marks=() if row.name in QUICK else pytest.mark.slow, id=row.name) for row in FETCHED]
 
 
 @pytest.mark.parametrize("row", MARKED)
 def test_a_file_in_the_form_of_its_row_is_accepted_and_that_of_another_row_is_not(row: Any, tmp_path: Path) -> None:
-    path = save_like(row, tmp_path / row.file)
-    check_weights(row, path)
+    path, probe = save_like(row, tmp_path / row.file)
+    check_weights(row, path, probe)
     forms = {(other.model, other.dataset, other.protocol.num_frames, other.family): other for other in FETCHED}
     forms.pop((row.model, row.dataset, row.protocol.num_frames, row.family))
     near = [other for other in forms.values() if other.family == row.family or other.model == row.model]
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        check_weights(near[0], path)
+        check_weights(near[0], path, probe)
 
 
 @pytest.fixture

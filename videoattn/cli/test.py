@@ -7,6 +7,7 @@ Examples:
     torchrun --nproc_per_node 8 -m videoattn test --cfg FILE --weights FILE TEST.BATCH_SIZE 64 TEST.PRECISION bf16
     videoattn test --zoo motion_timesformer_fibonacci
     videoattn test --zoo timesformer_base_k400 DATA.PATH_TO_DATA_DIR data/k400
+    videoattn test --zoo vjepa2_large_ssv2 --weights vitl.pt --probe ssv2-vitl-16x2x3.pt DATA.PATH_TO_DATA_DIR data/ssv2
 
 --zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
 fetched unless --weights names them; the clips of this project's own rows are rendered into the cache.
@@ -56,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("test", __doc__)
     parser.add_argument("--zoo", metavar="NAME", help="a row of model_zoo.md, instead of --cfg")
     parser.add_argument("--weights", metavar="FILE", help="the checkpoint; the same as TEST.CHECKPOINT_FILE_PATH FILE")
+    parser.add_argument("--probe", metavar="FILE", help="a probe's file, where the checkpoint holds its encoder alone")
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     overrides = parse_overrides(args)
-    row = None
+    row, probe = None, None if args.probe is None else Path(args.probe)
     if args.zoo is None:
         cfg, config_report = read_config(args.cfg, args.weights, overrides)
         weights = find_weights(cfg)
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--zoo brings its own settings: expected KEY VALUE pairs and no --cfg FILE")
     else:
         row = find_row(args.zoo)
-        cfg, weights = prepare_row(row, args.weights, overrides)
+        cfg, weights, probe = prepare_row(row, args.weights, overrides, args.probe)
         config_report = ConfigReport()
     folder = Path(cfg.test.save_results_path or Path(cfg.output_dir, "test"))
 
@@ -78,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_up_logging(folder)
         for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
-        if not weights.is_file():
-            raise ValueError(f"{weights}: no such file; expected a checkpoint to evaluate")
+        for path, what in ((weights, "checkpoint"), (probe, "probe")):
+            if path is not None and not path.is_file():
+                raise ValueError(f"{path}: no such file; expected a {what} to evaluate")
         loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
                               local_world_size=process.local_world_size)  # fmt: skip
         names = loader.class_names
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             allow_resize=cfg.test.allow_resize,
             allow_new_layers=cfg.test.allow_new_layers,
             data=describe_data(cfg, testing=True, class_names=names),
+            probe=probe,
         )
         logger.info("%s", load_report)
         check_same_order(names, loader.videos.source, load_report.class_names, str(weights))
@@ -117,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if process.is_main:
             changed = [] if row is None else row.departures(overrides)
-            results.write(folder, names, describe(cfg, loader.videos, load_report, changed))
+            results.write(folder, names, describe(cfg, loader.videos, load_report, changed, weights, probe))
             with atomic_write(folder / "config.yaml") as temporary:
                 temporary.write_text(dump_config(cfg), encoding="utf-8")
             lines = results.lines(beside_accuracy(load_report))
@@ -198,7 +202,9 @@ def choose_aggregate(cfg: Config) -> Aggregate:
     return find_spec(cfg.model.model_name).aggregate if cfg.test.aggregate == "auto" else cfg.test.aggregate
 
 
-def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequence[Departure]) -> dict[str, Any]:
+def describe(
+    cfg: Config, videos: VideoList, report: LoadReport, changed: Sequence[Departure], weights: Path, probe: Path | None
+) -> dict[str, Any]:
     """Return what results.json says about protocol and origin; the views and how they are combined are there already.
 
     "departures" are null where the checkpoint does not say its settings; `changed` ones are of a zoo row's protocol.
@@ -206,9 +212,11 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
     data, test = cfg.data, cfg.test
     protocol: dict[str, Any] = {"clips": test.num_ensemble_views, "crops": test.num_spatial_crops}
     protocol |= {"dataset": test.dataset, "split": test.split, "segment_clips": test.segment_clips}
+    protocol |= {"crop_rounding": test.crop_rounding}
     protocol |= data.model_dump(include={"num_frames", "sampling_rate", "target_fps", "frames_fps", "sampling",
-                                         "use_offset_sampling", "train_jitter_scales", "test_crop_size", "mean", "std",
-                                         "decoding_backend", "decoding_short_size"})  # fmt: skip
+                                         "num_segments", "use_offset_sampling", "train_jitter_scales",
+                                         "test_crop_size", "mean", "std", "decoding_backend",
+                                         "decoding_short_size"})  # fmt: skip
     if data.sampling == "auto":
         protocol["sampling"] = "segments" if test.dataset == "ssv2" else "dense"
     kept = {name: value for name, value in asdict(report).items() if name not in ("class_names", "departures")}
@@ -216,10 +224,11 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
     if changed:
         departures = [*(departures or []), *(one._asdict() for one in changed)]
     protocol["channel_order"] = "BGR" if data.reverse_input_channel else "RGB"
+    sums = {"sha256": file_sha256(weights), **({} if probe is None else {"probe_sha256": file_sha256(probe)})}
     return {
         "model": cfg.model.model_name,
         "protocol": protocol,
         "departures": departures,
         "annotations": {"path": videos.source, "sha256": videos.digest(), "left_out": dict(videos.left_out)},
-        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": file_sha256(report.source)},
+        "checkpoint": {**kept, "loaded": len(report.loaded), **sums},
     }

@@ -12,7 +12,7 @@ from videoattn.engine.log import logger
 from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_data
 from videoattn.models.weights.load import load_imagenet_vit, load_weights
-from videoattn.zoo.rows import weights_file
+from videoattn.zoo.rows import probe_file, weights_file
 
 
 def check_weights(cfg: Config) -> None:
@@ -66,7 +66,8 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     if cfg.train.checkpoint_file_path:
         path = str(weights_file(cfg.train.checkpoint_file_path))
         data = describe_data(cfg, testing=False, class_names=videos.class_names)
-        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data)
+        probe = probe_file(cfg.train.checkpoint_file_path)
+        report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data, probe=probe)
         logger.info("%s", report)
         if not finetune:
             check_same_order(videos.class_names, videos.source, report.class_names, path)

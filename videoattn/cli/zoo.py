@@ -12,7 +12,7 @@ TRAIN.CHECKPOINT_FILE_PATH zoo:NAME starts a training from its weights.
 from collections.abc import Iterator, Sequence
 
 from videoattn.cli.programs import make_parser
-from videoattn.zoo.protocol import ZooRow, locate_weights
+from videoattn.zoo.protocol import ZooRow, locate_probe, locate_weights
 from videoattn.zoo.rows import ZOO, find_row
 
 
@@ -25,27 +25,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--fetch expects the NAME of a row")
     print("\n".join(_describe(find_row(args.name)) if args.name else _list_rows()))
     if args.fetch:
-        print(f"weights     {locate_weights(find_row(args.name))}")
+        row = find_row(args.name)
+        print(f"weights     {(weights := locate_weights(row))}")
+        if row.encoder is not None:
+            print(f"probe       {locate_probe(row, weights=weights)}")
 
 
 def _list_rows() -> Iterator[str]:
     width = max(map(len, ZOO))
-    yield f"{'name':{width}}  {'data':11}  {'top-1':>5}  {'top-5':>5}  {'params':>7}  {'GMACs':>8}"
+    yield f"{'name':{width}}  {'data':11}  {'top-1':>5}  {'top-5':>5}  {'params':>7}  {'GMACs':>9}"
     for row in ZOO.values():
-        top5 = "" if row.top5 is None else f"{row.top5:.1f}"
-        yield (
-            f"{row.name:{width}}  {row.dataset:11}  {row.top1:5.1f}  {top5:>5}  {row.parameters:7.2f}  {row.gmacs:8.3f}"
-        )
+        top1, top5 = ("" if share is None else f"{share:.1f}" for share in (row.top1, row.top5))
+        cost = f"{row.parameters:7.2f}  {row.gmacs:9.3f}"
+        yield f"{row.name:{width}}  {row.dataset:11}  {top1:>5}  {top5:>5}  {cost}"
 
 
 def _describe(row: ZooRow) -> Iterator[str]:
-    yield f"{row.name}: {row.title}, trained on {row.dataset}"
-    yield f"top-1       {row.top1:.2f} %" + ("" if row.top5 is None else f", top-5 {row.top5:.2f} %")
+    if row.top1 is None:
+        yield f"{row.name}: {row.title}, an encoder without classes"
+    else:
+        yield f"{row.name}: {row.title}, trained on {row.dataset}"
+        yield f"top-1       {row.top1:.2f} %" + ("" if row.top5 is None else f", top-5 {row.top5:.2f} %")
     yield f"cost        {row.parameters:.2f} M parameters, {row.gmacs:.3f} GMACs of one view"
     yield f"source      {row.source}"
+    yield f"licence     {row.licence}"
     for label, text in (("trained by", row.trained_by), ("note", row.note)):
         if text:
             yield f"{label:11} {text}"
-    yield f"file        {row.file}" + ("" if row.is_ours else f", from {' or '.join(row.urls)}")
+    if row.encoder is not None:
+        yield f"encoder     {row.encoder.name}: {row.encoder.file}, from {' or '.join(row.encoder.urls)}"
+    yield f"{'file' if row.encoder is None else 'probe':11} {row.file}" + (
+        "" if row.is_ours else f", from {' or '.join(row.urls)}"
+    )
     yield "settings"
     yield from (f"  {key} {value}" for key, value in row.all_settings().items())

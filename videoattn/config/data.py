@@ -14,6 +14,7 @@ from videoattn.config.types import (
     NotNegative,
     PixelLevel,
     Pixels,
+    Positive,
     Section,
 )
 
@@ -34,7 +35,14 @@ class Data(Section):
         0.0, description="frame rate of videos that are folders of frames; 0: TARGET_FPS"
     )
     inv_uniform_sample: bool = Field(False, description="draw 1 / jitter scale uniformly instead of the scale")
-    sampling: Literal["auto", "dense", "segments"] = Field("auto", description="auto: segments for ssv2, else dense")
+    sampling: Literal["auto", "dense", "segments", "by_index", "interleaved"] = Field(
+        "auto",
+        description="auto: segments for ssv2, else dense; by_index: dense in frame numbers, whatever the rate, and "
+        "interleaved: segments whose test clips alternate (VideoMAE)",
+    )
+    num_segments: Positive = Field(
+        1, description="windows, by_index, that make one clip of NUM_FRAMES and are encoded apart (V-JEPA 2)"
+    )
     use_offset_sampling: bool = Field(
         False, description="spread test clips to both ends (MViT); a single clip is centred"
     )
@@ -81,6 +89,21 @@ class Data(Section):
                 "DATA.TRAIN_JITTER_SCALES_RELATIVE and DATA.TRAIN_JITTER_ASPECT_RELATIVE expect both [low, high] or "
                 f"both [], got {list(self.train_jitter_scales_relative)} and {list(self.train_jitter_aspect_relative)}"
             )
+        if self.num_segments > 1 and self.sampling != "by_index":
+            raise ValueError(
+                f"DATA.NUM_SEGMENTS {self.num_segments} expects DATA.SAMPLING by_index, got {self.sampling}"
+            )
+        if self.num_frames % self.num_segments:
+            raise ValueError(
+                f"DATA.NUM_FRAMES expects a multiple of DATA.NUM_SEGMENTS {self.num_segments}, got {self.num_frames}"
+            )
+        if self.sampling in ("by_index", "interleaved"):
+            for name in ("use_offset_sampling", "target_fps", *(["sampling_rate"] * (self.sampling != "by_index"))):
+                if getattr(self, name) != (default := type(self).model_fields[name].default):
+                    raise ValueError(
+                        f"DATA.{name.upper()} {getattr(self, name)} has no effect with DATA.SAMPLING {self.sampling}: "
+                        f"leave it out, or at {default}"
+                    )
         if self.flip_labels == "exchange" and not self.random_flip:
             raise ValueError("DATA.FLIP_LABELS exchange expects DATA.RANDOM_FLIP True, got False")
         if self.flip_pairs and self.flip_labels == "keep":

@@ -68,6 +68,11 @@ class Test(Section):
     checkpoint_file_path: str = ""
     num_ensemble_views: Views = Field(10, description="temporal clips per video")
     num_spatial_crops: Literal[1, 3] = 3
+    crop_rounding: Literal["up", "down", "whole_steps"] = Field(
+        "up",
+        description="where three crops begin if the rest of the long side is odd: the centre rounded up (SlowFast) or "
+        "down (VideoMAE), or all at multiples of the half, rounded down (V-JEPA 2)",
+    )
     segment_clips: Literal["same", "shifted"] = Field(
         "same", description="clips of one frame per segment: all the same (published), or at shifted positions"
     )
@@ -176,11 +181,14 @@ class VideoViT(Section):
     mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; left out with EMBED_DIM: 4 EMBED_DIM")
     bias: Literal["all", "qv", "none"] | None = Field(None, description="which of q, k and v have a bias")
     positions: Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"] | None = None
-    head: Literal["mean", "class_token", "attentive"] | None = Field(
-        None, description="mean of tokens; a class token; or V-JEPA 2's attentive probe"
+    head: Literal["mean", "class_token", "attentive", "none"] | None = Field(
+        None, description="mean of tokens; a class token; V-JEPA 2's attentive probe; or an encoder without a head"
     )
     probe_depth: NotNegative | None = Field(None, description="blocks of self-attention in an attentive probe")
     probe_heads: Heads | None = None
+    probe_levels: tuple[Block, ...] | None = Field(
+        None, description="blocks whose normalised tokens an attentive probe sees in a row; left out: the last block"
+    )
     drop_path_rate: FractionBelowOne = 0.1
     init: Literal["published", "from_scratch"] = Field("published", description="from_scratch: for small widths")
 

@@ -205,7 +205,11 @@ def _test_dataset(cfg: Config, videos: VideoList) -> ViewDataset:
             f"DATA.TEST_CROP_SIZE {crop_size} with TEST.NUM_SPATIAL_CROPS 1 expects at most the short side that frames "
             f"are resized to, DATA.TRAIN_JITTER_SCALES[0], which is {short_side}"
         )
-    transform = TestTransform(short_side=short_side, crop_size=crop_size, num_crops=num_crops)
+    if num_crops == 1 and cfg.test.crop_rounding != "up":
+        raise ValueError(f"TEST.CROP_ROUNDING {cfg.test.crop_rounding} expects TEST.NUM_SPATIAL_CROPS 3, got 1")
+    transform = TestTransform(
+        short_side=short_side, crop_size=crop_size, num_crops=num_crops, rounding=cfg.test.crop_rounding
+    )
     sampler = clip_sampler(cfg, cfg.test.dataset, use_offset=cfg.data.use_offset_sampling)
     return ViewDataset(
         videos,
@@ -260,7 +264,11 @@ def clip_sampler(cfg: Config, dataset: str, use_offset: bool) -> ClipSampler:
     data = cfg.data
     kind = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
     shifted = cfg.test.segment_clips == "shifted"
-    return ClipSampler(kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset, shifted)
+    if shifted and kind in ("by_index", "interleaved"):
+        raise ValueError(f"TEST.SEGMENT_CLIPS shifted expects DATA.SAMPLING segments, got {kind}")
+    return ClipSampler(
+        kind, data.num_frames, data.sampling_rate, data.target_fps, use_offset, shifted, data.num_segments
+    )
 
 
 def decode_options(cfg: Config) -> DecodeOptions:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from videoattn.files import atomic_write, file_sha256
+from videoattn.zoo.hub import PREFIX, hub_transfer
 from videoattn.zoo.transfer import RefusedError, drop_part, transfer
 
 
@@ -75,7 +76,10 @@ def _fetch_first(
     answers = []
     for url in urls:
         try:
-            transfer(url, partial, progress)
+            if url.startswith(PREFIX):
+                hub_transfer(url, partial)
+            else:
+                transfer(url, partial, progress)
             found = file_sha256(partial)
             try:
                 _check_fetched(partial, found, sha256, accept)
@@ -88,7 +92,8 @@ def _fetch_first(
                 drop_part(partial)
                 raise
         except RefusedError as reason:
-            answers.append(f"{urlsplit(url).netloc or url}: {reason}")
+            place = url if url.startswith(PREFIX) else urlsplit(url).netloc or url
+            answers.append(f"{place}: {reason}")
             continue
         if sha256 is None:
             _write_note(note, found)

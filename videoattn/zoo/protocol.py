@@ -1,7 +1,7 @@
 """Published checkpoints: addresses, scores, and the protocols of the scores."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,26 @@ from videoattn.config.load import load_config
 from videoattn.files import cache_folder, file_sha256, shipped_folder
 from videoattn.models.weights.departures import Departure
 from videoattn.zoo.download import DownloadError, fetch
+from videoattn.zoo.hub import web_address
 
-Dataset = Literal["kinetics400", "kinetics600", "ssv2", "motion"]
-NUM_CLASSES: dict[Dataset, int] = {"kinetics400": 400, "kinetics600": 600, "ssv2": 174, "motion": 8}
+Dataset = Literal["kinetics400", "kinetics600", "kinetics710", "ssv2", "diving48", "motion", "unlabelled"]
+NUM_CLASSES: dict[Dataset, int] = {
+    "kinetics400": 400, "kinetics600": 600, "kinetics710": 710, "ssv2": 174, "diving48": 48, "motion": 8,
+}  # fmt: skip
+# Of these the publishers number the classes by the alphabet.
+_BY_ALPHABET = ("kinetics400", "kinetics600", "ssv2")
 # How many videos the validation set has, and had for people who reported results on what was left of it.
 NUM_VIDEOS: dict[Dataset, tuple[int, ...]] = {
     "kinetics400": (19404, 19761, 19796, 19870, 19888),
     "kinetics600": (30000,),  # 50 of each class; how many of them others had is not known
+    "kinetics710": (66803,),
     "ssv2": (24777,),
+    "diving48": (1970,),
     "motion": (400,),
 }
 # The share of the smallest of those sets that has to be evaluated for a comparison with a published accuracy.
 MIN_SHARE = 0.9
+_LEFT_OVER = ("pos_embed",)  # in files of V-JEPA 2, beside rotary positions
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,10 @@ class Protocol:
     """The evaluation protocol of a row: everything that changes a score besides the weights.
 
     `spread` clips reach both ends of a video and a single one is centred; otherwise a single clip is the video's first.
-    `short_side` is that of frames before a single crop is cut out of them (its first number; the second is of training
-    alone); three crops are cut from frames of side `crop`. `aggregate` is what the views' sum is taken of.
+    `num_frames` are those of a window; a clip is `num_segments` of them one after another. `sampling_rate` has no
+    effect where clips are interleaved. `short_side` is that of frames before a single crop is cut out of them (its
+    first number; the second is of training alone); three crops are cut from frames of side `crop`. `aggregate` is what
+    the views' sum is taken of.
     """
 
     num_frames: int
@@ -41,8 +51,10 @@ class Protocol:
     clips: int
     crops: int
     aggregate: Literal["logits", "probabilities"]
-    sampling: Literal["dense", "segments"] = "dense"
+    sampling: Literal["dense", "segments", "by_index", "interleaved"] = "dense"
+    num_segments: int = 1
     spread: bool = False
+    crop_rounding: Literal["up", "down", "whole_steps"] = "up"
     short_side: tuple[int, int] = (256, 320)
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
@@ -56,9 +68,11 @@ class Protocol:
             "TEST.NUM_ENSEMBLE_VIEWS": self.clips,
             "TEST.NUM_SPATIAL_CROPS": self.crops,
             "TEST.AGGREGATE": self.aggregate,
-            "DATA.NUM_FRAMES": self.num_frames,
-            "DATA.SAMPLING_RATE": self.sampling_rate,
+            "TEST.CROP_ROUNDING": self.crop_rounding,
+            "DATA.NUM_FRAMES": self.num_frames * self.num_segments,
+            **({} if self.sampling == "interleaved" else {"DATA.SAMPLING_RATE": self.sampling_rate}),
             "DATA.SAMPLING": self.sampling,
+            "DATA.NUM_SEGMENTS": self.num_segments,
             "DATA.USE_OFFSET_SAMPLING": self.spread,
             "DATA.TRAIN_JITTER_SCALES": self.short_side,
             "DATA.TRAIN_CROP_SIZE": self.crop,
@@ -80,8 +94,10 @@ class ZooRow:
     `model` is a name in MODELS and `settings` what else its config says; `file` is the weights' name, `urls` are places
     to fetch it from, best first, and `sha256` its checksum where that is known. `family` says whose names the tensors
     have, as in `videoattn.models.timesformer.names`. Accuracies in percent as published, parameters and
-    multiply-accumulates of one view counted here. `clips_from` are the arguments of `videoattn motion` that render
-    the clips of a row of this project.
+    multiply-accumulates of one view counted here. Where there is an `encoder`, its row, the file holds a probe alone,
+    which is evaluated on the features of that encoder. A row without an accuracy is such an encoder. `licence` is
+    that of the publisher's repository. `clips_from` are the arguments of `videoattn motion` that render the clips of a
+    row of this project.
     """
 
     name: str
@@ -91,16 +107,18 @@ class ZooRow:
     protocol: Protocol
     file: str
     family: str
-    top1: float
+    top1: float | None
     top5: float | None
     parameters: float
     gmacs: float
     source: str
+    licence: str
     urls: tuple[str, ...] = ()
     sha256: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
     trained_by: str = ""
+    encoder: "ZooRow | None" = None
     clips_from: tuple[str, ...] = ()
 
     @property
@@ -115,7 +133,9 @@ class ZooRow:
 
     def all_settings(self) -> dict[str, object]:
         """Return every setting of the row's evaluation, by dotted key."""
-        fixed = {"MODEL.MODEL_NAME": self.model, "MODEL.NUM_CLASSES": NUM_CLASSES[self.dataset]}
+        fixed: dict[str, object] = {"MODEL.MODEL_NAME": self.model}
+        if self.dataset in NUM_CLASSES:
+            fixed["MODEL.NUM_CLASSES"] = NUM_CLASSES[self.dataset]
         return {**fixed, **self.protocol.settings(self.dataset), **self.settings}
 
     def config(self, overrides: Sequence[object] = ()) -> Config:
@@ -140,11 +160,14 @@ class ZooRow:
 def locate_weights(row: ZooRow, given: str | None = None) -> Path:
     """Return the file with the row's weights: `given`, a shipped one, or one of the cache, fetched if absent.
 
-    A file of the cache is taken only if `check_weights` accepts it; a shipped one has a known checksum. Raises
-    ValueError that says which file to put where, or which to remove.
+    That is the encoder's file where the row has a probe of its own, which `locate_probe` returns. A file of the cache
+    is taken only if `check_weights` accepts it; a shipped one has a known checksum. Raises ValueError that says which
+    file to put where, or which to remove.
     """
     if given is not None:
         return Path(given)
+    if row.encoder is not None:
+        return locate_weights(row.encoder)
     if row.is_ours:
         path = shipped_folder("model_zoo") / row.file
         if not path.is_file():
@@ -152,24 +175,40 @@ def locate_weights(row: ZooRow, given: str | None = None) -> Path:
         if (found := file_sha256(path)) != row.sha256:
             raise ValueError(f"{path} has sha256 {found}, expected {row.sha256}: install or check it out again")
         return path
+    return _fetch(row, partial(check_weights, row), "--weights")
+
+
+def locate_probe(row: ZooRow, given: str | None = None, weights: Path | None = None) -> Path | None:
+    """Return the file with the row's probe: `given`, or one of the cache, fetched if absent; None if it has none.
+
+    `weights` is the encoder's file, by default that of `locate_weights`. Raises ValueError as `locate_weights` does.
+    """
+    if given is not None or row.encoder is None:
+        return None if given is None else Path(given)
+    weights = locate_weights(row) if weights is None else weights
+    return _fetch(row, lambda path: check_weights(row, weights, probe=path), "--probe")
+
+
+def _fetch(row: ZooRow, accept: Callable[[Path], None], option: str) -> Path:
     path = cache_folder() / row.file
     try:
-        return fetch(row.urls, path, row.sha256, partial(check_weights, row))
+        return fetch(row.urls, path, row.sha256, accept)
     except DownloadError as error:
         if path.exists():
             raise ValueError(f"{row.name} needs {row.file}: {error}") from error
-        places = "\n  ".join(row.urls)
+        places = "\n  ".join(map(web_address, row.urls))
         raise ValueError(
             f"{row.name} needs {row.file}, which is not at {path}, and fetching it failed: {error}\n"
             f"Fetch it where there is a network, from\n  {places}\n"
-            f"and put it at {path}, or name the file instead of the row (evaluation: --weights FILE)"
+            f"and put it at {path}, or name the file instead of the row (evaluation: {option} FILE)"
         ) from error
 
 
-def check_weights(row: ZooRow, path: Path) -> None:
+def check_weights(row: ZooRow, path: Path, probe: Path | None = None) -> None:
     """Raise ValueError unless a file holds weights of the row's model under its publisher's names.
 
-    Code that may be in the file does not run.
+    Where the row has an encoder, `path` holds that and `probe` the row's own tensors. Code that may be in a file does
+    not run.
     """
     import torch  # here, so that rows can be listed without it
 
@@ -180,12 +219,13 @@ def check_weights(row: ZooRow, path: Path) -> None:
         model = build_model(row.config())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is a no-op")  # nothing is copied: names and shapes are checked
-        report = load_weights(model, path)
+        report = load_weights(model, path, probe=probe)
+    path = probe or path
     if report.family != row.family:
         raise ValueError(f"{path} names its tensors as {report.family} does, expected the names of {row.family}")
-    if report.initialised or report.dropped:
-        others = ", ".join([*report.initialised, *report.dropped][:8])
-        raise ValueError(f"{path} is of another model than {row.model}: {others} are not in both")
+    others = [name for name in (*report.initialised, *report.dropped) if name not in _LEFT_OVER]
+    if others:
+        raise ValueError(f"{path} is of another model than {row.model}: {', '.join(others[:8])} are not in both")
 
 
 def check_class_order(row: ZooRow, names: Sequence[str] | None) -> None:
@@ -193,7 +233,7 @@ def check_class_order(row: ZooRow, names: Sequence[str] | None) -> None:
 
     Published weights for Kinetics and Something-Something number the classes by the alphabet.
     """
-    if names is None or row.is_ours:
+    if names is None or row.dataset not in _BY_ALPHABET:
         return
     keys = [name.replace("_", " ").lower() for name in names]
     for number, (first, second) in enumerate(zip(keys, keys[1:], strict=False)):
@@ -210,6 +250,7 @@ def compare(row: ZooRow, top1: float, top5: float | None, evaluated: int, listed
 
     Nothing is compared where less than `MIN_SHARE` of the smallest set in use was evaluated.
     """
+    assert row.top1 is not None  # encoders are not evaluated
     sizes = NUM_VIDEOS[row.dataset]
     if evaluated < MIN_SHARE * min(sizes):
         return [

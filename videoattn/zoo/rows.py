@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from videoattn.zoo.protocol import Dataset, Protocol, ZooRow, locate_weights
+from videoattn.zoo.protocol import Dataset, Protocol, ZooRow, locate_probe, locate_weights
+from videoattn.zoo.video_vits import list_video_vits
 
 _TIMESFORMER = "https://github.com/facebookresearch/TimeSformer"
 _SLOWFAST = "https://github.com/facebookresearch/SlowFast/blob/main/MODEL_ZOO.md"
@@ -15,6 +16,7 @@ _FAIR = "https://dl.fbaipublicfiles.com/pyslowfast"
 _TITLES: dict[Dataset, str] = {"kinetics400": "K400", "kinetics600": "K600", "ssv2": "SSv2", "motion": "Motion"}
 _IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _FAMILIES = {_SLOWFAST: "slowfast", _PYTORCHVIDEO: "pytorchvideo", _TORCHVISION: "torchvision"}
+_LICENCES = {_SLOWFAST: "Apache 2.0", _PYTORCHVIDEO: "Apache 2.0", _TORCHVISION: "BSD 3-Clause (code)"}
 _BGR = "frames are fed as BGR, as the weights saw them"
 _FIRST_CLIP = "the single clip is the video's first, as the released code samples, not the middle one of the paper"
 
@@ -60,6 +62,7 @@ def _timesformers() -> Iterator[ZooRow]:
             parameters=parameters,
             gmacs=gmacs,
             source=_TIMESFORMER,
+            licence="CC BY-NC 4.0",
             urls=(f"https://www.dropbox.com/s/{folder}/{file}?dl=1",),
             note=_BGR if ssv2 else _FIRST_CLIP,
         )  # fmt: skip
@@ -119,10 +122,11 @@ def _mvits() -> Iterator[ZooRow]:
         yield ZooRow(
             name=name, title=title, dataset=dataset, model=model, protocol=protocol, file=file,
             family=_FAMILIES[source], top1=top1, top5=top5, parameters=parameters, gmacs=gmacs, source=source,
-            urls=(url,), note=note,
+            licence=_LICENCES[source], urls=(url,), note=note,
         )  # fmt: skip
 
 
+_OUR_LICENCE = "Apache 2.0"
 _CLIPS = ("--num-train", "1", "--num-val", "400", "--size", "32x32")
 _SMALL: dict[str, object] = {
     "TIMESFORMER.PATCH_SIZE": 8, "TIMESFORMER.EMBED_DIM": 48, "TIMESFORMER.DEPTH": 3, "TIMESFORMER.NUM_HEADS": 4,
@@ -182,6 +186,7 @@ def _ours() -> Iterator[ZooRow]:
         parameters=0.111768,
         gmacs=0.019030,
         source="configs/Motion/mvit_divided_fibonacci_small.yaml",
+        licence=_OUR_LICENCE,
         settings=_SMALL_MVIT,
         trained_by="python tools/train_net.py --cfg configs/Motion/mvit_divided_fibonacci_small.yaml",
         clips_from=_CLIPS,
@@ -201,6 +206,7 @@ def _ours() -> Iterator[ZooRow]:
             parameters=parameters,
             gmacs=gmacs,
             source="benchmarks/motion_study.py",
+            licence=_OUR_LICENCE,
             settings={**_SMALL, **settings},
             trained_by=f"python benchmarks/motion_study.py --only 'short/{name}/seed1'",
             clips_from=_CLIPS,
@@ -208,7 +214,7 @@ def _ours() -> Iterator[ZooRow]:
 
 
 PREFIX = "zoo:"
-ZOO: dict[str, ZooRow] = {row.name: row for row in (*_timesformers(), *_mvits(), *_ours())}
+ZOO: dict[str, ZooRow] = {row.name: row for row in (*_timesformers(), *_mvits(), *list_video_vits(), *_ours())}
 
 
 def find_row(name: str) -> ZooRow:
@@ -223,8 +229,14 @@ def find_row(name: str) -> ZooRow:
 def weights_file(given: str) -> Path:
     """Return the file that `given` names: a path, or zoo:NAME for the weights of a row, fetched if need be.
 
-    Raises ValueError for a name that is no row, or with what to put where when its weights can't be had.
+    For a row with a probe that is the encoder's file; `probe_file` returns the probe's. Raises ValueError for a name
+    that is no row, or with what to put where when its weights can't be had.
     """
     if given.startswith(PREFIX):
         return locate_weights(find_row(given.removeprefix(PREFIX)))
     return Path(given)
+
+
+def probe_file(given: str) -> Path | None:
+    """Return the file of the probe of the row that `given` names by zoo:NAME, fetched if need be; None without one."""
+    return locate_probe(find_row(given.removeprefix(PREFIX))) if given.startswith(PREFIX) else None

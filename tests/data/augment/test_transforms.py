@@ -154,6 +154,24 @@ def test_three_crops_of_an_upright_clip_lie_top_centre_and_bottom() -> None:
     assert [int(crop[0, 0, 0, 5]) for crop in crops] == [0, 4, 7]
 
 
+@pytest.mark.parametrize("size", [(224, 298), (298, 224), (256, 341), (384, 511), (224, 224), (225, 224)])
+def test_three_crops_begin_where_each_project_puts_them(size: tuple[int, int]) -> None:
+    short, long = sorted(size)
+    places = torch.stack([torch.arange(long) % 256, torch.arange(long) // 256, torch.zeros(long)]).to(torch.uint8)
+    frames = places[None, :, None].expand(1, 3, short, long)
+    frames = frames if size[0] <= size[1] else frames.transpose(-1, -2)
+    begins = {
+        rounding: [
+            int(crop[0, 0, 0, 0]) + 256 * int(crop[0, 1, 0, 0])
+            for crop in TestTransform(short_side=short, crop_size=short, num_crops=3, rounding=rounding)(frames)
+        ]
+        for rounding in ("up", "down", "whole_steps")
+    }
+    assert begins["down"] == [int(crop * ((long - short) / 2)) for crop in range(3)]  # VideoMAE
+    assert begins["whole_steps"] == [crop * ((long - short) // 2) for crop in range(3)]  # V-JEPA 2
+    assert begins["up"] == [0, -((short - long) // 2), long - short]  # SlowFast
+
+
 def test_one_crop_is_the_centre_of_the_resized_frame() -> None:
     (crop,) = TestTransform(short_side=32, crop_size=24)(columns(32, 41))
     assert int(crop[0, 0, 0, 0]) == 9 and int(crop[0, 0, 0, -1]) == 32  # ceil((41 - 24) / 2) = 9

@@ -4,11 +4,22 @@ from typing import Any
 
 import pytest
 
-from videoattn.data.clips.sampling import ClipSampler, dense_indices, dense_test_start, segment_indices, window_length
+from videoattn.data.clips.sampling import (
+    ClipSampler,
+    dense_indices,
+    dense_test_start,
+    interleaved_indices,
+    segment_indices,
+    window_indices,
+    window_length,
+)
 
 K400 = ClipSampler("dense", num_frames=8, sampling_rate=32, target_fps=30)
 MVIT = ClipSampler("dense", num_frames=16, sampling_rate=4, target_fps=30, use_offset=True)
 SSV2 = ClipSampler("segments", num_frames=8)
+VIDEOMAE = ClipSampler("by_index", num_frames=16, sampling_rate=4)
+VIDEOMAE_SSV2 = ClipSampler("interleaved", num_frames=16)
+VJEPA2 = ClipSampler("by_index", num_frames=32, sampling_rate=4, num_segments=2)
 
 
 def test_dense_test_clips_without_offset_begin_at_equal_parts_of_the_slack() -> None:
@@ -99,9 +110,90 @@ def test_random_segments_stay_in_their_part_borders_included() -> None:
     assert SSV2.is_short(7, 12) and not SSV2.is_short(8, 12)
 
 
+def test_clips_by_index_are_neighbours_of_one_grid_of_frames_whatever_the_rate() -> None:
+    # 300 frames: 0, 4 ... 296 are 75; 59 more than a clip, so that five clips begin at 0, 14.75, 29.5, 44.25 and 59
+    clips = [VIDEOMAE.test(300, fps, clip, 5) for clip in range(5) for fps in (12, 30, 59.94)]
+    assert clips[::3] == clips[1::3] == clips[2::3]
+    assert [clip[0] // 4 for clip in clips[::3]] == [0, 14, 29, 44, 59]
+    assert all(clip == list(range(clip[0], clip[0] + 64, 4)) for clip in clips)
+    assert clips[-1][-1] == 296
+    assert VIDEOMAE.test(300, 30)[0] == 4 * (59 // 2)  # a single clip is centred
+
+
+def test_short_videos_repeat_the_last_frame_of_the_grid() -> None:
+    # 30 frames: 0, 4 ... 28
+    assert VIDEOMAE.test(30, 30, 3, 5) == [*range(0, 29, 4), *[28] * 8]
+    assert VIDEOMAE.is_short(60, 30) and not VIDEOMAE.is_short(61, 30)
+
+
+def test_training_windows_by_index_span_whole_frames_and_fill_the_slack() -> None:
+    drawn = [VIDEOMAE.train(100, 30, random.Random(seed)) for seed in range(500)]
+    assert {indices[0] for indices in drawn} == set(range(36))  # 100 - 64
+    # linspace(0, 64, 16), step 64 / 15, the last of them within the window
+    assert {tuple(index - indices[0] for index in indices) for indices in drawn} == {
+        (0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63)
+    }
+    # 40 frames: linspace(0, 40, 10), then the last frame
+    short = [0, 4, 8, 13, 17, 22, 26, 31, 35, *[39] * 7]
+    assert VIDEOMAE.train(40, 30, random.Random(0)) == short
+
+
+def test_interleaved_clips_alternate_on_one_even_grid() -> None:
+    for num_frames in (1, 7, 16, 23, 50, 64, 301):
+        part = num_frames / 16
+        both = sorted([int(part / 2 + part * x) for x in range(16)] + [int(part * x) for x in range(16)])
+        assert [VIDEOMAE_SSV2.test(num_frames, 12, clip, 2) for clip in range(2)] == [both[::2], both[1::2]]
+    assert interleaved_indices(64, 16) == list(range(2, 64, 4))  # a single clip is the middle of each part
+    assert [interleaved_indices(48, 4, clip=clip, num_clips=3)[0] for clip in range(3)] == [0, 4, 8]
+
+
+def test_random_interleaved_frames_stay_in_their_part() -> None:
+    rng = random.Random(0)
+    drawn = [VIDEOMAE_SSV2.train(35, 12, rng) for _ in range(200)]  # parts of 2 frames; the last 3 are never drawn
+    assert all({indices[part] for indices in drawn} == {2 * part, 2 * part + 1} for part in range(16))
+    assert VIDEOMAE_SSV2.train(8, 12, rng) == VIDEOMAE_SSV2.test(8, 12) == [x // 2 for x in range(16)]
+    assert VIDEOMAE_SSV2.is_short(15, 12) and not VIDEOMAE_SSV2.is_short(16, 12)
+
+
+def test_segments_of_a_clip_are_windows_of_equal_parts() -> None:
+    first, second = (VJEPA2.test(200, 30)[part : part + 16] for part in (0, 16))  # parts of 100, windows of 64
+    assert first[0] == 18 and first[-1] == 18 + 63  # centred
+    assert [index - 100 for index in second] == first
+    starts = {tuple(VJEPA2.train(200, 30, random.Random(seed))[part] for part in (0, 16)) for seed in range(900)}
+    assert {first for first, _ in starts} == set(range(36)) and {second for _, second in starts} == set(range(100, 136))
+    assert len(starts) > 36  # drawn independently
+    spread = [VJEPA2.test(200, 30, clip, 3)[0] for clip in range(3)]
+    assert spread == [6, 18, 30]  # 36 places: their sixth, middle and last sixth
+
+
+def test_segments_overlap_where_parts_are_shorter_than_a_window() -> None:
+    clip = VJEPA2.test(100, 30)  # windows of 64 frames begin at 0 and 36
+    assert [index + 36 for index in clip[:16]] == clip[16:] and clip[:3] == [0, 4, 9] and clip[15] == 62
+    assert clip == VJEPA2.train(100, 30, random.Random(0))
+    assert VJEPA2.test(20, 30)[:16] == VJEPA2.test(20, 30)[16:] == [0, 6, 12, *[18] * 13]
+    assert VJEPA2.is_short(60, 30) and not VJEPA2.is_short(61, 30)
+
+
+@pytest.mark.parametrize("sampler", [VIDEOMAE, VIDEOMAE_SSV2, VJEPA2])
+def test_indices_of_every_protocol_rise_within_each_window_and_exist(sampler: ClipSampler) -> None:
+    frames = sampler.num_frames // sampler.num_segments
+    for num_frames in (1, 2, 5, 63, 64, 65, 127, 128, 129, 400):
+        clips = [sampler.test(num_frames, 30, clip, 2) for clip in range(2)]
+        for indices in [*clips, sampler.train(num_frames, 30, random.Random(num_frames))]:
+            assert len(indices) == sampler.num_frames and 0 <= min(indices) <= max(indices) < num_frames
+            windows = [indices[start : start + frames] for start in range(0, sampler.num_frames, frames)]
+            assert all(window == sorted(window) for window in windows)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: VIDEOMAE.test(0, 30), "a video of 0 frames"),
+        (lambda: VIDEOMAE.test(9, 30, 5, 5), "clip 5 of 5"),
+        (lambda: VIDEOMAE_SSV2.test(9, 30, 2, 2), "clip 2 of 2"),
+        (lambda: window_indices(0, num_frames=4, step=1, draw=lambda n: 0), "a video of 0 frames"),
+        (lambda: ClipSampler("dense", 8, num_segments=2), "num_segments 2, expected 1"),
+        (lambda: ClipSampler("by_index", 9, num_segments=2), "a divisor of num_frames 9"),
         (lambda: K400.test(0, 30), "a video of 0 frames"),
         (lambda: SSV2.train(0, 30, random.Random(0)), "a video of 0 frames"),
         (lambda: segment_indices(0, 8), "a video of 0 frames"),

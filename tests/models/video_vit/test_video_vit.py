@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from tests.models.small_models import randomize
 from tests.shared_files import GOLDEN, needs_golden
+from videoattn.config import load_config
 from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.position import ComputedTable, sincos_table
 from videoattn.layers.rotary import RotaryPositions
 from videoattn.layers.skip import SkipSettings
+from videoattn.models import build_model
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.weights.load import load_weights
 from videoattn.operators import OPERATORS
@@ -239,3 +241,77 @@ def test_multiply_accumulates_are_those_of_the_formula() -> None:
     blocks = 12 * (12 * width**2 * tokens + 2 * width * tokens**2)
     embedding, head = tokens * width * 3 * 2 * 16 * 16, 400 * width
     assert profile(model, (16, 224, 224)).macs_executed == blocks + embedding + head
+
+
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2", "vjepa2_1"])
+def test_segments_are_encoded_apart_and_pooled_together(kind: str) -> None:
+    one = small(kind, clip_size=(4, 32, 48)).double().eval()
+    model = small(kind, clip_size=(12, 32, 48), num_segments=3).double().eval()
+    model.load_state_dict(one.state_dict())
+    clip = clip_of(model)
+    apart = [one.forward_levels(segment) for segment in clip.split(4, dim=2)]
+    for level, tokens in enumerate(model.forward_levels(clip)):
+        torch.testing.assert_close(tokens, torch.cat([outputs[level] for outputs in apart], dim=1), rtol=0, atol=1e-12)
+    together = one.pool(torch.cat([one.forward_tokens(segment) for segment in clip.split(4, dim=2)], dim=1))
+    torch.testing.assert_close(model.forward_features(clip), together, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(clip), one.head(together), rtol=0, atol=1e-12)
+    swapped = torch.cat([clip[:, :, 4:8], clip[:, :, :4], clip[:, :, 8:]], dim=2)
+    torch.testing.assert_close(model(swapped), model(clip), rtol=0, atol=1e-12)  # heads have no positions
+    assert (model(clip.flip(2)) - model(clip)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("num_segments", [1, 2])
+def test_a_probe_sees_the_normalised_tokens_of_all_its_levels_in_a_row(num_segments: int) -> None:
+    model = small("vjepa2", probe_levels=(0, 2), num_segments=num_segments).double().eval()
+    plain = small("vjepa2", clip_size=(8 // num_segments, 32, 48), levels=(0, 1, 2)).double().eval()
+    state = model.state_dict()
+    norms = {f"norms.{level}.{name}": state[f"norms.0.{name}"] for level in range(3) for name in ("weight", "bias")}
+    plain.load_state_dict({**state, **norms})
+    clip = clip_of(model)
+    segments = [plain.forward_levels(segment) for segment in clip.split(8 // num_segments, dim=2)]
+    seen = torch.cat([outputs[level] for outputs in segments for level in (0, 2)], dim=1)
+    torch.testing.assert_close(model.forward_head_tokens(clip), seen, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model.forward_features(clip), plain.pool(seen), rtol=0, atol=1e-12)
+    last = torch.cat([outputs[2] for outputs in segments], dim=1)
+    torch.testing.assert_close(model.forward_tokens(clip), last, rtol=0, atol=1e-12)
+    sum_of_features = model.forward_features(clip).sum()
+    sum_of_features.backward()
+    assert model.blocks[0].mlp.fc1.weight.grad.abs().max() > 0 and model.norms[0].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("videomae", {"num_segments": 3}, "num_segments expects 1, or a divisor of the 8 frames .*, got 3"),
+        ("videomae", {"num_segments": 0}, "num_segments expects 1, .*, got 0"),
+        ("videomae", {"num_segments": 8}, "tubelets of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"),
+        ("class token", {"num_segments": 2}, "got 2 and a class token"),
+        (
+            "videomae",
+            {"probe_levels": (0, 2)},
+            "probe_levels expects the head attentive and one norm, got the head mean",
+        ),
+        ("vjepa2_1", {"probe_levels": (0, 2)}, "got the head attentive and 2 norms"),
+        ("vjepa2", {"probe_levels": (2, 0)}, r"probe_levels expects rising blocks below 3, got \[2, 0\]"),
+        ("vjepa2", {"probe_levels": (1, 3)}, r"expects rising blocks below 3, got \[1, 3\]"),
+    ],
+)
+def test_segments_and_levels_that_cannot_be_are_refused(kind: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(kind, **changes)
+
+
+def test_segments_and_levels_come_from_the_settings() -> None:
+    pairs = ["MODEL.MODEL_NAME", "vjepa2_large", "DATA.NUM_FRAMES", 128, "DATA.NUM_SEGMENTS", 4, "DATA.SAMPLING",
+             "by_index", "DATA.TRAIN_CROP_SIZE", 256, "DATA.TEST_CROP_SIZE", 256]  # fmt: skip
+    with torch.device("meta"):
+        model: Any = build_model(load_config(None, [*pairs, "VIDEO_VIT.PROBE_LEVELS", [17, 19, 21, 23]]))
+    assert (model.num_segments, model.clip_size, model.probe_levels) == (4, (128, 256, 256), (17, 19, 21, 23))
+    assert model.grid == TokenGrid(16, 16, 16)
+    with torch.device("meta"):
+        encoder: Any = build_model(load_config(None, [*pairs, "VIDEO_VIT.HEAD", "none"]))
+    assert encoder.head is None and encoder.forward_tokens(torch.empty(1, 3, 128, 256, 256, device="meta")).shape == (
+        1, 4 * 4096, 1024,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="PROBE_LEVELS expects VIDEO_VIT.HEAD attentive, got none"):
+        build_model(load_config(None, [*pairs, "VIDEO_VIT.HEAD", "none", "VIDEO_VIT.PROBE_LEVELS", [17, 23]]))

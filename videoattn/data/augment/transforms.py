@@ -5,7 +5,7 @@ A clip is one tensor [T, 3, H, W] throughout, and every random choice is made on
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from videoattn.data.augment.erasing import EraseMode, RandomErasing, uniform
 from videoattn.data.augment.flips import NEVER_FLIPPED
 from videoattn.data.augment.rand_augment import Box, Interpolation, RandAugment
 from videoattn.seeding import derive_seed, torch_seed
+
+Rounding = Literal["up", "down", "whole_steps"]  # of the offsets of three crops
 
 
 class TrainTransform:
@@ -113,21 +115,25 @@ class TrainTransform:
 class TestTransform:
     """Evaluation transform: resizes the short side and cuts one centre crop, or three along the long side.
 
-    Three crops are ordered from left or top. Raises ValueError if the crop is larger than the short side, or if the
-    number of crops is neither 1 nor 3.
-    Source: PySlowFast, datasets/transform.py; the centre starts at ceil((size - crop) / 2).
+    Three crops are ordered from left or top. Where the pixels that a crop leaves of the long side are an odd number,
+    the centre of three begins at half of them rounded up or down; with `rounding` "whole_steps" it is rounded down, and
+    the last crop begins at twice that, a pixel before the end. Raises ValueError if the crop is larger than the short
+    side, or if the number of crops is neither 1 nor 3.
+    Source: PySlowFast, datasets/transform.py ("up"); VideoMAE, kinetics.py and ssv2.py ("down"); V-JEPA 2,
+    evals/video_classification_frozen/utils.py ("whole_steps").
     Differs: frames stay uint8, so resized values are rounded (by at most one level).
     """
 
     __test__ = False  # not a test, whatever its name suggests to pytest
 
-    def __init__(self, *, short_side: int, crop_size: int, num_crops: int = 1) -> None:
+    def __init__(self, *, short_side: int, crop_size: int, num_crops: int = 1, rounding: Rounding = "up") -> None:
         if num_crops not in (1, 3):
             raise ValueError(f"TEST.NUM_SPATIAL_CROPS expects 1 or 3, got {num_crops}")
         _check_crop_fits(crop_size, short_side, "the resized short side", "the evaluation's crop size")
         self.short_side = short_side
         self.crop_size = crop_size
         self.num_crops = num_crops
+        self.rounding = rounding
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Transform [T, 3, H, W] to [num_crops, T, 3, crop, crop], both uint8."""
@@ -138,7 +144,10 @@ class TestTransform:
         y, x = math.ceil((height - size) / 2), math.ceil((width - size) / 2)
         corners = [(y, x)]
         if self.num_crops == 3:
-            corners = [(0, x), (y, x), (height - size, x)] if height > width else [(y, 0), (y, x), (y, width - size)]
+            rest = max(height, width) - size
+            middle = math.ceil(rest / 2) if self.rounding == "up" else rest // 2
+            starts = (0, middle, 2 * middle if self.rounding == "whole_steps" else rest)
+            corners = [(start, x) if height > width else (y, start) for start in starts]
         return torch.stack([frames[..., y : y + size, x : x + size] for y, x in corners])
 
 

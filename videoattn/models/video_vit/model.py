@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid
@@ -34,10 +35,14 @@ class VideoViT(nn.Module):
         modality: adds a learned embedding of the modality to all tokens; clips of one frame are images, which have
             patches and an embedding of their own. Parts that clips of this size do not use are not trained.
         levels: blocks whose output is normalised, each by a norm of its own, for `forward_levels`; the last by default.
+        num_segments: windows of T / num_segments frames that a clip consists of, one after another. They are encoded
+            apart, each with positions of its own, and the head sees the tokens of all in a row.
         class_token: puts a learned token before the patches.
         head: "mean" averages tokens and normalises the mean; "class_token" takes the first normalised token;
             "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of self-attention and `probe_heads` heads; "none"
             leaves an encoder, whose tokens `forward_tokens` returns and which gives no logits.
+        probe_levels: blocks whose tokens an attentive probe sees, each through the last norm, in a row; by default
+            those of the last block.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
         skip: the blocks that skip attention (SkipAt).
 
@@ -61,10 +66,12 @@ class VideoViT(nn.Module):
         rotary_base: int | None = None,
         modality: bool = False,
         levels: Sequence[int] | None = None,
+        num_segments: int = 1,
         class_token: bool = False,
         head: Head = "mean",
         probe_depth: int = 3,
         probe_heads: int = 16,
+        probe_levels: Sequence[int] | None = None,
         operators: Mapping[Axis, BuildOperator] | None = None,
         skip: Mapping[Axis, SkipSettings] | None = None,
         drop_path_rate: float = 0.0,
@@ -80,7 +87,21 @@ class VideoViT(nn.Module):
         levels = tuple(levels or (depth - 1,))
         if sorted(set(levels)) != list(levels) or not 0 <= levels[0] or levels[-1] != depth - 1:
             raise ValueError(f"levels expects rising blocks that end in {depth - 1}, got {list(levels)}")
+        self.probe_levels = tuple(probe_levels or levels[-1:])
+        if probe_levels and (head != "attentive" or len(levels) > 1):
+            raise ValueError(
+                f"probe_levels expects the head attentive and one norm, got the head {head} and {len(levels)} norms"
+            )
+        if sorted({*self.probe_levels} & {*range(depth)}) != list(self.probe_levels):
+            raise ValueError(f"probe_levels expects rising blocks below {depth}, got {list(self.probe_levels)}")
+        self.num_segments = num_segments
         self.clip_size = (num_frames, height, width) = clip_size
+        if num_segments < 1 or num_frames % num_segments or (num_segments > 1 and class_token):
+            raise ValueError(
+                f"num_segments expects 1, or a divisor of the {num_frames} frames and no class token, got "
+                f"{num_segments}{' and a class token' if class_token else ''}"
+            )
+        clip_size = (num_frames := num_frames // num_segments, height, width)  # of one segment, from here on
         self.patch_size, self.tubelet = patch_size, tubelet
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
@@ -89,6 +110,7 @@ class VideoViT(nn.Module):
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
             self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
+            self.described["VIDEO_VIT.PROBE_LEVELS"] = ", ".join(map(str, self.probe_levels))
         self.is_image = modality and num_frames == 1
         stride = (1 if self.is_image else tubelet, patch_size, patch_size)
         if min(clip_size) < 1 or any(n % s for n, s in zip(clip_size, stride, strict=True)):
@@ -150,7 +172,7 @@ class VideoViT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def embed(self, clip: Tensor) -> Tensor:
-        """Map a clip [B, 3, T, H, W] to tokens [B, N, C]."""
+        """Map clips [B, 3, T, H, W] of one segment to tokens [B, N, C]."""
         if self.patch_embed_image is not None and self.is_image:
             x = self.patch_embed_image(clip) + self.image_embed
         else:
@@ -167,15 +189,34 @@ class VideoViT(nn.Module):
 
     def forward_levels(self, clip: Tensor) -> list[Tensor]:
         """Return the tokens [B, N, C] after each block of `levels`, normalised (with the head "mean": as they are)."""
-        check_clip(clip, self.clip_size)
-        outputs = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training, self.levels)
-        if self.norms is None:
-            return outputs
-        return [norm(x) for norm, x in zip(self.norms, outputs, strict=True)]
+        outputs = self._encode(clip, self.levels)
+        if self.norms is not None:
+            outputs = [norm(x) for norm, x in zip(self.norms, outputs, strict=True)]
+        return [self._join(x) for x in outputs]
 
     def forward_tokens(self, clip: Tensor) -> Tensor:
-        """Return the tokens [B, N, C] after the last norm; the head "mean" normalises their mean instead."""
+        """Return the tokens [B, N, C] after the last norm; the head "mean" normalises their mean instead.
+
+        Tokens of several segments follow one another.
+        """
         return self.forward_levels(clip)[-1]
+
+    def forward_head_tokens(self, clip: Tensor) -> Tensor:
+        """Return the tokens [B, N, C] that the head pools: those of `forward_tokens`, or of each of `probe_levels`."""
+        if self.norms is None or self.probe_levels == self.levels[-1:]:
+            return self.forward_tokens(clip)
+        outputs = self._encode(clip, self.probe_levels)
+        return self._join(torch.cat([self.norms[-1](x) for x in outputs], dim=1))
+
+    def _encode(self, clip: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """Return the streams of all segments of all clips [B segments, N, C] after each block of `levels`."""
+        check_clip(clip, self.clip_size)
+        if self.num_segments > 1:
+            clip = rearrange(clip, "b c (s t) h w -> (b s) c t h w", s=self.num_segments)
+        return run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training, levels)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x if self.num_segments == 1 else rearrange(x, "(b s) n c -> b (s n) c", s=self.num_segments)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pool tokens [B, N, C], of one clip or of several in a row, into the features [B, C] of the head.
@@ -192,7 +233,7 @@ class VideoViT(nn.Module):
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Return the features [B, C] that the head classifies."""
-        return self.pool(self.forward_tokens(clip))
+        return self.pool(self.forward_head_tokens(clip))
 
     def forward(self, clip: Tensor) -> Tensor:
         features = self.forward_features(clip)

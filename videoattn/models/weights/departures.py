@@ -67,6 +67,12 @@ def refuse_replaced_attention(model: nn.Module, family: str) -> None:
             f"transformers' probe has as many heads as the encoder, {heads}, and the model's has {probe_heads}, so its "
             "logits would be others there; convert --to vjepa2"
         )
+    levels = described.get("VIDEO_VIT.PROBE_LEVELS", "")
+    if family == "huggingface" and "," in levels:
+        raise ValueError(
+            f"transformers' probe sees the tokens of the last block, and the model's those of blocks {levels}, so its "
+            "logits would be others there; convert --to vjepa2"
+        )
     others = [
         f"{key} {text}"
         for key, value in described.items()
@@ -84,16 +90,22 @@ def refuse_replaced_attention(model: nn.Module, family: str) -> None:
 def describe_data(cfg: Config, *, testing: bool, class_names: Sequence[str] | None = None) -> Description:
     """Return how `cfg` cuts clips out of videos and feeds them, for the test protocol if `testing`, else for training.
 
-    Rates are left out where one frame per segment is sampled, since they have no effect there.
+    Rates are left out where they have no effect, and the number of windows in a clip where there is but one.
     """
     data = cfg.data
     dataset = cfg.test.dataset if testing else cfg.train.dataset
     sampling = data.sampling if data.sampling != "auto" else "segments" if dataset == "ssv2" else "dense"
-    rates = {"DATA.SAMPLING_RATE": data.sampling_rate, "DATA.TARGET_FPS": data.target_fps}
+    rates: dict[str, Any] = {}
+    if sampling in ("dense", "by_index"):
+        rates["DATA.SAMPLING_RATE"] = data.sampling_rate
+    if sampling == "dense":
+        rates["DATA.TARGET_FPS"] = data.target_fps
+    if data.num_segments > 1:
+        rates["DATA.NUM_SEGMENTS"] = data.num_segments
     is_resized = not testing or (cfg.test.num_spatial_crops == 1 and dataset == "kinetics")  # else: to the crop
     return {
         "DATA.SAMPLING": sampling,
-        **(rates if sampling == "dense" else {}),
+        **rates,
         **({"short side (DATA.TRAIN_JITTER_SCALES)": data.train_jitter_scales[0]} if is_resized else {}),
         "DATA.DECODING_SHORT_SIZE": data.decoding_short_size,
         "DATA.FRAMES_FPS": data.frames_fps,
