@@ -41,7 +41,7 @@ from videoattn.engine.distributed import init_distributed, shared_errors, shutdo
 from videoattn.engine.evaluate import Aggregate, EvaluationOptions, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
-from videoattn.files import atomic_write, file_sha256
+from videoattn.files import atomic_write, content_sha256
 from videoattn.models import build_model
 from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import Departure, describe_data
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_up_logging(folder)
         for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
-        if not weights.is_file():
-            raise ValueError(f"{weights}: no such file; expected a checkpoint to evaluate")
+        if not weights.exists():
+            raise ValueError(f"{weights}: no such file or folder; expected a checkpoint to evaluate")
         loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
                               local_world_size=process.local_world_size)  # fmt: skip
         names = loader.class_names
@@ -221,5 +221,5 @@ def describe(cfg: Config, videos: VideoList, report: LoadReport, changed: Sequen
         "protocol": protocol,
         "departures": departures,
         "annotations": {"path": videos.source, "sha256": videos.digest(), "left_out": dict(videos.left_out)},
-        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": file_sha256(report.source)},
+        "checkpoint": {**kept, "loaded": len(report.loaded), "sha256": content_sha256(report.source)},
     }

@@ -22,8 +22,10 @@ def check_weights(cfg: Config) -> None:
         path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
     if cfg.train.finetune and not path:
         raise ValueError("TRAIN.FINETUNE True expects weights to start from: set TRAIN.CHECKPOINT_FILE_PATH")
-    if path and not path.startswith("timm:") and not Path(path).is_file():
+    if path and not path.startswith("timm:") and not Path(path).exists():
         raise ValueError(f"{key} {path}: no such file; expected weights to start from")
+    if path and not cfg.train.checkpoint_epoch_reset and Path(path).is_dir():
+        raise ValueError(f"{key} {path}: a folder holds no run that TRAIN.CHECKPOINT_EPOCH_RESET False could continue")
 
 
 def pretrained_model(cfg: Config) -> str:

@@ -1,7 +1,7 @@
 """A plain video ViT: tubelets, pre-norm blocks that attend jointly over all of them, and a head."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class VideoViT(nn.Module):
             leaves an encoder, whose tokens `forward_tokens` returns and which gives no logits.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
         skip: the blocks that skip attention (SkipAt).
+        norm_eps: eps of all norms but those of the head, which have `head_eps`; None: the authors', 1e-6 for "mean"
+            and 1e-5 for a probe. transformers has others.
 
     Raises ValueError where tubelets do not divide the clip, or an operator cannot be built on its grid.
     Source: VideoMAE (arXiv 2203.12602), V-JEPA 2 (arXiv 2506.09985) and V-JEPA 2.1 (arXiv 2603.14482), and their
@@ -70,6 +72,8 @@ class VideoViT(nn.Module):
         drop_path_rate: float = 0.0,
         act_checkpoint: bool = False,
         init: Init = "published",
+        norm_eps: float = 1e-6,
+        head_eps: float | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -80,6 +84,13 @@ class VideoViT(nn.Module):
         levels = tuple(levels or (depth - 1,))
         if sorted(set(levels)) != list(levels) or not 0 <= levels[0] or levels[-1] != depth - 1:
             raise ValueError(f"levels expects rising blocks that end in {depth - 1}, got {list(levels)}")
+        self.arguments: dict[str, Any] = {  # that make this model anew, but for its operators and how it is trained
+            "clip_size": clip_size, "patch_size": patch_size, "tubelet": tubelet, "embed_dim": embed_dim,
+            "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim, "num_classes": num_classes, "bias": bias,
+            "positions": positions, "rotary_base": rotary_base, "modality": modality, "levels": levels,
+            "class_token": class_token, "head": head, "probe_depth": probe_depth, "probe_heads": probe_heads,
+            "norm_eps": norm_eps, "head_eps": head_eps,
+        }  # fmt: skip
         self.clip_size = (num_frames, height, width) = clip_size
         self.patch_size, self.tubelet = patch_size, tubelet
         self.num_classes = num_classes
@@ -126,6 +137,13 @@ class VideoViT(nn.Module):
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if head == "mean" else None
         self.pooler = AttentivePooler(embed_dim, probe_heads, probe_depth) if head == "attentive" else None
         self.head = nn.Linear(embed_dim, num_classes) if head != "none" else None
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm) and ".operator." not in name:
+                in_head = name.startswith(("fc_norm", "pooler."))
+                module.eps = (head_eps or module.eps) if in_head else norm_eps
+        self.described |= {"VIDEO_VIT.NORM_EPS": f"{norm_eps:g}"}
+        if head in ("mean", "attentive"):
+            self.described["VIDEO_VIT.HEAD_EPS"] = f"{head_eps or (1e-6 if head == 'mean' else 1e-5):g}"
         self.reset_parameters(init)
         # without gradients, since processes that train together wait for the gradient of every parameter
         unused = [self.video_embed, *self.patch_embed.parameters()] if self.is_image else [self.image_embed]
