@@ -11,8 +11,9 @@ Examples:
 --zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
 fetched unless --weights names them; the clips of this project's own rows are rendered into the cache.
 Without --weights and TEST.CHECKPOINT_FILE_PATH, the best checkpoint in OUTPUT_DIR/checkpoints is taken, or else the
-newest. A training checkpoint of this project carries its settings, so that --cfg may be left out. results.json,
-predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
+newest; where there is none, a model called transformers/FOLDER has the weights of its folder. A training checkpoint of
+this project carries its settings, so that --cfg may be left out. results.json, predictions.csv, config.yaml and the
+confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
 """
 
 from collections.abc import Sequence
@@ -188,6 +189,9 @@ def find_weights(cfg: Config) -> Path:
     if (folder / BEST).is_file():
         return folder / BEST
     existing = list_checkpoints(folder)
+    own = find_spec(cfg.model.model_name).own_weights
+    if not existing and own is not None and (named := own()) is not None:
+        return named
     if not existing:
         raise ValueError(f"{folder} holds no checkpoint; expected --weights FILE, or the OUTPUT_DIR of a training run")
     return existing[-1].path

@@ -10,7 +10,10 @@ from videoattn.models.video_vit.names import from_ours
 from videoattn.models.weights.files import CheckpointError
 from videoattn.models.weights.transformers_folder import HEAD_EPS
 
-_PREDICTOR_WIDTH = 1  # of the predictor without blocks that transformers' V-JEPA 2 must have and does not use
+# the predictor without blocks that transformers' V-JEPA 2 must have and does not use
+NO_PREDICTOR = {
+    "pred_hidden_size": 1, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 0, "pred_num_mask_tokens": 1,
+}  # fmt: skip
 
 
 def to_transformers(model: VideoViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -51,9 +54,7 @@ def to_transformers(model: VideoViT) -> tuple[dict[str, Any], dict[str, Tensor]]
     config |= {"crop_size": height, "frames_per_clip": frames, "in_chans": 3, "qkv_bias": True}
     config |= {"mlp_ratio": ratio if int(width * ratio) == mlp_dim else (mlp_dim + 0.5) / width}
     config |= {"num_pooler_layers": given["probe_depth"], "attention_probs_dropout_prob": 0.0}
-    config |= {"pred_hidden_size": _PREDICTOR_WIDTH, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 0}
-    config |= {"pred_num_mask_tokens": 1}
-    return config, tensors | _empty_predictor("" if model.head is None else "vjepa2.", width)
+    return config | NO_PREDICTOR, tensors | empty_predictor("" if model.head is None else "vjepa2.", width)
 
 
 def _videomae_lacks(model: VideoViT) -> str | None:
@@ -89,9 +90,9 @@ def _vjepa2_lacks(model: VideoViT) -> str | None:
     return None
 
 
-def _empty_predictor(prefix: str, width: int) -> dict[str, Tensor]:
-    """Return the tensors of a predictor without blocks, all zero."""
-    inner = _PREDICTOR_WIDTH
+def empty_predictor(prefix: str, width: int) -> dict[str, Tensor]:
+    """Return the tensors of the predictor of NO_PREDICTOR, all zero."""
+    inner = NO_PREDICTOR["pred_hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.predictor_embeddings.weight": (inner, width), "embeddings.predictor_embeddings.bias": (inner,),
         "embeddings.mask_tokens": (1, 1, 1, inner), "layernorm.weight": (inner,), "layernorm.bias": (inner,),

@@ -118,6 +118,7 @@ def find_departures(file: WeightFile, model: nn.Module, data: Description | None
         for name in ("norm_eps", "head_eps")
         if name in file.settings
     }
+    said |= {f"DATA.{name.upper()}": file.settings[name] for name in ("mean", "std") if name in file.settings}
     if file.cfg is not None:
         try:
             said |= {key: value for key, value in _describe_settings(file).items() if key != _CLASS_NAMES}

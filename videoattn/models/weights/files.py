@@ -13,7 +13,13 @@ import yaml
 from torch import Tensor
 
 from videoattn.models.weights.containers import CheckpointError, first_line, read_container, write_weight_file
-from videoattn.models.weights.transformers_folder import CONFIG, check_counts, read_folder, read_transformers_config
+from videoattn.models.weights.transformers_folder import (
+    CONFIG,
+    check_counts,
+    read_folder,
+    read_processor,
+    read_transformers_config,
+)
 
 __all__ = [
     "OURS",
@@ -49,8 +55,9 @@ class WeightFile:
     """A file's tensors, without the prefixes of wrapping modules, and what else it says of its model.
 
     `settings` holds num_heads, clip_size and model_name where the file or a config.json beside it says them, of a
-    config.json also model_type, norm_eps and head_eps, and the arguments of the model where a file of ours notes them.
-    `cfg` is the embedded YAML text and `class_names` the names of the classes in their order, if any.
+    folder of transformers also model_type, norm_eps, head_eps, mean and std, and the arguments of the model where a
+    file of ours notes them. `cfg` is the embedded YAML text and `class_names` the names of the classes in their order,
+    if any.
     """
 
     source: str
@@ -147,7 +154,7 @@ def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _transformers_settings(path: Path) -> dict[str, Any]:
     """Return what the config.json of a folder, or beside a file that transformers may have written, says."""
     if path.is_dir():
-        return read_transformers_config(path / CONFIG)
+        return read_transformers_config(path / CONFIG) | read_processor(path)
     neighbour = path.with_name(CONFIG)
     described = path.suffix in (".safetensors", ".bin") and neighbour.is_file()
     return read_transformers_config(neighbour) if described else {}

@@ -14,10 +14,10 @@ from videoattn.layers.attention import count_heads
 from videoattn.models.build import parse_description
 from videoattn.models.mvit.names import mvit_from_ours, mvit_to_ours
 from videoattn.models.registry import (
-    MODELS,
     adapter_of,
     find_family,
     find_model_type,
+    is_model_name,
     list_families,
     list_model_types,
     unknown_names,
@@ -132,7 +132,7 @@ def from_checkpoint(
     with naming_file(file.source):
         found = find_model_type(file.tensors)
         check_model_type(file, None if found is None else found[1])
-        if found is None and file.settings.get("model_name") not in MODELS:
+        if found is None and not is_model_name(file.settings.get("model_name")):
             raise unknown_names(file.tensors)
         if found is None or (found[1] == OURS and file.cfg is not None):
             described, said = parse_description(file.cfg or "")

@@ -75,7 +75,8 @@ def read_transformers_config(path: Path) -> dict[str, Any]:
     """Return what transformers' config.json says: model_type, class_names, and of the types that we know also
     num_heads, clip_size, norm_eps and head_eps.
 
-    Raises CheckpointError for a file that is no JSON, and for values that our models can't follow.
+    Values that our models can't follow are named in "unsupported". Raises CheckpointError for a file that is no JSON,
+    and for counts that are none.
     """
     said = read_json(path)
     model_type = said.get("model_type")
@@ -86,16 +87,21 @@ def read_transformers_config(path: Path) -> dict[str, Any]:
     (frames, height, width), keys = clip_size_of(path, said), _KEYS[model_type]
     heads, eps = said.get("num_attention_heads", _HEADS[model_type]), said.get(*keys[2])
     check_counts(path, {"num_attention_heads": heads})
-    for name, expected in (("hidden_act", "gelu"), ("num_channels", 3), ("in_chans", 3)):
-        if said.get(name, expected) != expected:
-            raise CheckpointError(f"{path} says {name} {said[name]!r}, expected {expected!r}")
     head_eps = said.get(HEAD_EPS, _TORCH_EPS if model_type == "videomae" else eps)
-    for name, value in (("layer_norm_eps", eps), (HEAD_EPS, head_eps)):
-        if not isinstance(value, float) or not 0 < value <= 1:
-            raise CheckpointError(f"{path} says {name} {value!r}, expected a number above 0, at most 1")
+    wrong = [
+        f"{name} {said[name]!r}, expected {expected!r}"
+        for name, expected in (("hidden_act", "gelu"), ("num_channels", 3), ("in_chans", 3))
+        if said.get(name, expected) != expected
+    ]
+    wrong += [
+        f"{name} {value!r}, expected a number above 0, at most 1"
+        for name, value in (("layer_norm_eps", eps), (HEAD_EPS, head_eps))
+        if not isinstance(value, float) or not 0 < value <= 1
+    ]
+    if model_type == "timesformer" and eps != TIMESFORMER_EPS:
+        wrong.append(f"layer_norm_eps {eps!r}, and TimeSformer's norms have {TIMESFORMER_EPS:g}")
+    found |= {"unsupported": f"{path} says {'; '.join(wrong)}"} if wrong else {}
     if model_type == "timesformer":
-        if eps != TIMESFORMER_EPS:
-            raise CheckpointError(f"{path} says layer_norm_eps {eps:g}; TimeSformer's norms have {TIMESFORMER_EPS:g}")
         return found | {"num_heads": heads, "clip_size": (frames, height, width)}
     return found | {
         "num_heads": heads, "clip_size": (frames, height, width), "norm_eps": eps, "head_eps": head_eps,
@@ -103,7 +109,8 @@ def read_transformers_config(path: Path) -> dict[str, Any]:
 
 
 def check_model_type(file: Any, family: str | None) -> None:
-    """Raise CheckpointError where a file's config.json is of a model that we don't know, or not of its tensors.
+    """Raise CheckpointError where a file's config.json is of a model that we don't know, or not of its tensors, or
+    asks for what our model of that type does not have.
 
     `family` is that of the tensors' names, None if nobody knows them.
     """
@@ -115,6 +122,21 @@ def check_model_type(file: Any, family: str | None) -> None:
     starts = {name.partition(".")[0] for name in file.tensors} & _KEYS.keys()
     if family == "huggingface" and starts and model_type not in starts:
         raise CheckpointError(f"its {CONFIG} says model_type {model_type!r}; its tensors are of {', '.join(starts)}")
+    if family == "huggingface" and "unsupported" in file.settings:
+        raise CheckpointError(file.settings["unsupported"])
+
+
+def read_processor(folder: Path) -> dict[str, tuple[float, ...]]:
+    """Return the mean and std of pixels that the preprocessor_config.json of a folder says, if any, of three channels.
+
+    Raises CheckpointError for a file that is no JSON.
+    """
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            found = {key: said.get(f"image_{key}") for key in ("mean", "std")}
+            return {key: tuple(value) for key, value in found.items() if isinstance(value, list) and len(value) == 3}
+    return {}
 
 
 def clip_size_of(path: Path, said: Mapping[str, Any]) -> tuple[int, int, int]:

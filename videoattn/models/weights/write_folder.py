@@ -13,15 +13,17 @@ from videoattn.models.weights.containers import CheckpointError, write_weight_fi
 from videoattn.models.weights.departures import refuse_replaced_attention
 from videoattn.models.weights.transformers_folder import CONFIG, WEIGHTS
 
-_PROCESSORS = {
+_PROCESSORS: dict[str, dict[str, Any]] = {
     "timesformer": {"image_processor_type": "VideoMAEImageProcessor"},
     "videomae": {"image_processor_type": "VideoMAEImageProcessor"},
+    "vivit": {"image_processor_type": "VivitImageProcessor", "offset": False},
     "vjepa2": {"video_processor_type": "VJEPA2VideoProcessor"},
 }
 # as published: TimeSformer's own values, and those of ImageNet
 _MEAN_STD: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
     "videomae": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "vivit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "vjepa2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
@@ -45,7 +47,7 @@ def save_folder(
     num_classes = len(class_names) if class_names else getattr(model, "num_classes", 0)
     if class_names and num_classes != model.num_classes:
         raise CheckpointError(f"there are {num_classes} class names for the {model.num_classes} classes of the model")
-    if getattr(model, "head", None) is not None:
+    if config["architectures"][0].endswith("ForVideoClassification"):
         names = class_names or [f"LABEL_{number}" for number in range(num_classes)]
         config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -78,9 +80,9 @@ def _processor(
 ) -> dict[str, Any]:
     """Return the preprocessor_config.json of a model: resizing, centre crop, mean and deviation."""
     _, height, width = clip_size
-    means, deviations = _MEAN_STD[model_type]
+    means, deviations = _MEAN_STD.get(model_type, _MEAN_STD["videomae"])
     return {
-        **_PROCESSORS[model_type],
+        **_PROCESSORS.get(model_type, {}),
         "do_resize": True,
         "size": {"shortest_edge": max(height, width)},  # which every crop fits in
         "resample": 2,  # bilinear
