@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config"},
     "engine": {"config", "data"},
     "zoo": {"config", "models"},
-    "cli": {"config", "data", "engine", "models", "profiling", "zoo"},
+    "swap": {"grid", "layers", "operators"},
+    "cli": {"config", "data", "engine", "grid", "layers", "models", "operators", "profiling", "swap", "zoo"},
     "": {"config", "models", "convert"},
     "__main__": {"", "cli"},
 }

@@ -233,7 +233,7 @@ def parse(program: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def load(program: Path) -> Any:
-    name = f"snippet_{program.stem}"
+    name = "_".join(["snippet", *program.relative_to(ROOT).with_suffix("").parts])
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, program)
         assert spec and spec.loader
@@ -265,7 +265,8 @@ def check_command(line: str, builds: bool, monkeypatch: pytest.MonkeyPatch) -> N
     if getattr(args, "zoo", None):
         find_row(args.zoo).config(parse_overrides(args))
     elif "overrides" in args and not getattr(args, "list", None):
-        cfg = load_config(args.cfg, parse_overrides(args))
+        swapped = [f"ATTENTION.{args.axis.upper()}.NAME", args.method] if "method" in args else []
+        cfg = load_config(args.cfg, [*swapped, *parse_overrides(args)])
         if builds and args.cfg:
             with torch.device("meta"):
                 build_model(cfg)

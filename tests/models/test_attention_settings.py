@@ -20,6 +20,7 @@ SMALL = (
     "MODEL.MODEL_NAME timesformer_tiny TIMESFORMER.DEPTH 5 TIMESFORMER.EMBED_DIM 24 DATA.NUM_FRAMES 4 "
     "DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32"
 ).split()
+SHARED = ("name", "layers", "dense_heads")  # settings that every operator has
 JOINT = ["TIMESFORMER.ATTENTION_TYPE", "joint_space_time"]
 
 
@@ -33,7 +34,7 @@ def operators_of(*settings: str) -> dict[str, list[str]]:
 def test_typed_options_are_those_of_the_operators() -> None:
     assert OPERATOR_SECTIONS.keys() == OPERATORS.keys()
     for name, section in OPERATOR_SECTIONS.items():
-        options = {key: field.default for key, field in section.model_fields.items() if key not in ("name", "layers")}
+        options = {key: field.default for key, field in section.model_fields.items() if key not in SHARED}
         arguments = {key: value.default for key, value in inspect.signature(OPERATORS[name]).parameters.items()}
         assert options == {key: value for key, value in arguments.items() if key != "site"}
     fields = OPERATOR_SECTIONS["lisa"].model_fields
@@ -113,6 +114,16 @@ def test_a_list_gives_each_block_its_operator() -> None:
     assert found["joint"] == ["LisaAttention"] * 2 + ["FibonacciAttention", "DenseAttention", "FibonacciAttention"]
 
 
+def test_heads_of_blocks_stay_dense_as_the_settings_say() -> None:
+    text = "{NAME: fibonacci, LAYERS: 1-3, DENSE_HEADS: [[1, 0], [3, 2], [3, 0]], SEMANTICS: mean_logit}"
+    model = build_model(load_config(None, [*SMALL, "ATTENTION.TIME", text]))
+    operators = [block.mixers["time"].operator for block in model.blocks]
+    names = ["Dense", "DenseHeads", "Fibonacci", "DenseHeads", "Dense"]
+    assert [type(operator).__name__ for operator in operators] == [f"{name}Attention" for name in names]
+    assert operators[1].heads == (0,) and operators[3].heads == (0, 2)
+    assert operators[3].others.site.head_numbers == (1,) and operators[3].others.semantics == "mean_logit"
+
+
 def test_skipped_blocks_are_built_as_the_settings_say() -> None:
     kinds = {}
     for phi in ("leff", "identity", "weights"):
@@ -137,6 +148,23 @@ def test_skipped_blocks_are_built_as_the_settings_say() -> None:
         (
             "ATTENTION.JOINT.NAME fibonacci",
             "asks for fibonacci, but .* attends along TIME and SPACE",
+        ),
+        (
+            "ATTENTION.TIME {NAME: fibonacci, DENSE_HEADS: [[5, 0]]}",
+            r"ATTENTION.TIME: DENSE_HEADS of fibonacci expects blocks 0 to 4 .*got \[5\]",
+        ),
+        (
+            "ATTENTION.TIME {NAME: fibonacci, DENSE_HEADS: [[2, 3]]}",
+            r"ATTENTION.TIME \(NAME fibonacci, block 2\): DENSE_HEADS expects heads 0 to 2 in block 2, got 3",
+        ),
+        (
+            "ATTENTION.TIME {NAME: fibonacci, LAYERS: 1-2, DENSE_HEADS: [[2, 0], [3, 0]]}",
+            r"DENSE_HEADS names heads of blocks \[3\], which LAYERS leaves out",
+        ),
+        ("ATTENTION.TIME {NAME: dense, DENSE_HEADS: [[0, 0]]}", "DENSE_HEADS expects an operator other than dense"),
+        (
+            "ATTENTION {SKIP: {TIME: 1-2}, TIME: {NAME: fibonacci, DENSE_HEADS: [[1, 0]]}}",
+            r"ATTENTION.TIME: DENSE_HEADS names heads of blocks \[1\], which ATTENTION.SKIP.TIME leaves without",
         ),
         ("ATTENTION.JOINT {NAME: dense, LAYERS: 0-1}", "ATTENTION.JOINT asks for dense, but"),
         ("ATTENTION.SKIP {PHI: identity}", "PHI identity expects blocks that skip attention"),

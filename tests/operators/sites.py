@@ -20,7 +20,7 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
         {"implementation": "gather"},
         {"variant": "wythoff", "semantics": "zero_logit", "implementation": "gather"},
         {"geometry": "axial", "order": "hwt", "heads_permutation": "none", "semantics": "zero_logit"},
-        {"geometry": "block", "implementation": "gather"},
+        {"geometry": "block", "semantics": "mean_logit", "implementation": "gather"},
     ],
     "lisa": [
         {"method": "direct", "num_patterns": 2},
@@ -34,6 +34,7 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 if is_compiled():
     TOGETHER["fibonacci"] += [
         {"implementation": "compiled"},
+        {"semantics": "mean_logit", "implementation": "compiled"},
         {"geometry": "axial", "semantics": "zero_logit", "implementation": "compiled"},
         {"geometry": "block", "order": "hwt", "semantics": "zero_logit", "implementation": "compiled"},
     ]

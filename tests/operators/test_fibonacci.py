@@ -180,15 +180,27 @@ def test_a_mask_that_kernels_may_do_without_is_formed_when_it_is_needed(monkeypa
     assert not operator.state_dict()
 
 
+def test_a_pattern_that_leaves_out_no_pair_is_said_once_and_others_are_not(caplog):
+    module.warn_of_full_pattern.cache_clear()
+    for _ in range(2):
+        FibonacciAttention(site(TokenGrid(8, 1, 1)), geometry="block")
+        FibonacciAttention(site(TokenGrid(8, 1, 1)))
+        FibonacciAttention(site(TokenGrid(1, 6, 8, 1)), geometry="block")
+    (said,) = caplog.messages
+    assert "GEOMETRY: block" in said and "t=8" in said and "all pairs" in said
+
+
 @pytest.mark.parametrize("form", ["masked", "gather"])
-@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+@pytest.mark.parametrize("semantics", ["exclude", "zero_logit", "mean_logit"])
 def test_bias_is_added_to_the_logits_of_the_pattern(semantics, form):
     operator = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), semantics=semantics, implementation=form)
     keep = FibonacciAttention(site(TokenGrid(1, 3, 5, 1)), implementation="masked").keep
     generator = torch.Generator().manual_seed(0)
     q, k, v, bias = (torch.randn(2, 3, 16, n, dtype=torch.float64, generator=generator) for n in (8, 8, 8, 16))
     logits = q @ k.transpose(-2, -1) / math.sqrt(8) + bias
-    expected = logits.masked_fill(~keep, -math.inf if semantics == "exclude" else 0.0).softmax(-1)
+    mean = q @ k.mean(dim=2, keepdim=True).transpose(-2, -1) / math.sqrt(8)  # no bias is added to it
+    others = {"exclude": torch.tensor(-math.inf), "zero_logit": torch.tensor(0.0), "mean_logit": mean}[semantics]
+    expected = torch.where(keep, logits, others).softmax(-1)
     torch.testing.assert_close(operator(q, k, v, bias), expected @ v, rtol=0, atol=1e-12)
     torch.testing.assert_close(operator.weights(q, k, bias), expected, rtol=0, atol=1e-12)
 

@@ -22,6 +22,7 @@ def inputs_of(at: AttentionSite, groups: int = 1, dtype=torch.float64, seed: int
     return [torch.randn(s, dtype=torch.float64, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
+SEMANTICS = ["exclude", "zero_logit", "mean_logit"]
 SPARSE = ["gather", *(["compiled"] if is_compiled() else [])]
 
 
@@ -37,7 +38,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(
     ("axis", "prefix", "unequal", "options", "semantics", "form"),
-    sampled(list(Axis), [0, 1, 2], [False, True], OPTIONS, ["exclude", "zero_logit"], SPARSE, every=5),
+    sampled(list(Axis), [0, 1, 2], [False, True], OPTIONS, SEMANTICS, SPARSE, every=5),
 )
 def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, unequal, options, semantics, form):
     grid = TokenGrid(4, 3, 5, prefix).along(axis)
@@ -57,12 +58,37 @@ def test_sparse_forms_equal_the_masked_one_with_all_gradients(axis, prefix, uneq
 
 
 @pytest.mark.parametrize("form", SPARSE)
-@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+@pytest.mark.parametrize("semantics", SEMANTICS)
 def test_gradients_equal_numerical_ones(semantics, form):
     at = site(TokenGrid(2, 1, 3, 1), d=2)
     operator = FibonacciAttention(at, semantics=semantics, implementation=form)
     inputs = inputs_of(at) if form == "gather" else inputs_of(at)[:3]
     assert torch.autograd.gradcheck(operator, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", ["masked", *SPARSE])
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_mean_logits_are_those_of_the_mean_key_with_all_gradients(prefix, unequal, form):
+    """By the definition: n other keys of summed value V weigh exp(q·mean key / sqrt d) each."""
+    grid = TokenGrid(4, 3, 5, prefix)
+    at = site(grid, TokenGrid(2, 2, 3, prefix) if unequal else grid, block=1)
+    operator = FibonacciAttention(at, semantics="mean_logit", implementation=form)
+    keep = FibonacciAttention(at, implementation="masked").keep
+    q, k, v, _ = inputs_of(at)
+    assert not keep.all()
+    scale = at.head_dim**-0.5
+    attended = torch.where(keep, (q @ k.transpose(-2, -1) * scale).exp(), 0.0)
+    mean = (q @ k.mean(dim=2, keepdim=True).transpose(-2, -1) * scale).exp()
+    others = (~keep).double()
+    expected = (attended @ v + mean * (others @ v)) / (attended.sum(-1, True) + mean * others.sum(-1, True))
+    found = operator(q, k, v)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    cotangent = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(1))
+    for x, y in zip(*(torch.autograd.grad(out, (q, k, v), cotangent) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+    rows = attended + mean * others
+    torch.testing.assert_close(operator.weights(q, k), rows / rows.sum(-1, True), rtol=0, atol=1e-12)
 
 
 def test_zero_logits_of_a_pattern_that_is_full_are_plain_softmax():
@@ -75,7 +101,7 @@ def test_zero_logits_of_a_pattern_that_is_full_are_plain_softmax():
 
 
 @pytest.mark.parametrize("form", ["masked", *SPARSE])
-@pytest.mark.parametrize("semantics", ["exclude", "zero_logit"])
+@pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("size", [1.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_loses_no_more_than_its_rounding(dtype, size, semantics, form):

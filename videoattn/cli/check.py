@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from videoattn.cli.programs import make_parser
-from videoattn.cli.video_lists import (
+from videoattn.cli.shell.video_lists import (
     add_list_arguments,
     check_list_arguments,
     chosen_splits,

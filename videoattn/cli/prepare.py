@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videoattn.cli.programs import make_parser
-from videoattn.cli.video_lists import add_list_arguments, check_list_arguments, read_lists
+from videoattn.cli.shell.video_lists import add_list_arguments, check_list_arguments, read_lists
 from videoattn.data.build import num_cores
 from videoattn.data.lists.video_list import check_names
 from videoattn.data.prepare.encode import encode_lists

@@ -29,6 +29,7 @@ PROGRAMS = {
     "check": Program("check all videos of a data set before training", "tools/check_data.py"),
     "prepare": Program("encode videos, pack them into tar shards, list shards", "tools/prepare_data.py"),
     "convert": Program("rewrite a checkpoint in another project's layout, or in ours", "tools/convert_checkpoint.py"),
+    "swap": Program("put sparse attention into dense weights, and see what that saves and costs"),
     "zoo": Program("list published checkpoints and fetch their weights"),
     "motion": Program("render Motion, a small data set of moving shapes", "datasets/make_motion.py"),
     "demo": Program("make videos, train, evaluate and profile in a few minutes", "tools/demo.py"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from videoattn.config.types import MOST_BLOCKS, Block, Section
+from videoattn.config.types import MOST_BLOCKS, Block, Head, Section
 from videoattn.operators import OPERATORS, AttentionOperator
 from videoattn.operators.options import MISSING, options_of
 
@@ -32,17 +32,31 @@ Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_blocks)]
 
 
 class OperatorSection(Section):
-    """One attention operator: NAME, the blocks that use it, and its options."""
+    """One attention operator: NAME, the blocks that use it, heads that stay dense in them, and its options."""
 
     name: str
     layers: Layers = Field(
         (), description="blocks that use the operator, such as 4-11; others are dense; []: every block"
     )
+    dense_heads: tuple[tuple[Block, Head], ...] = Field(
+        (), description="heads that stay dense, as a list of [block, head], both from 0"
+    )
+
+    @model_validator(mode="after")
+    def _check_dense_heads(self) -> "OperatorSection":
+        if self.dense_heads and self.name == "dense":
+            raise ValueError("DENSE_HEADS expects an operator other than dense, whose heads are dense anyway")
+        blocks = {block for block, _ in self.dense_heads}
+        if self.layers and (outside := sorted(blocks - {*self.layers})):
+            raise ValueError(
+                f"DENSE_HEADS names heads of blocks {outside}, which LAYERS leaves out and are dense anyway"
+            )
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the operator's constructor."""
-        return self.model_dump(exclude={"name", "layers"})
+        return self.model_dump(exclude={"name", "layers", "dense_heads"})
 
 
 def operator_section(name: str, operator: type[AttentionOperator]) -> type[OperatorSection]:

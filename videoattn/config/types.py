@@ -32,6 +32,7 @@ Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 Block = Annotated[int, Field(ge=0, lt=MOST_BLOCKS)]
 Width = Annotated[int, Field(ge=1, le=2**15)]
 Heads = Annotated[int, Field(ge=1, le=1024)]
+Head = Annotated[int, Field(ge=0, lt=1024)]
 Step = Annotated[int, Field(ge=1, le=1024)]  # a kernel's size or stride
 Padding = Annotated[int, Field(ge=0, le=1024)]
 Size3 = tuple[Step, Step, Step]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from videoattn.convert.sites import Slot, find_slots
 from videoattn.convert.stand_ins import ReplacedAttention, refuse_weights
 from videoattn.grid import Axis
 from videoattn.layers.attention import BuildOperator
-from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, keep_heads_dense
 from videoattn.operators.options import options_of
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,9 @@ def replace_attention(
     """Replace the attention of `model` in place, along each axis for which an operator is given. Return a report.
 
     An operator is a name ("fibonacci"), a dict with a name and options ({"name": "fibonacci", "variant": "wythoff"}),
-    or a callable that accepts an `AttentionSite`: a class or a `functools.partial` of one. `blocks` are the indices of
-    the blocks to change, counted from 0; by default all that attend. Image models attend along space, ViViT,
+    or a callable that accepts an `AttentionSite`: a class or a `functools.partial` of one. In a dict, "dense_heads"
+    lists heads that stay dense as (block, head), both counted from 0. `blocks` are the indices of the blocks to change,
+    counted from 0; by default all that attend. Image models attend along space, ViViT,
     VideoMAE and V-JEPA 2 jointly, TimeSformer as it is configured. `model` may be such a model or contain one. With
     `verbose` the report is printed, else it is logged.
 
@@ -116,6 +118,11 @@ def replace_attention(
     base, slots = find_slots(model)
     paths = {module: path for path, module in model.named_modules()}
     chosen = choose_slots(slots, set(builders), blocks, type(base).__name__)
+    for axis, choice in choices.items():
+        pairs = choice.get("dense_heads", ()) if isinstance(choice, Mapping) else ()
+        replaced = {slot.block for slot in chosen if slot.axis is axis}
+        if outside := sorted({block for block, _ in pairs} - replaced):
+            raise ValueError(f"{axis.value}: dense_heads names blocks {outside}, which are not replaced")
     for slot in chosen:
         if hasattr(slot.module, ORIGINAL):
             raise ValueError(f"{paths[slot.module]} is already replaced; call videoattn.revert_attention first")
@@ -158,7 +165,7 @@ def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
     if isinstance(choice, str):
         choice = {"name": choice}
     if isinstance(choice, Mapping):
-        options = {key: value for key, value in choice.items() if key != "name"}
+        options = {key: value for key, value in choice.items() if key not in ("name", "dense_heads")}
         name = choice.get("name")
         if name not in OPERATORS:
             raise ValueError(f"{axis.value} expects the name of an operator ({', '.join(OPERATORS)}), got {name!r}")
@@ -170,13 +177,22 @@ def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
                     f"{axis.value}: {option!r} is not an option of {name} (options: {', '.join(known) or 'none'})"
                     + (f"; did you mean {nearest[0]!r}?" if nearest else "")
                 )
-        return partial(OPERATORS[name], **options)
+        build = partial(OPERATORS[name], **options)
+        return keep_heads_dense(build, read_dense_heads(choice.get("dense_heads", ()), axis))
     if callable(choice) and not isinstance(choice, nn.Module):
         return choice
     raise ValueError(
         f"{axis.value} expects an operator's name, a dict with its name and options, or a callable of a site, "
         f"got {choice!r}"
     )
+
+
+def read_dense_heads(pairs: Any, axis: Axis) -> list[tuple[int, int]]:
+    """Return pairs of a block and a head. Raises ValueError for anything else."""
+    try:
+        return [(index(block), index(head)) for block, head in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(f"{axis.value}: dense_heads expects pairs (block, head), got {pairs!r}") from None
 
 
 def choose_slots(slots: list[Slot], axes: set[Axis], blocks: Iterable[int] | None, model: str) -> list[Slot]:
@@ -210,6 +226,7 @@ def build_operator(builder: BuildOperator, slot: Slot) -> AttentionOperator:
         raise ValueError(f"{slot.axis.value} expects a callable that makes an AttentionOperator, got {operator!r}")
     if getattr(slot.module, "carry", None) == "weights" and not operator.forms_weights:
         raise ValueError(f"block {slot.block + 1} reuses attention weights, which {type(operator).__name__} lacks")
+    operator.load_state_dict(operator.dense_start(), strict=False)
     return operator.to(device, dtype).train(slot.module.training)
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "Split",
     "build_loader",
     "build_prepare",
+    "build_sample",
     "class_names",
     "clip_sampler",
     "decode_options",
@@ -75,6 +76,20 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
     size = 1 if split == "test" else max(1, cfg.train.batch_size // local_world_size)
     dataset = _test_dataset(cfg, videos) if split == "test" else _val_dataset(cfg, videos)
     return Loader(dataset, EvaluationPlan(len(videos), size, rank, world_size), batch_size=size, **workers)
+
+
+def build_sample(cfg: Config, split: Split, num_videos: int) -> Loader:
+    """Build a loader of one centred view of up to `num_videos` videos of a list, evenly spaced in it."""
+    videos = read_videos(cfg, split)
+    step = max(1, len(videos) // num_videos)
+    plan = EvaluationPlan(step * min(num_videos, len(videos)), cfg.train.batch_size, 0, step)
+    return Loader(
+        _val_dataset(cfg, videos),
+        plan,
+        batch_size=cfg.train.batch_size,
+        num_workers=cfg.data_loader.num_workers,
+        limit_seconds=cfg.data_loader.limit_seconds,
+    )
 
 
 def read_videos(cfg: Config, split: Split) -> VideoList:

@@ -12,7 +12,7 @@ from videoattn.config.types import Section
 from videoattn.grid import Axis
 from videoattn.layers.attention import BuildOperator
 from videoattn.layers.skip import SkipSettings
-from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention
+from videoattn.operators import OPERATORS, AttentionOperator, AttentionSite, DenseAttention, keep_heads_dense
 
 # Keys that say nothing of a model or its data; those of a finished run may hold what would be refused now.
 _OF_TRAINING = ("SOLVER.", "TRAIN.BATCH_SIZE", "TRAIN.CHECKPOINT_", "TRAIN.EVAL_PERIOD", "MIXUP.", "GLOBAL_BATCH_SIZE")
@@ -25,6 +25,9 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
 
     Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
     """
+    for section in sections:
+        dense_blocks = sorted({block for block, _ in section.dense_heads})
+        _check_blocks(dense_blocks, depth, f"{key}: DENSE_HEADS of {section.name}")
     if len(sections) == 1 and not sections[0].layers:
         return partial(_build_operator, sections[0], key)
     chosen: dict[int, BuildOperator] = {}
@@ -40,7 +43,8 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
 
 def _build_operator(section: OperatorSection, key: str, site: AttentionSite) -> AttentionOperator:
     try:
-        return OPERATORS[section.name](site, **section.options)
+        build = partial(OPERATORS[section.name], **section.options)
+        return keep_heads_dense(build, section.dense_heads)(site)
     except ValueError as error:
         keys = " (MVIT.REL_POS_SPATIAL False MVIT.REL_POS_TEMPORAL False)"
         where = keys if "relative positions" in str(error) else ""
@@ -72,6 +76,11 @@ def attention_arguments(cfg: Config, axes: Sequence[Axis], attention_type: str, 
             )
         _check_blocks(skipped, depth, f"ATTENTION.SKIP.{axis.name}", first=1)
         for section in sections:
+            if without := sorted({block for block, _ in section.dense_heads} & {*skipped}):
+                raise ValueError(
+                    f"ATTENTION.{axis.name}: DENSE_HEADS names heads of blocks {without}, which "
+                    f"ATTENTION.SKIP.{axis.name} leaves without attention"
+                )
             if section.name != "dense" and (both := sorted({*section.layers} & {*skipped})):
                 raise ValueError(
                     f"ATTENTION.{axis.name}: LAYERS of {section.name} and ATTENTION.SKIP.{axis.name} both name blocks "

@@ -1,7 +1,8 @@
 """Attention operators by name."""
 
-from videoattn.operators.base import AttentionOperator, AttentionSite
+from videoattn.operators.base import AttentionOperator, AttentionSite, HeadShare
 from videoattn.operators.dense import DenseAttention
+from videoattn.operators.dense_heads import DenseHeadsAttention, keep_heads_dense
 from videoattn.operators.fibonacci.operator import FibonacciAttention
 from videoattn.operators.focused_linear import FocusedLinearAttention
 from videoattn.operators.lisa.operator import LisaAttention
@@ -18,7 +19,10 @@ __all__ = [
     "AttentionOperator",
     "AttentionSite",
     "DenseAttention",
+    "DenseHeadsAttention",
     "FibonacciAttention",
     "FocusedLinearAttention",
+    "HeadShare",
     "LisaAttention",
+    "keep_heads_dense",
 ]

@@ -15,11 +15,20 @@ _NO_LOGITS = "there are no logits to add a bias to"
 
 
 @dataclass(frozen=True)
+class HeadShare:
+    """Some of an attention's heads: their numbers, and how many heads there are in all."""
+
+    heads: tuple[int, ...]
+    all_heads: int
+
+
+@dataclass(frozen=True)
 class AttentionSite:
     """The place of an operator in a network; all of it is known when the model is built.
 
     `block` is the index of the transformer block. With `has_bias`, `forward` receives a bias of the logits (relative
-    positions of MViT).
+    positions of MViT). Where several operators share the heads of an attention, `share` says which of them the
+    `num_heads` heads here are; an operator whose heads differ reads it by `head_numbers` and `all_heads`.
     """
 
     q_grid: TokenGrid
@@ -28,12 +37,25 @@ class AttentionSite:
     head_dim: int
     block: int
     has_bias: bool = False
+    share: HeadShare | None = None
 
     def __post_init__(self) -> None:
         if self.q_grid.prefix != self.kv_grid.prefix:
             raise ValueError(f"queries and keys need the same prefix tokens, got {self.q_grid} and {self.kv_grid}")
         if min(self.num_heads, self.head_dim) < 1 or self.block < 0:
             raise ValueError(f"a site needs num_heads and head_dim >= 1 and block >= 0, got {self}")
+        if self.share is not None and len(self.share.heads) != self.num_heads:
+            raise ValueError(f"a share of {len(self.share.heads)} heads at a site of {self.num_heads}: {self}")
+
+    @property
+    def head_numbers(self) -> tuple[int, ...]:
+        """The numbers of the heads here among all heads of the attention."""
+        return self.share.heads if self.share else tuple(range(self.num_heads))
+
+    @property
+    def all_heads(self) -> int:
+        """The number of heads of the attention, of which an operator may have a share."""
+        return self.share.all_heads if self.share else self.num_heads
 
 
 class AttentionOperator(nn.Module):
@@ -92,6 +114,14 @@ class AttentionOperator(nn.Module):
     def macs(self) -> int:
         """Return the multiply-accumulates of one sequence, all heads, counting only pairs that attend."""
         raise NotImplementedError
+
+    def dense_start(self) -> dict[str, Tensor]:
+        """Return the parameters, by name, with which the operator is closest to dense attention.
+
+        They are the start where the weights around it were trained with dense attention. Parameters that are left out
+        keep their initial values.
+        """
+        return {}
 
     def refuse_bias(self, bias: Tensor | None) -> None:
         """Raise ValueError on a bias, in `forward` and `weights` of an operator that supports none."""

@@ -117,6 +117,12 @@ class FocusedLinearAttention(AttentionOperator):
         if self.dwc_time is not None and self.dwc_time is not main:
             nn.init.dirac_(self.dwc_time, groups=self.site.head_dim)
 
+    def dense_start(self) -> dict[str, Tensor]:
+        """Return a convolution of zeros, of which dense attention has none; what it learns grows from there."""
+        main = "dwc_time" if self.dwc_space is None else "dwc_space"
+        names = [main, "dwc_bias"] if self.dwc_bias is not None else []
+        return {name: torch.zeros_like(getattr(self, name)) for name in names}
+
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:

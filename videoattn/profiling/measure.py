@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from videoattn.operators import AttentionOperator
+from videoattn.operators import AttentionOperator, DenseHeadsAttention
 from videoattn.precision import AUTOCAST, Precision
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution")
@@ -221,7 +221,7 @@ def _record_products(model: nn.Module, step: Callable[[], None]) -> dict[str, li
     recorder = _ProductRecorder()
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, AttentionOperator):
+            if isinstance(module, AttentionOperator) and not isinstance(module, DenseHeadsAttention):  # its parts are
                 stack.callback(module.register_forward_pre_hook(recorder.enter).remove)
                 stack.callback(module.register_forward_hook(recorder.leave).remove)
         stack.enter_context(recorder)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from videoattn.compat import complete_meta_convolution
 from videoattn.operators import AttentionOperator
+from videoattn.operators.dense_heads import outer_operators
 from videoattn.profiling.measure import Measurement, example_clip, measure
 from videoattn.profiling.operations import ELEMENTWISE, MAC_FORMULAS, UNCOUNTED, build_handles
 
@@ -122,9 +123,8 @@ def profile(model: nn.Module, clip: tuple[int, int, int] | Tensor, *, views: int
     num_calls: Counter[str] = Counter()
     with _unchanged(model), torch.no_grad(), _TraceableMetaConvolutions():
         model.eval()
-        for name, module in model.named_modules():
-            if isinstance(module, AttentionOperator):
-                module.register_forward_pre_hook(_count_calls(num_calls, name), with_kwargs=True)
+        for name, operator in outer_operators([*model.named_modules()]).items():
+            operator.register_forward_pre_hook(_count_calls(num_calls, name), with_kwargs=True)
         analysis = FlopCountAnalysis(model, (clip,)).clear_op_handles().set_op_handle(**build_handles())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counts = analysis.by_module_and_operator()
@@ -157,7 +157,7 @@ def _collect(
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     # named_modules and fvcore both give a shared module its first name
-    operators = {name: module for name, module in model.named_modules() if isinstance(module, AttentionOperator)}
+    operators = outer_operators([*model.named_modules()])
     executed = {name: total(name, "macs") for name in operators}
     needed = {name: operator.macs() * num_calls[name] for name, operator in operators.items()}
     fused = ("macs", "scaled_dot_product_attention")

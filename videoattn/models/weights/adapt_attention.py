@@ -17,8 +17,9 @@ _NOT_DENSE = {"operator", "phi", "v"}
 def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, report: LoadReport) -> dict[str, Tensor]:
     """Return a state dict whose dense attention slots fit the slots of `model`, noted in `report`.
 
-    Slots of the state that are not dense stay as they are. Parameters of an operator and of SkipAt's Φ keep the values
-    that `model` has. Blocks that reuse weights get the value rows of the packed projection.
+    Slots of the state that are not dense stay as they are. An operator's parameters start from `dense_start`, or keep
+    the values that `model` has, as those of SkipAt's Φ do. Blocks that reuse weights get the value rows of the packed
+    projection.
     """
     adapted = dict(state)
     reusing = 0
@@ -28,6 +29,8 @@ def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, repor
         start = f"{name}."
         theirs = {key.removeprefix(start) for key in state if key.startswith(start)}
         ours = dict(mixer.state_dict())
+        if mixer.operator is not None:
+            ours |= {f"operator.{key}": value for key, value in mixer.operator.dense_start().items()}
         if theirs == ours.keys() or not theirs or _NOT_DENSE & {_part(key) for key in theirs}:
             continue
         is_attention = mixer.operator is not None

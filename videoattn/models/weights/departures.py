@@ -17,7 +17,7 @@ from videoattn.models.registry import find_spec
 from videoattn.models.settings import read_description
 from videoattn.models.weights.files import WeightFile
 from videoattn.models.weights.report import Departure
-from videoattn.operators import OPERATORS
+from videoattn.operators import OPERATORS, DenseHeadsAttention
 
 __all__ = [
     "Departure",
@@ -169,7 +169,8 @@ def _describe_mixer(mixer: TokenMixer) -> str:
     """Return an operator's name with the options that are not the default, or what replaces attention in a slot."""
     operator = mixer.operator
     if operator is not None:
-        name = next((name for name, kind in OPERATORS.items() if type(operator) is kind), type(operator).__name__)
+        kind = type(operator.others if isinstance(operator, DenseHeadsAttention) else operator)
+        name = next((name for name, known in OPERATORS.items() if kind is known), kind.__name__)
         options = ", ".join(f"{key.upper()} {value}" for key, value in operator.options.items())
         return f"{name} ({options})" if options else name
     if isinstance(mixer, ReusedWeights):

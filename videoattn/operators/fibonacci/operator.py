@@ -1,5 +1,7 @@
 """Fibottention: each head attends only at its own generalised Fibonacci distances."""
 
+import functools
+import logging
 import math
 from typing import Annotated, Literal
 
@@ -27,7 +29,9 @@ from videoattn.operators.fibonacci.sets import (
     raster_positions,
 )
 
-Semantics = Literal["exclude", "zero_logit"]
+logger = logging.getLogger(__name__)
+
+Semantics = Literal["exclude", "zero_logit", "mean_logit"]
 Geometry = Literal["raster", "axial", "block"]
 Implementation = Literal["auto", "masked", "gather", "compiled"]
 
@@ -40,7 +44,8 @@ MASK_ELEMENTS = 2**24
 class FibonacciAttention(AttentionOperator):
     """Softmax attention over the pairs whose distance is in the head's offset set; prefix tokens take part everywhere.
 
-    `semantics="exclude"` gives other keys weight 0; "zero_logit" leaves them logit 0, as the released code does.
+    `semantics="exclude"` gives other keys weight 0; "zero_logit" leaves them logit 0, as the released code does;
+    "mean_logit" gives all of them the logit of the mean key, for weights that were trained with dense attention.
     `keep_self` puts offset 0 into every set. `order` is the raster in which a site with several frames measures
     distance; `geometry="axial"` measures it along one of t, h, w at a time, with that axis's own offset sets;
     "block" measures it between blocks of 16 consecutive tokens of the raster, and whole blocks attend to whole blocks.
@@ -64,7 +69,8 @@ class FibonacciAttention(AttentionOperator):
         site: AttentionSite,
         variant: Annotated[Variant, "how a head's sequence begins"] = "modified",
         semantics: Annotated[
-            Semantics, "weight of other keys: none, or that of a logit of 0 (as in the released code)"
+            Semantics,
+            "weight of other keys: none, that of a logit of 0 (as in the released code), or that of the mean key",
         ] = "exclude",
         keep_self: Annotated[bool, "let every token attend to itself"] = True,
         heads_permutation: Annotated[HeadsPermutation, "the assignment of sequences to heads"] = "per_layer",
@@ -85,11 +91,12 @@ class FibonacciAttention(AttentionOperator):
         kv = site.kv_grid
         lengths = [kv.t, kv.h, kv.w] if geometry == "axial" else [kv.patches]
         block = BLOCK if geometry == "block" else 1
-        rows = permute_heads(site.num_heads, site.block, heads_permutation)
+        rows = permute_heads(site.all_heads, site.block, heads_permutation)
+        rows = [rows[head] for head in site.head_numbers]
         # offsets[axis][head]: distances along that axis; the raster is a single axis
         offsets = [
             [sets[row] for row in rows]
-            for sets in (offset_sets(-(-n // block), site.num_heads, variant, keep_self) for n in lengths)
+            for sets in (offset_sets(-(-n // block), site.all_heads, variant, keep_self) for n in lengths)
         ]
         q_cells, k_cells = cells_under(site.q_grid, kv), cells_under(kv, kv)
         if geometry != "axial":
@@ -101,6 +108,8 @@ class FibonacciAttention(AttentionOperator):
                 f"fibonacci attention would leave query {query} of head {head} without a key on {site.q_grid} over "
                 f"{kv}; set KEEP_SELF: true"
             )
+        if self.plan.num_keys.min() == kv.tokens:
+            warn_of_full_pattern(geometry, str(kv))
         kinds = ("cpu", "cuda") if implementation in ("auto", "compiled") and not site.has_bias else ()
         supporting = ("cpu", "cuda") if block == 1 or site.q_grid == kv else ("cpu",)
         self.kernels = frozenset(kind for kind in kinds if has_kernel(kind) and kind in supporting)
@@ -140,6 +149,10 @@ class FibonacciAttention(AttentionOperator):
     def forward(
         self, q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
+        if self.semantics == "mean_logit":
+            if k is None or v is None:
+                q, k, v = q.unbind(3)
+            k = centre_keys(k)
         chosen = self._choose(q, v, bias)
         if chosen == "compiled":
             if bias is not None:
@@ -147,7 +160,7 @@ class FibonacciAttention(AttentionOperator):
             tensors = [q] if k is None or v is None else [q, k, v]
             # kernels compute in float32; that of a CPU reads all but float16 as it is
             wide = [x.float() if x.dtype is torch.float16 and not x.is_cuda else x for x in tensors]
-            return self.plan.attend(wide, self.semantics == "zero_logit").to(q.dtype)
+            return self.plan.attend(wide, self.semantics != "exclude").to(q.dtype)
         if k is None or v is None:
             q, k, v = q.unbind(3)
         if chosen == "gather" and self.gather is not None:
@@ -180,7 +193,7 @@ class FibonacciAttention(AttentionOperator):
     # ---- the plain form
 
     def _attend_masked(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keep: Tensor) -> Tensor:
-        if self.semantics == "zero_logit":
+        if self.semantics != "exclude":
             weights = self._masked_weights(q, k, bias, keep)
             with without_autocast(q.device):
                 mixed: Tensor = weights @ v.to(weights.dtype)
@@ -198,7 +211,7 @@ class FibonacciAttention(AttentionOperator):
             if bias is not None:
                 logits = logits + bias
             logits = logits.unflatten(1, (-1, self.site.num_heads))
-            other = 0.0 if self.semantics == "zero_logit" else -math.inf
+            other = -math.inf if self.semantics == "exclude" else 0.0
             weights: Tensor = logits.masked_fill(~keep, other).softmax(dim=-1).flatten(1, 2)
         return weights
 
@@ -206,6 +219,7 @@ class FibonacciAttention(AttentionOperator):
         keep = self._whole_mask()
         if keep is None:
             keep = self._mask(0, self.site.q_grid.tokens)
+        k = centre_keys(k) if self.semantics == "mean_logit" else k
         return self._masked_weights(q, k, bias, keep).to(q.dtype)
 
     # ---- attending pairs alone
@@ -255,6 +269,24 @@ class FibonacciAttention(AttentionOperator):
         site = self.site
         q_shape = (1, site.num_heads, site.q_grid.tokens, site.head_dim)
         return multiply_adds(q_shape, (site.num_heads,), self.plan.num_pairs)
+
+
+@functools.cache  # once for all blocks
+def warn_of_full_pattern(geometry: Geometry, grid: str) -> None:
+    logger.warning(
+        "fibonacci attention (GEOMETRY: %s) on %s attends to all pairs of tokens: it is dense attention, and no faster",
+        geometry, grid,
+    )  # fmt: skip
+
+
+def centre_keys(k: Tensor) -> Tensor:
+    """Return keys [..., Nk, d] minus their mean over the tokens of a sequence.
+
+    All logits of a query fall by that of the mean key, which changes no softmax. The logit of the mean key itself
+    becomes 0, so that `mean_logit` on keys is `zero_logit` on centred keys, in every form and kernel.
+    """
+    wide = torch.promote_types(k.dtype, torch.float32)
+    return (k - k.mean(dim=-2, keepdim=True, dtype=wide)).to(k.dtype)
 
 
 def _rows_of(bias: Tensor, start: int, stop: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Sparse attention put into weights that were trained with dense attention."""
