@@ -171,6 +171,11 @@ class VideoViTSizes:
             if tensors[name].dim() != dims:
                 raise CheckpointError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {dims} dimensions")
         width, _, frames, height, _ = tensors["patch_embed.proj.weight"].shape
+        norm = tensors.get("pooler.cross.norm.weight")
+        if norm is not None and norm.shape != (width,):
+            raise CheckpointError(
+                f"the probe is for tokens of width {len(norm)}, and those of the encoder have {width}"
+            )
         qkv = "blocks.0.mixers.joint.qkv"
         pooler, mean = _has_pooler(tensors), "fc_norm.weight" in tensors
         head = "attentive" if pooler else "mean" if mean else "class_token" if "head.weight" in tensors else "none"
