@@ -1,6 +1,7 @@
 """Video classifiers of transformers behind our interface: strict weights, clips, attention replaced and counted."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_folder_gives_the_logits_of_transformers_and_every_parameter_a_gradien
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", AXES)
 def test_dense_attention_of_ours_changes_nothing_and_another_is_counted(kind: str, folders: Path) -> None:
     pairs = [x for axis in AXES[kind] for x in (f"ATTENTION.{axis}.NAME", "fibonacci", f"ATTENTION.{axis}.LAYERS", "0")]
     dense, sparse = build_model(settings(folders / kind)), build_model(settings(folders / kind, *pairs))
@@ -80,14 +81,29 @@ def test_multiply_accumulates_are_those_of_the_formula(folders: Path) -> None:
     assert profile(model, CLIP).macs_executed == blocks + embedding + head
 
 
-@pytest.mark.parametrize("kind", ["videomae", "timesformer"])
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_layers_are_counted_from_the_head(kind: str, folders: Path) -> None:
     model: Any = build_model(settings(folders / kind))
     depths = {name: layer_of(model, name) for name, _ in model.named_parameters()}
-    assert {depth for name, depth in depths.items() if "classifier" in name} == {0}
-    assert {depth for name, depth in depths.items() if "encoder.layer.1." in name} == {1}
-    assert {depth for name, depth in depths.items() if "encoder.layer.0." in name} == {2}
-    assert {depth for name, depth in depths.items() if "embeddings" in name} == {3}
+    assert {depth for name, depth in depths.items() if "classifier" in name or "pooler" in name} == {0}
+    blocks = 3 if kind == "videoprism" else 2
+    for number in range(2):
+        inside = [
+            depth
+            for name, depth in depths.items()
+            if re.search(rf"(r\.layer|\.layers|spatial_layers)\.{number}\.", name)
+        ]
+        assert inside and set(inside) == {blocks - number}
+    assert {depth for name, depth in depths.items() if "embeddings" in name} == {blocks + 1}
+
+
+def test_attention_of_a_class_that_is_not_known_is_refused(folders: Path) -> None:
+    if "videoprism" not in CONFIGS:
+        pytest.skip("this release of transformers has no VideoPrism")
+    with pytest.raises(
+        ValueError, match="ATTENTION.JOINT asks for fibonacci, but .* has no attention that can be replaced"
+    ):
+        build_model(settings(folders / "videoprism", "ATTENTION.JOINT.NAME", "fibonacci"))
 
 
 def test_other_classes_need_fine_tuning_and_the_new_head_is_reported(folders: Path) -> None:
@@ -235,10 +251,15 @@ def test_a_network_goes_back_into_a_folder(kind: str, folders: Path, tmp_path: P
     clip = random_clip(2, CLIP)
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(clip.transpose(1, 2)).logits, source(clip), rtol=1e-6, atol=1e-6)
-    axis = AXES[kind][0]
-    sparse = build_model(settings(folders / kind, f"ATTENTION.{axis}.NAME", "fibonacci"))
-    with pytest.raises(CheckpointError, match="does not attend by .*fibonacci"):
-        save_folder(sparse, tmp_path / "other")
+
+
+def test_replaced_attention_is_not_written_as_dense(folders: Path, tmp_path: Path) -> None:
+    sparse = build_model(settings(folders / "vjepa2", "ATTENTION.JOINT.NAME", "fibonacci"))
+    with pytest.raises(
+        CheckpointError, match="VJEPA2ForVideoClassification does not attend by fibonacci; convert --to"
+    ):
+        save_folder(sparse, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- names

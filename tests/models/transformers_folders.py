@@ -36,6 +36,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "vjepa2": vjepa2_config,
 }
+if hasattr(transformers, "VideoPrismVisionConfig"):  # newer releases
+    CONFIGS["videoprism"] = lambda: transformers.VideoPrismVisionConfig(
+        **{name: value for name, value in SIZES.items() if name not in ("patch_size", "num_hidden_layers")},
+        tubelet_size=[1, 8, 8], num_spatial_layers=2, num_temporal_layers=1, num_auxiliary_layers=1,
+    )  # fmt: skip
 AXES = {"videomae": ("JOINT",), "timesformer": ("TIME", "SPACE"), "vivit": ("JOINT",), "vjepa2": ("JOINT",)}
 CLIP = (8, 32, 32)
 CROP: list[Any] = ["DATA.NUM_FRAMES", 8, "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 32]

@@ -27,7 +27,7 @@ from videoattn.models.weights.transformers_folder import CONFIG, clip_size_of, r
 from videoattn.operators import OPERATORS
 
 _OURS = "network."  # before every name of theirs in our checkpoints
-_BLOCK = r"\.(?:encoder\.layer|layers)\.(\d+)\."  # a block of an encoder, and not of V-JEPA 2's pooler
+_BLOCK = r"(?:\w+\.)*?\w*layers?\.\d+\."
 _JOINT = ("videomae", "vivit", "vjepa2")  # model types that attend jointly, and whose attention can be replaced
 
 
@@ -73,8 +73,11 @@ class TransformersClassifier(nn.Module):
             replace_attention(network, **along, verbose=False)
             replaced = [module for module in network.modules() if isinstance(module, ReplacedAttention)]
             self.described["replaced attention"] = tuple(_describe(module) for module in replaced)
-        blocks = [int(number) for key, _ in self.named_parameters() for number in re.findall(_BLOCK, key)]
-        self.num_layers = 1 + max(blocks, default=-1)
+        # of an encoder from first to last, and not of V-JEPA 2's pooler
+        found = [
+            re.match(rf"network\.{network.base_model_prefix}\.{_BLOCK}", name) for name, _ in self.named_parameters()
+        ]
+        self.blocks = list(dict.fromkeys(match[0] for match in found if match))
 
     def forward(self, clip: Tensor) -> Tensor:
         check_clip(clip, self.clip_size)
@@ -211,7 +214,7 @@ def read_baseline(name: str, cfg: Config) -> dict[str, Any]:
     axes = tuple(TIMESFORMER_ATTENTION[config.attention_type]) if kind == "timesformer" else ()
     if kind in _JOINT:
         axes = (Axis.JOINT,)
-    attention = attention_arguments(cfg, axes, "of its config.json", config.num_hidden_layers)
+    attention = attention_arguments(cfg, axes, "of its config.json", getattr(config, "num_hidden_layers", 0))
     if attention["skip"]:
         skipped = ", ".join(f"ATTENTION.SKIP.{axis.name}" for axis in attention["skip"])
         raise ValueError(f"{skipped}: blocks of transformers' models can't skip attention; expected none")
@@ -225,9 +228,10 @@ def _asks(cfg: Config, axis: Axis) -> bool:
 
 def layer_of(model: TransformersClassifier, name: str) -> int:
     """Return the number of layers above a parameter: 0 for the head, the most for embeddings."""
-    if block := re.search(_BLOCK, name):
-        return model.num_layers - int(block[1])
-    return model.num_layers + 1 if "embeddings" in name else 0
+    for number, block in enumerate(model.blocks):
+        if name.startswith(block):
+            return len(model.blocks) - number
+    return len(model.blocks) + 1 if "embeddings" in name else 0
 
 
 def to_transformers(model: TransformersClassifier) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -107,6 +107,8 @@ def to_authors(tensors: Mapping[str, Tensor], dropped: list[str]) -> tuple[str, 
             renamed[found] = value
     if unknown:
         raise CheckpointError(f"{len(unknown)} tensors have no place in a video ViT: {some_names(unknown)}")
+    if family == "videomae" and "blocks.0.attn.q_bias" not in renamed:
+        raise CheckpointError(f"there is no {_ATTENTION.replace('I', '0')}query.bias among the tensors of a VideoMAE")
     return family, renamed
 
 
