@@ -43,7 +43,7 @@ def weights_folder(name: str) -> Path | None:
     """
     folder = model_folder(name)
     place = name.removeprefix(PREFIX)
-    if not Path(place).is_dir():
+    if not Path(place).is_dir() and not (folder / WEIGHTS).is_file():
         folder = _fetch(place, (CONFIG, *_WEIGHTS), folder.name)  # of the same commit
         if not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
             raise ValueError(f"{name}: the repository has no {WEIGHTS}, alone or in shards; pickles are not fetched")

@@ -1,5 +1,6 @@
 """A video ViT as a folder of transformers: the config.json of its VideoMAE or V-JEPA 2, and the tensors."""
 
+import re
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ def to_transformers(model: VideoViT) -> tuple[dict[str, Any], dict[str, Tensor]]
     if reason := _videomae_lacks(model) if is_videomae else _vjepa2_lacks(model):
         raise CheckpointError(f"transformers has no class for this video ViT: {reason}")
     tensors = from_ours(model.state_dict(), "huggingface", given["num_heads"])
+    if is_videomae:  # as in published folders: newer releases know both names, older ones these alone
+        for ours, older in ((".query.bias", ".q_bias"), (".value.bias", ".v_bias")):
+            tensors = {re.sub(rf"{re.escape(ours)}$", older, name): value for name, value in tensors.items()}
     model_type, name = ("videomae", "VideoMAE") if is_videomae else ("vjepa2", "VJEPA2")
     if model.head is None:
         tensors = {name.removeprefix(f"{model_type}."): value for name, value in tensors.items()}
