@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.to != "videoattn" and not args.as_dense:
         refuse_replaced_attention(model, args.to)
     cfg = source.cfg if args.to == "videoattn" else None
-    arguments = getattr(model, "arguments", None) if args.to == "videoattn" and cfg is None else None
+    arguments = None
+    if args.to == "videoattn" and cfg is None and hasattr(model, "arguments"):
+        arguments = {**model.arguments, "clip_size": model.clip_size}
     heads = count_heads(model)
     save_weights(model.state_dict(), args.target, args.to, num_heads=heads, clip_size=model.clip_size, cfg=cfg,
                  arguments=arguments, class_names=source.class_names if args.to == "videoattn" else None)  # fmt: skip

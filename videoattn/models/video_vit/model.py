@@ -19,6 +19,7 @@ from videoattn.operators import DenseAttention
 Positions = Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"]
 Head = Literal["mean", "class_token", "attentive", "none"]
 Init = Literal["published", "from_scratch"]
+_NOT_NOTED = ("self", "__class__", "operators", "skip", "drop_path_rate", "act_checkpoint", "init")
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 
 
@@ -75,6 +76,8 @@ class VideoViT(nn.Module):
         norm_eps: float = 1e-6,
         head_eps: float | None = None,
     ) -> None:
+        # what makes this model anew, but for its operators and how it is trained; files of ours note it
+        arguments = {name: value for name, value in locals().items() if name not in _NOT_NOTED}
         super().__init__()
         for name, value, choices in (
             ("positions", positions, Positions), ("head", head, Head), ("init", init, Init), ("bias", bias, QkvBias),
@@ -84,18 +87,12 @@ class VideoViT(nn.Module):
         levels = tuple(levels or (depth - 1,))
         if sorted(set(levels)) != list(levels) or not 0 <= levels[0] or levels[-1] != depth - 1:
             raise ValueError(f"levels expects rising blocks that end in {depth - 1}, got {list(levels)}")
-        self.arguments: dict[str, Any] = {  # that make this model anew, but for its operators and how it is trained
-            "clip_size": clip_size, "patch_size": patch_size, "tubelet": tubelet, "embed_dim": embed_dim,
-            "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim, "num_classes": num_classes, "bias": bias,
-            "positions": positions, "rotary_base": rotary_base, "modality": modality, "levels": levels,
-            "class_token": class_token, "head": head, "probe_depth": probe_depth, "probe_heads": probe_heads,
-            "norm_eps": norm_eps, "head_eps": head_eps,
-        }  # fmt: skip
         self.clip_size = (num_frames, height, width) = clip_size
         self.patch_size, self.tubelet = patch_size, tubelet
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
+        self.arguments: dict[str, Any] = {**arguments, "levels": levels}
         self.positions = {"positions": positions, "rotary_base": rotary_base}
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":

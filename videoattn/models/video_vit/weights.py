@@ -124,7 +124,7 @@ def _noted_arguments(file: WeightFile) -> dict[str, Any]:
     types = get_type_hints(VideoViT.__init__)
     arguments = {}
     for name, value in noted.items():
-        if name not in types or name in ("operators", "skip"):
+        if name not in types or name in ("operators", "skip", "return"):
             raise CheckpointError(f"the file notes {name!r}, which is no argument of a video ViT")
         try:
             arguments[name] = TypeAdapter(types[name]).validate_python(value)
