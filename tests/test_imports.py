@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"grid"},
     "operators": {"grid", "kernels"},
     "layers": {"grid", "kernels", "operators"},
-    "models": {"grid", "operators", "layers", "config"},
+    "models": {"grid", "operators", "layers", "config", "convert"},  # attention of transformers' models is replaced
     "convert": {"grid", "operators", "layers"},
     "profiling": {"grid", "operators"},
     "data": {"config"},
@@ -38,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 READ_CONFIG = {
     "videoattn", "videoattn.models.build", "videoattn.models.settings", "videoattn.models.spec",
-    "videoattn.models.baselines", "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
+    "videoattn.models.baselines", "videoattn.models.transformers_baseline",
+    "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
     "videoattn.models.mvit.spec", "videoattn.models.video_vit.settings", "videoattn.models.weights.departures",
     "videoattn.data.build", "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
 }  # fmt: skip

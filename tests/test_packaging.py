@@ -19,7 +19,7 @@ IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}
 # Declared, and imported by a library on the package's behalf: its import there, which the package must contain.
 IMPORTED_FOR_US = {"tensorboard": "torch.utils.tensorboard"}
 # Imported where it is installed; the package works without it, and says what is missing.
-OPTIONAL = {"torchcodec", "triton"}
+OPTIONAL = {"torchcodec", "transformers", "triton"}
 
 
 def imported_modules() -> set[str]:

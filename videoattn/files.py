@@ -35,6 +35,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file; of a folder, that of the sorted names and SHA-256 of the files in it."""
+    if not os.path.isdir(path):
+        return file_sha256(path)
+    listed = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(Path(path).iterdir()) if file.is_file()]
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], unfinished: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; on leaving, flush it to the disk and rename it to `path`.

@@ -106,10 +106,10 @@ def read_config(path: Path | None, model_name: str | None, overrides: Sequence[s
     """Return the config of the file, or of a named model alone for clips of its own size, and its report."""
     if model_name is None:
         return load_config_with_report(path, overrides)
-    find_spec(model_name)
+    spec = find_spec(model_name)
     settings = ["MODEL.MODEL_NAME", model_name]
     if path is None:
-        num_frames, size, _ = MODELS[model_name].clip_size
+        num_frames, size, _ = spec.clip_size
         for key, value in (("NUM_FRAMES", num_frames), ("TRAIN_CROP_SIZE", size), ("TEST_CROP_SIZE", size)):
             settings += [f"DATA.{key}", str(value)]
     return load_config_with_report(path, [*settings, *overrides])

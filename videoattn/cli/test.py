@@ -12,8 +12,9 @@ Examples:
 --zoo evaluates a row of model_zoo.md by the protocol that its published accuracy is of, and compares. Weights are
 fetched unless --weights names them; the clips of this project's own rows are rendered into the cache.
 Without --weights and TEST.CHECKPOINT_FILE_PATH, the best checkpoint in OUTPUT_DIR/checkpoints is taken, or else the
-newest. A training checkpoint of this project carries its settings, so that --cfg may be left out. results.json,
-predictions.csv, config.yaml and the confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
+newest; where there is none, a model called transformers/FOLDER has the weights of its folder. A training checkpoint of
+this project carries its settings, so that --cfg may be left out. results.json, predictions.csv, config.yaml and the
+confusion matrix go to TEST.SAVE_RESULTS_PATH, by default OUTPUT_DIR/test.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ from videoattn.engine.distributed import init_distributed, shared_errors, shutdo
 from videoattn.engine.evaluate import Aggregate, EvaluationOptions, evaluate
 from videoattn.engine.log import logger, set_up_logging
 from videoattn.engine.results import Results
-from videoattn.files import atomic_write, file_sha256
+from videoattn.files import atomic_write, content_sha256
 from videoattn.models import build_model
 from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import Departure, describe_data
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in format_report(config_report, args.verbose).splitlines():
             logger.info("%s", line)
         for path, what in ((weights, "checkpoint"), (probe, "probe")):
-            if path is not None and not path.is_file():
-                raise ValueError(f"{path}: no such file; expected a {what} to evaluate")
+            if path is not None and not path.exists():
+                raise ValueError(f"{path}: no such file or folder; expected a {what} to evaluate")
         loader = build_loader(cfg, "test", rank=process.rank, world_size=process.world_size,
                               local_world_size=process.local_world_size)  # fmt: skip
         names = loader.class_names
@@ -192,6 +193,9 @@ def find_weights(cfg: Config) -> Path:
     if (folder / BEST).is_file():
         return folder / BEST
     existing = list_checkpoints(folder)
+    own = find_spec(cfg.model.model_name).own_weights
+    if not existing and own is not None and (named := own()) is not None:
+        return named
     if not existing:
         raise ValueError(f"{folder} holds no checkpoint; expected --weights FILE, or the OUTPUT_DIR of a training run")
     return existing[-1].path
@@ -224,7 +228,7 @@ def describe(
     if changed:
         departures = [*(departures or []), *(one._asdict() for one in changed)]
     protocol["channel_order"] = "BGR" if data.reverse_input_channel else "RGB"
-    sums = {"sha256": file_sha256(weights), **({} if probe is None else {"probe_sha256": file_sha256(probe)})}
+    sums = {"sha256": content_sha256(weights), **({} if probe is None else {"probe_sha256": content_sha256(probe)})}
     return {
         "model": cfg.model.model_name,
         "protocol": protocol,

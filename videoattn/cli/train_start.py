@@ -20,10 +20,15 @@ def check_weights(cfg: Config) -> None:
     path, key = pretrained_model(cfg), "TIMESFORMER.PRETRAINED_MODEL"
     if cfg.train.checkpoint_file_path:
         path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
+    own = find_spec(cfg.model.model_name).own_weights
+    if not path and own is not None:
+        path, key = str(own() or ""), "MODEL.MODEL_NAME"
     if cfg.train.finetune and not path:
         raise ValueError("TRAIN.FINETUNE True expects weights to start from: set TRAIN.CHECKPOINT_FILE_PATH")
-    if path and not path.startswith("timm:") and not Path(path).is_file():
+    if path and not path.startswith("timm:") and not Path(path).exists():
         raise ValueError(f"{key} {path}: no such file; expected weights to start from")
+    if path and not cfg.train.checkpoint_epoch_reset and Path(path).is_dir():
+        raise ValueError(f"{key} {path}: a folder holds no run that TRAIN.CHECKPOINT_EPOCH_RESET False could continue")
 
 
 def pretrained_model(cfg: Config) -> str:
@@ -63,13 +68,17 @@ def find_checkpoint(cfg: Config, candidates: Candidates, this_run: Run) -> tuple
 def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     """Load the weights that the run starts from, if there are any, and log what was loaded."""
     finetune = cfg.train.finetune
-    if cfg.train.checkpoint_file_path:
-        path = str(weights_file(cfg.train.checkpoint_file_path))
-        data = describe_data(cfg, testing=False, class_names=videos.class_names)
-        probe = probe_file(cfg.train.checkpoint_file_path)
+    given = cfg.train.checkpoint_file_path
+    own = find_spec(cfg.model.model_name).own_weights
+    named = weights_file(given) if given else own and own()
+    if named:
+        path, data = str(named), describe_data(cfg, testing=False, class_names=videos.class_names)
+        probe = probe_file(given) if given else None
         report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data, probe=probe)
         logger.info("%s", report)
         if not finetune:
             check_same_order(videos.class_names, videos.source, report.class_names, path)
     elif path := pretrained_model(cfg):
         logger.info("%s", load_imagenet_vit(model, path))
+    elif own:
+        logger.warning("%s holds no weights, so training starts from random ones", cfg.model.model_name)

@@ -17,6 +17,7 @@ from videoattn.config.types import (
     Blocks,
     Clips,
     Epochs,
+    Eps,
     FractionBelowOne,
     Growth,
     Heads,
@@ -189,6 +190,8 @@ class VideoViT(Section):
     probe_levels: tuple[Block, ...] | None = Field(
         None, description="blocks whose normalised tokens an attentive probe sees in a row; left out: the last block"
     )
+    norm_eps: Eps | None = Field(None, description="eps of the norms but those of the head; 1e-6, as published")
+    head_eps: Eps | None = Field(None, description="eps of the head's norms; 1e-6, in a probe 1e-5, as published")
     drop_path_rate: FractionBelowOne = 0.1
     init: Literal["published", "from_scratch"] = Field("published", description="from_scratch: for small widths")
 

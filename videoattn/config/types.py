@@ -40,6 +40,7 @@ Padding3 = tuple[Padding, Padding, Padding]
 Stride = tuple[Block, Step, Step, Step]
 
 NonNegativeFloat = Annotated[float, Field(ge=0.0, le=1e9)]
+Eps = Annotated[float, Field(gt=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, le=1000.0)]  # a learning rate, or a factor of one
 Growth = Annotated[float, Field(ge=0.01, le=100.0)]  # a factor of a width
 FrameRate = Annotated[float, Field(ge=0.01, le=1000.0)]

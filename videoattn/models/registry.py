@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from torch import nn
 
 from videoattn.models.baselines import BASELINE_SPECS
+from videoattn.models.hub import PREFIX
 from videoattn.models.mvit.spec import MVIT_SPECS
 from videoattn.models.spec import ModelSpec
 from videoattn.models.timesformer.spec import TIMESFORMER_SPECS
+from videoattn.models.transformers_baseline import ADAPTER as TRANSFORMERS_ADAPTER
+from videoattn.models.transformers_baseline import TransformersClassifier, transformers_spec
 from videoattn.models.video_vit.spec import VIDEO_VIT_SPECS
 from videoattn.models.weights.adapter import WeightAdapter
 from videoattn.models.weights.files import OURS, CheckpointError, Family, some_names
@@ -18,12 +21,20 @@ MODELS: dict[str, ModelSpec] = {**TIMESFORMER_SPECS, **MVIT_SPECS, **VIDEO_VIT_S
 
 def find_spec(name: str) -> ModelSpec:
     """Return the spec of a model. Raises ValueError with the names that there are, and the nearest one."""
+    if name.startswith(PREFIX):
+        return transformers_spec(name)
     if name not in MODELS:
         ends = [other for other in MODELS if other.rpartition("/")[2] == name]
         near = difflib.get_close_matches(name, MODELS, n=1) or ends
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"MODEL.MODEL_NAME expects one of {', '.join(MODELS)}, got {name!r}{hint}")
+        named = f"{', '.join(MODELS)}, or {PREFIX} and a folder or a repository of the hub"
+        raise ValueError(f"MODEL.MODEL_NAME expects one of {named}, got {name!r}{hint}")
     return MODELS[name]
+
+
+def is_model_name(name: object) -> bool:
+    """Return whether a name is in MODELS, or that of one of transformers' models, wherever it may be."""
+    return isinstance(name, str) and (name in MODELS or name.startswith(PREFIX))
 
 
 def list_model_types() -> list[ModelSpec]:
@@ -38,6 +49,8 @@ def list_families() -> list[Family]:
 
 def adapter_of(model: nn.Module) -> WeightAdapter:
     """Return the adapter of a model by its class. Raises ValueError for a class that no spec names."""
+    if isinstance(model, TransformersClassifier):
+        return TRANSFORMERS_ADAPTER
     for spec in MODELS.values():
         if isinstance(model, spec.model):
             return spec.adapter

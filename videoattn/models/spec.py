@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -28,6 +29,8 @@ class ModelSpec:
         layer_of: returns, from the model and the name of a parameter, the number of layers between the parameter and
             the output, for layer decay: 0 for the head, the most for embeddings.
         adapter: reads and writes the checkpoints.
+        own_weights: returns the folder of weights that the model is named by, None where it holds none; training
+            starts from them unless TRAIN.CHECKPOINT_FILE_PATH names others.
     """
 
     model: type[nn.Module]
@@ -39,6 +42,7 @@ class ModelSpec:
     no_weight_decay: Callable[[Any, str], bool]
     layer_of: Callable[[Any, str], int]
     adapter: WeightAdapter
+    own_weights: Callable[[], Path | None] | None = None
 
     def build(self, **arguments: Any) -> nn.Module:
         """Return the model, freshly initialised; `arguments` take precedence over the named size."""

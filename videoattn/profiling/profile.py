@@ -58,8 +58,9 @@ class Profile:
 
     `activations` counts elements of the outputs of everything that has MACs; fused attention never forms its weights,
     so they are not among them. `attention_*` is what attention operators execute and need, plus calls of
-    scaled_dot_product_attention elsewhere. `elements` is norm and element-wise work by operation, in elements of the
-    largest tensor of each call; `uncounted` the calls of operations without arithmetic.
+    scaled_dot_product_attention elsewhere, and products of activations in other libraries' attention modules.
+    `elements` is norm and element-wise work by operation, in elements of the largest tensor of each call; `uncounted`
+    the calls of operations without arithmetic.
     """
 
     model: str
@@ -131,6 +132,20 @@ def profile(model: nn.Module, clip: tuple[int, int, int] | Tensor, *, views: int
     return _collect(model, clip, views, counts, num_calls)
 
 
+def _plain_attention(model: nn.Module) -> list[str]:
+    """Return the names of other libraries' attention modules, outermost ones.
+
+    Their products outside linear layers are those of attention.
+    """
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        ours = any(isinstance(part, AttentionOperator) for part in module.modules())
+        if type(module).__name__.endswith("Attention") and not inside and not ours:
+            found.append(name)
+    return found
+
+
 def _collect(
     model: nn.Module, clip: Tensor, views: int, counts: Mapping[str, Counter[Any]], num_calls: Mapping[str, int]
 ) -> Profile:
@@ -147,6 +162,7 @@ def _collect(
     needed = {name: operator.macs() * num_calls[name] for name, operator in operators.items()}
     fused = ("macs", "scaled_dot_product_attention")
     elsewhere = counts[""][fused] - sum(counts[name][fused] for name in operators)
+    elsewhere += sum(counts[name]["macs", kind] for name in _plain_attention(model) for kind in ("matmul", "bmm"))
 
     modules = []
     for name, module in model.named_modules():

@@ -110,6 +110,13 @@ def test_a_part_of_a_projection_that_is_missing_is_named(tmp_path: Path) -> None
         load_weights(ours, save(state, tmp_path / "a.bin"))
 
 
+def test_a_videomae_without_biases_is_not_taken_for_another_model(tmp_path: Path) -> None:
+    theirs, _, _ = videomae()
+    state = {name: value for name, value in theirs.state_dict().items() if not re.search(r"(query|value)\.bias$", name)}
+    with pytest.raises(CheckpointError, match="there is no videomae.encoder.layer.0.attention.attention.query.bias"):
+        from_checkpoint(save(state, tmp_path / "a.bin"), clip_size=(8, 32, 48), num_heads=3)
+
+
 def test_an_encoder_by_itself_is_recognised(tmp_path: Path) -> None:
     theirs, ours, clip = vjepa2()
     path = save(theirs.vjepa2.state_dict(), tmp_path / "a.bin")  # type: ignore[union-attr]

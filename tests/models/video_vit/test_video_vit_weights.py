@@ -167,6 +167,49 @@ def test_files_that_do_not_fit_are_refused_in_one_line_and_change_nothing(what: 
     assert_same(model.state_dict(), before)
 
 
+def test_a_probe_of_another_encoder_is_refused_in_one_line_wherever_it_is_joined(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    encoder, _ = write_vjepa2(tmp_path / "a", published("vjepa2"))
+    _, probe = write_vjepa2(tmp_path / "b", published("vjepa2", embed_dim=96))
+    message = "encoder.pt with .*probe.pt: the probe is for tokens of width 96, and those of the encoder have 48$"
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(small("vjepa2"), encoder, probe=probe)
+    with pytest.raises(CheckpointError, match=message):
+        from_checkpoint(encoder, probe=probe, clip_size=(8, 32, 48), num_heads=3, probe_heads=3)
+    videomae = save({"model": published("videomae")}, tmp_path / "videomae.pth")
+    with pytest.raises(CheckpointError, match="2 tensors have no place in a video ViT: head.weight, head.bias"):
+        from_checkpoint(videomae, probe=encoder.parent / "probe.pt", clip_size=(8, 32, 48), num_heads=3)
+
+
+def test_files_of_one_type_are_no_other_type_even_with_a_new_head(tmp_path: Path) -> None:
+    for name in ("2", "2_1"):
+        (tmp_path / name).mkdir()
+    files = {
+        "vjepa2": write_vjepa2(tmp_path / "2", published("vjepa2"))[0],
+        "vjepa2_1": write_vjepa2(tmp_path / "2_1", published("vjepa2_1"), "ema_encoder")[0],
+        "videomae": save({"model": published("videomae")}, tmp_path / "videomae.pth"),
+    }
+    for kind, path in files.items():
+        for other in KINDS.keys() - {kind, "class token"}:
+            for allow_new_head in (False, True):
+                with pytest.raises(CheckpointError, match=r"(bias|modality): \w+ and \w+") as caught:
+                    load_weights(small(other), path, allow_new_head=allow_new_head)
+                assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_files_that_are_cut_short_give_one_line(ending: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    save_weights(small("vjepa2").state_dict(), path, "vjepa2", num_heads=3)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=rf"a.{ending}.*(damaged or cut short|is not a whole)") as caught:
+        from_checkpoint(path, clip_size=(8, 32, 48), num_heads=3, probe_heads=3)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_encoders_are_no_encoder_and_probe(tmp_path: Path) -> None:
     encoder, _ = write_vjepa2(tmp_path, published("vjepa2"))
     with pytest.raises(CheckpointError, match="encoder.pt: expected a probe for .*encoder.pt, and both files hold"):

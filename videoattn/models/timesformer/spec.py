@@ -6,6 +6,7 @@ from videoattn.models.spec import ModelSpec, decay_all, layers_above
 from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
 from videoattn.models.timesformer.names import TIMESFORMER_FAMILIES, find_timesformer_family, release_state
 from videoattn.models.timesformer.settings import read_timesformer
+from videoattn.models.timesformer.transformers_form import to_transformers
 from videoattn.models.timesformer.weights import describe_timesformer, fit_timesformer
 from videoattn.models.weights.adapter import WeightAdapter
 
@@ -16,6 +17,7 @@ ADAPTER = WeightAdapter(
     fit=fit_timesformer,
     arguments=describe_timesformer,
     from_ours=release_state,
+    to_transformers=to_transformers,
 )
 
 TIMESFORMER_SPECS = {

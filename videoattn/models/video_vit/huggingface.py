@@ -11,7 +11,8 @@ from torch import Tensor
 
 from videoattn.models.weights.files import CheckpointError, some_names
 
-_PREDICTOR = ("predictor.", "vjepa2.predictor.")
+# parts of pre-training: the predictor of V-JEPA 2, the decoder of VideoMAE
+_PRETRAINING = ("predictor.", "vjepa2.predictor.", "decoder.", "encoder_to_decoder.", "mask_token")
 # the authors' names, then transformers'; I is the number of a block
 _VIDEOMAE = (
     ("patch_embed.proj", "videomae.embeddings.patch_embeddings.projection"),
@@ -63,19 +64,26 @@ _BIASES = (("blocks.I.attn.q_bias", "query"), ("blocks.I.attn.v_bias", "value"))
 def is_transformers(names: Sequence[str]) -> bool:
     """Return whether the names are those of transformers' VideoMAE or V-JEPA 2."""
     starts = ("videomae.encoder.layer.", "vjepa2.encoder.layer.", "encoder.layer.0.attention.query.")
-    return any(name.startswith(starts) for name in names)
+    return any(name.startswith(starts) for name in names) or _is_bare_videomae(names)
+
+
+def _is_bare_videomae(names: Iterable[str]) -> bool:
+    """Return whether the names are those of VideoMAEModel by itself, which an image ViT has with a class token."""
+    names = set(names)
+    return "encoder.layer.0.attention.attention.query.weight" in names and "embeddings.cls_token" not in names
 
 
 def to_authors(tensors: Mapping[str, Tensor], dropped: list[str]) -> tuple[str, dict[str, Tensor]]:
-    """Return the authors' family and the tensors under its names; the predictor of V-JEPA 2 goes to `dropped`.
+    """Return the authors' family and the tensors under its names; parts of pre-training alone go to `dropped`.
 
     Raises CheckpointError listing names without a rule, and parts of a projection that are missing.
     """
-    family = "videomae" if any(name.startswith("videomae.") for name in tensors) else "vjepa2"
-    dropped += [name for name in tensors if name.startswith(_PREDICTOR)]
-    left = {name: value for name, value in tensors.items() if not name.startswith(_PREDICTOR)}
-    if family == "vjepa2" and not any(name.startswith("vjepa2.") for name in left):  # an encoder by itself
-        left = {f"vjepa2.{name}": value for name, value in left.items()}
+    is_videomae = any(name.startswith("videomae.") for name in tensors) or _is_bare_videomae(tensors)
+    family = "videomae" if is_videomae else "vjepa2"
+    dropped += [name for name in tensors if name.startswith(_PRETRAINING)]
+    left = {name: value for name, value in tensors.items() if not name.startswith(_PRETRAINING)}
+    if not any(name.startswith(f"{family}.") for name in left):  # an encoder by itself
+        left = {f"{family}.{name}": value for name, value in left.items()}
     table = {theirs: authors for authors, theirs in (_VIDEOMAE if family == "videomae" else _VJEPA2)}
     if family == "videomae":
         for authors, part in _BIASES:
@@ -99,6 +107,8 @@ def to_authors(tensors: Mapping[str, Tensor], dropped: list[str]) -> tuple[str, 
             renamed[found] = value
     if unknown:
         raise CheckpointError(f"{len(unknown)} tensors have no place in a video ViT: {some_names(unknown)}")
+    if family == "videomae" and "blocks.0.attn.q_bias" not in renamed:
+        raise CheckpointError(f"there is no {_ATTENTION.replace('I', '0')}query.bias among the tensors of a VideoMAE")
     return family, renamed
 
 

@@ -1,7 +1,7 @@
 """A plain video ViT: tubelets, pre-norm blocks that attend jointly over all of them, and a head."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -20,6 +20,7 @@ from videoattn.operators import DenseAttention
 Positions = Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"]
 Head = Literal["mean", "class_token", "attentive", "none"]
 Init = Literal["published", "from_scratch"]
+_NOT_NOTED = ("self", "__class__", "operators", "skip", "drop_path_rate", "act_checkpoint", "init")
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 
 
@@ -45,6 +46,8 @@ class VideoViT(nn.Module):
             those of the last block.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
         skip: the blocks that skip attention (SkipAt).
+        norm_eps: eps of all norms but those of the head, which have `head_eps`; None: the authors', 1e-6 for "mean"
+            and 1e-5 for a probe. transformers has others.
 
     Raises ValueError where tubelets do not divide the clip, or an operator cannot be built on its grid.
     Source: VideoMAE (arXiv 2203.12602), V-JEPA 2 (arXiv 2506.09985) and V-JEPA 2.1 (arXiv 2603.14482), and their
@@ -77,7 +80,11 @@ class VideoViT(nn.Module):
         drop_path_rate: float = 0.0,
         act_checkpoint: bool = False,
         init: Init = "published",
+        norm_eps: float = 1e-6,
+        head_eps: float | None = None,
     ) -> None:
+        # what makes this model anew, but for its operators and how it is trained; files of ours note it
+        arguments = {name: value for name, value in locals().items() if name not in _NOT_NOTED}
         super().__init__()
         for name, value, choices in (
             ("positions", positions, Positions), ("head", head, Head), ("init", init, Init), ("bias", bias, QkvBias),
@@ -106,6 +113,7 @@ class VideoViT(nn.Module):
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
+        self.arguments: dict[str, Any] = {**arguments, "levels": levels}
         self.positions = {"positions": positions, "rotary_base": rotary_base}
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
@@ -148,6 +156,13 @@ class VideoViT(nn.Module):
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if head == "mean" else None
         self.pooler = AttentivePooler(embed_dim, probe_heads, probe_depth) if head == "attentive" else None
         self.head = nn.Linear(embed_dim, num_classes) if head != "none" else None
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm) and ".operator." not in name:
+                in_head = name.startswith(("fc_norm", "pooler."))
+                module.eps = (head_eps or module.eps) if in_head else norm_eps
+        self.described |= {"VIDEO_VIT.NORM_EPS": f"{norm_eps:g}"}
+        if head in ("mean", "attentive"):
+            self.described["VIDEO_VIT.HEAD_EPS"] = f"{head_eps or (1e-6 if head == 'mean' else 1e-5):g}"
         self.reset_parameters(init)
         # without gradients, since processes that train together wait for the gradient of every parameter
         unused = [self.video_embed, *self.patch_embed.parameters()] if self.is_image else [self.image_embed]

@@ -99,22 +99,24 @@ def rename(tensors: Mapping[str, Tensor], source: Family, target: Family) -> dic
     return renamed
 
 
-def to_ours(tensors: Mapping[str, Tensor], family: Family, num_heads: int, dropped: list[str]) -> dict[str, Tensor]:
+def to_ours(
+    tensors: Mapping[str, Tensor], family: Family, num_heads: int, dropped: list[str], with_norm: bool = True
+) -> dict[str, Tensor]:
     """Return a file's tensors under our names, with the rows of the encoder's packed projections in our order.
 
-    Names of tensors that the model has no use for go to `dropped`: the decoder of a pre-trained VideoMAE with the norm
-    before it, and a table of positions beside rotary ones.
+    Names of tensors that the model has no use for go to `dropped`: the decoder of a pre-trained VideoMAE, unless
+    `with_norm` also the norm before it, and a table of positions beside rotary ones.
     """
     if family == OURS:
         return dict(tensors)
     kept = dict(tensors)
     if family == "huggingface":
         family, kept = to_authors(tensors, dropped)
-    if any(name.startswith(_PRETRAINING) for name in tensors):
+    elif any(name.startswith(_PRETRAINING) for name in tensors) or all(name.startswith("encoder.") for name in tensors):
         kept = {
             name.removeprefix("encoder."): value
             for name, value in tensors.items()
-            if name.startswith("encoder.") and not name.startswith("encoder.norm.")
+            if name.startswith("encoder.") and (with_norm or not name.startswith("encoder.norm."))
         }
         dropped += [name for name in tensors if name.removeprefix("encoder.") not in kept]
     if family == "vjepa2" and kept.pop("pos_embed", None) is not None:
@@ -169,6 +171,11 @@ class VideoViTSizes:
             if tensors[name].dim() != dims:
                 raise CheckpointError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {dims} dimensions")
         width, _, frames, height, _ = tensors["patch_embed.proj.weight"].shape
+        norm = tensors.get("pooler.cross.norm.weight")
+        if norm is not None and norm.shape != (width,):
+            raise CheckpointError(
+                f"the probe is for tokens of width {len(norm)}, and those of the encoder have {width}"
+            )
         qkv = "blocks.0.mixers.joint.qkv"
         pooler, mean = _has_pooler(tensors), "fc_norm.weight" in tensors
         head = "attentive" if pooler else "mean" if mean else "class_token" if "head.weight" in tensors else "none"

@@ -8,7 +8,7 @@ from videoattn.grid import Axis
 from videoattn.models.settings import attention_arguments, check_tokens, given_settings
 
 _SIZES = ("patch_size", "tubelet", "embed_dim", "depth", "num_heads", "mlp_dim", "bias", "positions", "head",
-          "probe_depth", "probe_heads", "probe_levels")  # fmt: skip
+          "probe_depth", "probe_heads", "probe_levels", "norm_eps", "head_eps")  # fmt: skip
 
 
 def read_video_vit(named_size: Mapping[str, Any], cfg: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from videoattn.models.spec import ModelSpec, decay_all
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import VIDEO_VIT_FAMILIES, find_video_vit_family, from_ours
 from videoattn.models.video_vit.settings import read_video_vit
+from videoattn.models.video_vit.transformers_form import to_transformers
 from videoattn.models.video_vit.weights import LEVELS, describe_video_vit, fit_video_vit
 from videoattn.models.weights.adapter import WeightAdapter
 
@@ -17,6 +18,7 @@ ADAPTER = WeightAdapter(
     fit=fit_video_vit,
     arguments=describe_video_vit,
     from_ours=from_ours,
+    to_transformers=to_transformers,
 )
 _VIDEOMAE = {"bias": "qv", "positions": "sincos_1d", "head": "mean"}
 _VJEPA2 = {"positions": "rope_tiled", "head": "attentive"}

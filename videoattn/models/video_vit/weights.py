@@ -1,8 +1,9 @@
 """A file's weights fitted to a video ViT, and the video ViT that a file's tensors describe."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from videoattn.layers.attention import count_heads
@@ -15,6 +16,7 @@ from videoattn.models.weights.report import LoadReport, complete, keep_head
 
 # The heads of every published model of a width: VideoMAE S, B, L, H, then V-JEPA 2's g and 2.1's G.
 STANDARD_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
+_VIDEOMAE_HEADS = {**STANDARD_HEADS, 1408: 16}  # VideoMAE v2's g
 # After which blocks V-JEPA 2.1 normalises tokens, by depth.
 LEVELS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
 _SAME = ("depth", "embed_dim", "mlp_dim", "tubelet", "bias", "modality", "num_levels")
@@ -28,7 +30,7 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     assert num_heads is not None  # a model's first block always attends
     if said not in (None, num_heads):
         raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
-    state = to_ours(file.tensors, report.family, num_heads, report.dropped)
+    state = to_ours(file.tensors, report.family, num_heads, report.dropped, with_norm=model.norms is not None)
     theirs, ours = VideoViTSizes.of(state), VideoViTSizes.of(target)
     both = f"the file has {theirs}; the model has {ours}"
     started = options.head != "keep" and theirs.head != ours.head
@@ -74,9 +76,10 @@ def _start_head(state: Mapping[str, Tensor], target: Mapping[str, Tensor], repor
 def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the arguments of the model whose tensors these are; assumptions go to `notes`."""
     if family == OURS:
-        raise CheckpointError("the file does not carry the settings of its model: build the model and use load_weights")
+        return {**_noted_arguments(file), **given}
     sizes = VideoViTSizes.of(to_ours(file.tensors, family, 1, []))
-    num_heads = given.get("num_heads", file.settings.get("num_heads", STANDARD_HEADS.get(sizes.embed_dim)))
+    standard = _VIDEOMAE_HEADS if sizes.bias == "qv" else STANDARD_HEADS
+    num_heads = given.get("num_heads", file.settings.get("num_heads", standard.get(sizes.embed_dim)))
     if num_heads is None:
         raise CheckpointError(f"the number of heads can't be told from width {sizes.embed_dim}: pass num_heads=")
     if "clip_size" not in given and "clip_size" not in file.settings:
@@ -107,9 +110,27 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
         "head": sizes.head,
         **positions_of(sizes),
         **probe,
+        **{name: file.settings[name] for name in ("norm_eps", "head_eps") if name in file.settings},
         **{name: value for name, value in given.items() if name != "attention_type"},
         "num_heads": num_heads,
     }
+
+
+def _noted_arguments(file: WeightFile) -> dict[str, Any]:
+    """Return the arguments that a file of ours notes. Raises CheckpointError for wrong ones, or none."""
+    noted = file.settings.get("arguments")
+    if noted is None:
+        raise CheckpointError("the file does not carry the settings of its model: build the model and use load_weights")
+    types = get_type_hints(VideoViT.__init__)
+    arguments = {}
+    for name, value in noted.items():
+        if name not in types or name in ("operators", "skip", "return"):
+            raise CheckpointError(f"the file notes {name!r}, which is no argument of a video ViT")
+        try:
+            arguments[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            raise CheckpointError(f"the file notes {name} {value!r}: {error.errors()[0]['msg']}") from error
+    return arguments
 
 
 def positions_of(sizes: VideoViTSizes) -> dict[str, Any]:

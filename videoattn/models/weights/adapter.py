@@ -46,6 +46,11 @@ def refuse_families(state: Mapping[str, Tensor], family: Family, num_heads: int 
     raise CheckpointError(f"the model has no form in the names of {family}; expected videoattn")
 
 
+def refuse_transformers(model: Any) -> tuple[dict[str, Any], State]:
+    """Raise CheckpointError, since transformers has no class for the model."""
+    raise CheckpointError(f"transformers has no class for the model, {type(model).__name__}")
+
+
 @dataclass(frozen=True)
 class WeightAdapter:
     """Reads and writes the weights of one type of model; every function raises CheckpointError on what does not fit.
@@ -60,6 +65,8 @@ class WeightAdapter:
         arguments: returns the arguments of the model that a file without our settings holds, from the file, its family
             and the arguments given by the user; assumptions go to the list of notes.
         from_ours: returns a state under another family's names, from the number of heads if that matters.
+        to_transformers: returns the config.json and the tensors of transformers' class for a model, and raises
+            CheckpointError saying why where there is no such class.
     """
 
     held: str
@@ -68,3 +75,4 @@ class WeightAdapter:
     fit: Callable[[Any, WeightFile, LoadReport, FitOptions], State] = fit_strictly
     arguments: Callable[[WeightFile, Family, Mapping[str, Any], list[str]], dict[str, Any]] = refuse_arguments
     from_ours: Callable[[Mapping[str, Tensor], Family, int | None], State] = refuse_families
+    to_transformers: Callable[[Any], tuple[dict[str, Any], State]] = refuse_transformers

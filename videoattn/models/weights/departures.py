@@ -125,6 +125,12 @@ def find_departures(file: WeightFile, model: nn.Module, data: Description | None
     said: dict[str, Any] = {_CLASS_NAMES: file.class_names}
     if "clip_size" in file.settings:
         said |= _describe_clip(file.settings["clip_size"])
+    said |= {
+        f"VIDEO_VIT.{name.upper()}": f"{file.settings[name]:g}"
+        for name in ("norm_eps", "head_eps")
+        if name in file.settings
+    }
+    said |= {f"DATA.{name.upper()}": file.settings[name] for name in ("mean", "std") if name in file.settings}
     if file.cfg is not None:
         try:
             said |= {key: value for key, value in _describe_settings(file).items() if key != _CLASS_NAMES}

@@ -12,8 +12,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from videoattn.files import describe_content
 from videoattn.models.weights.containers import CheckpointError, first_line, read_container, write_weight_file
+from videoattn.models.weights.transformers_folder import (
+    CONFIG,
+    check_counts,
+    read_folder,
+    read_processor,
+    read_transformers_config,
+)
 
 __all__ = [
     "OURS",
@@ -48,8 +54,10 @@ def naming_file(source: str) -> Iterator[None]:
 class WeightFile:
     """A file's tensors, without the prefixes of wrapping modules, and what else it says of its model.
 
-    `settings` holds num_heads, clip_size and model_name where the file or a config.json beside it says them; `cfg` is
-    the embedded YAML text and `class_names` the names of the classes in their order, if any.
+    `settings` holds num_heads, clip_size and model_name where the file or a config.json beside it says them, of a
+    folder of transformers also model_type, norm_eps, head_eps, mean and std, and the arguments of the model where a
+    file of ours notes them. `cfg` is the embedded YAML text and `class_names` the names of the classes in their order,
+    if any.
     """
 
     source: str
@@ -61,18 +69,21 @@ class WeightFile:
 
 
 def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: bool | str = "auto") -> WeightFile:
-    """Read the tensors of a .pyth, .pt, .pth, .bin or .safetensors file, on the CPU and where possible mapped.
+    """Read the tensors of a .pyth, .pt, .pth, .bin or .safetensors file, or of a folder of transformers, on the CPU.
 
     The file is checked for damage by the checksums that it carries. A pickle that needs code is refused unless `trust`,
     which runs that code. `ema` chooses averaged weights of our training checkpoints: True, False, or "auto" for those
     that hold some. Raises CheckpointError naming the file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     if ema not in (True, False, "auto"):
         raise ValueError(f"ema expects True, False or 'auto', got {ema!r}")
-    content, notes = read_container(path, trust)
+    if path.is_dir():
+        content, notes = read_folder(path, trust)
+    elif path.is_file():
+        content, notes = read_container(path, trust)
+    else:
+        raise CheckpointError(f"{path}: no such file")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name")
 
@@ -96,8 +107,8 @@ def read_weight_file(path: str | os.PathLike[str], *, trust: bool = False, ema: 
             f"{path} holds {what}, expected tensors by name, bare or under one of {', '.join(CONTAINERS)}"
         )
     cfg = notes.get("cfg") if isinstance(notes.get("cfg"), str) else None
-    settings = {**_neighbour_settings(path), **_cfg_settings(path, cfg), **_noted_settings(path, notes)}
-    names = notes.get("class_names")
+    settings = {**_transformers_settings(path), **_cfg_settings(path, cfg), **_noted_settings(path, notes)}
+    names = settings.pop("class_names", notes.get("class_names"))
     class_names = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     return WeightFile(str(path), unwrap_names(tensors), use_ema, cfg, settings, class_names)
 
@@ -140,27 +151,13 @@ def unwrap_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unwrapped
 
 
-def _neighbour_settings(path: Path) -> dict[str, Any]:
-    """Return what transformers' config.json beside its weights says."""
-    neighbour = path.with_name("config.json")
-    if path.suffix not in (".safetensors", ".bin") or not neighbour.is_file():
-        return {}
-    try:
-        said = json.loads(neighbour.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        look = describe_content(neighbour) or "damaged"
-        raise CheckpointError(
-            f"{neighbour}, which describes {path.name}, is not JSON ({first_line(error)}; the file is {look}): fetch "
-            "it again, or move it away where it belongs to something else"
-        ) from error
-    if not isinstance(said, dict) or said.get("model_type") != "timesformer":
-        return {}
-    size = said.get("image_size", 224)
-    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    heads, frames = said.get("num_attention_heads", 12), said.get("num_frames", 8)
-    counts = {"num_attention_heads": heads, "num_frames": frames, "image_size": height, "its width": width}
-    _check_counts(neighbour, counts)
-    return {"num_heads": heads, "clip_size": (frames, height, width)}
+def _transformers_settings(path: Path) -> dict[str, Any]:
+    """Return what the config.json of a folder, or beside a file that transformers may have written, says."""
+    if path.is_dir():
+        return read_transformers_config(path / CONFIG) | read_processor(path)
+    neighbour = path.with_name(CONFIG)
+    described = path.suffix in (".safetensors", ".bin") and neighbour.is_file()
+    return read_transformers_config(neighbour) if described else {}
 
 
 def _cfg_settings(path: Path, cfg: str | None) -> dict[str, Any]:
@@ -176,7 +173,7 @@ def _cfg_settings(path: Path, cfg: str | None) -> dict[str, Any]:
     heads, name = timesformer.get("NUM_HEADS"), model.get("MODEL_NAME")
     frames, crop = data.get("NUM_FRAMES"), data.get("TRAIN_CROP_SIZE")
     counts = {"TIMESFORMER.NUM_HEADS": heads, "DATA.NUM_FRAMES": frames, "DATA.TRAIN_CROP_SIZE": crop}
-    _check_counts(f"{path}: its cfg", {key: value for key, value in counts.items() if value is not None})
+    check_counts(f"{path}: its cfg", {key: value for key, value in counts.items() if value is not None})
     found: dict[str, Any] = {} if heads is None else {"num_heads": heads}
     if isinstance(name, str):
         found["model_name"] = name
@@ -185,16 +182,16 @@ def _cfg_settings(path: Path, cfg: str | None) -> dict[str, Any]:
     return found
 
 
-def _check_counts(source: Path | str, counts: Mapping[str, Any]) -> None:
-    wrong = [f"{key} {value!r}" for key, value in counts.items() if type(value) is not int or value < 1]
-    if wrong:
-        raise CheckpointError(f"{source} says {', '.join(wrong)}, expected positive whole numbers")
-
-
 def _noted_settings(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `write_weight_file` noted beside the tensors: num_heads "12", clip_size "8x224x224"."""
+    """Return what `write_weight_file` noted beside the tensors: num_heads "12", clip_size "8x224x224", and JSON."""
     found: dict[str, Any] = {}
     try:
+        if isinstance(text := notes.get("class_names"), str):
+            found["class_names"] = json.loads(text)
+        if isinstance(text := notes.get("arguments"), str):
+            found["arguments"] = json.loads(text)
+            if not isinstance(found["arguments"], dict):
+                raise ValueError(f"expected arguments by name, got {text[:60]!r}")
         if isinstance(heads := notes.get("num_heads"), str):
             found["num_heads"] = int(heads)
         if isinstance(size := notes.get("clip_size"), str):
@@ -202,8 +199,10 @@ def _noted_settings(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
             found["clip_size"] = (frames, height, width)
         if min(found.get("num_heads", 1), *found.get("clip_size", (1,))) < 1:
             raise ValueError(f"expected positive numbers, got {found}")
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its notes on num_heads and clip_size can't be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: its notes on num_heads, clip_size, arguments and class names can't be read: {error}"
+        ) from error
     return found
 
 

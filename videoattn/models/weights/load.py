@@ -1,8 +1,9 @@
 """Weights between files and models: every tensor of the file used, every tensor of the model filled, or named."""
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,10 +14,10 @@ from videoattn.layers.attention import count_heads
 from videoattn.models.build import parse_description
 from videoattn.models.mvit.names import mvit_from_ours, mvit_to_ours
 from videoattn.models.registry import (
-    MODELS,
     adapter_of,
     find_family,
     find_model_type,
+    is_model_name,
     list_families,
     list_model_types,
     unknown_names,
@@ -35,6 +36,7 @@ from videoattn.models.weights.files import (
     write_weight_file,
 )
 from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_layers
+from videoattn.models.weights.transformers_folder import check_model_type
 from videoattn.seeding import torch_seed
 
 __all__ = [
@@ -129,7 +131,8 @@ def from_checkpoint(
     notes: list[str] = []
     with naming_file(file.source):
         found = find_model_type(file.tensors)
-        if found is None and file.settings.get("model_name") not in MODELS:
+        check_model_type(file, None if found is None else found[1])
+        if found is None and not is_model_name(file.settings.get("model_name")):
             raise unknown_names(file.tensors)
         if found is None or (found[1] == OURS and file.cfg is not None):
             described, said = parse_description(file.cfg or "")
@@ -148,13 +151,14 @@ def from_checkpoint(
 def save_weights(
     state: Mapping[str, Tensor], path: str | os.PathLike[str], family: Family = "videoattn", *,
     num_heads: int | None = None, clip_size: tuple[int, int, int] | None = None, cfg: str | None = None,
+    arguments: Mapping[str, Any] | None = None, class_names: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Write a model's state dict in a family's names and row order, whole or not at all.
 
     The ending chooses safetensors, or {"model_state": ...} for .pyth, .pt, .pth; .pyth of "timesformer" carries the
     prefix "model." that its own code expects. `num_heads` is needed for a TimeSformer in another family's names; it,
-    `clip_size` and the YAML text `cfg` are noted in the file for `from_checkpoint`. Raises OSError naming a file that
-    can't be written.
+    `clip_size`, the YAML text `cfg`, the `arguments` of a video ViT and `class_names` are noted in the file for
+    `from_checkpoint`. Raises OSError naming a file that can't be written.
     """
     tensors = dict(state)
     if family != OURS:
@@ -173,6 +177,8 @@ def save_weights(
         "num_heads": None if num_heads is None else str(num_heads),
         "clip_size": None if clip_size is None else "x".join(map(str, clip_size)),
         "cfg": cfg,
+        "arguments": None if arguments is None else json.dumps(arguments),
+        "class_names": None if class_names is None else json.dumps(list(class_names)),
     }
     write_weight_file(tensors, path, {name: text for name, text in notes.items() if text is not None})
 
@@ -198,6 +204,8 @@ def _fill(
     adapter = adapter_of(model)
     with naming_file(file.source):
         family = adapter.find_family(list(file.tensors)) if adapter.families else OURS
+        if adapter.families:
+            check_model_type(file, family)
         if family is None:
             other = find_model_type(file.tensors)
             if other is None:
