@@ -205,7 +205,7 @@ def test_one_frame_is_an_image_where_the_model_has_modalities() -> None:
     assert image.grid.tokens == 6 == video.grid.tokens
     image(clip_of(image)).sum().backward()
     assert image.patch_embed.proj.weight.grad is None and image.video_embed.grad is None  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="tubelets of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"):
+    with pytest.raises(ValueError, match="patches of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"):
         small("vjepa2", clip_size=(1, 32, 48))
 
 

@@ -80,8 +80,7 @@ class VideoViT(nn.Module):
         levels = tuple(levels or (depth - 1,))
         if sorted(set(levels)) != list(levels) or not 0 <= levels[0] or levels[-1] != depth - 1:
             raise ValueError(f"levels expects rising blocks that end in {depth - 1}, got {list(levels)}")
-        self.clip_size = (num_frames, height, width) = clip_size
-        self.patch_size, self.tubelet = patch_size, tubelet
+        self.patch_size, self.tubelet, self.modality = patch_size, tubelet, modality
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
@@ -89,15 +88,9 @@ class VideoViT(nn.Module):
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
             self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
-        self.is_image = modality and num_frames == 1
-        stride = (1 if self.is_image else tubelet, patch_size, patch_size)
-        if min(clip_size) < 1 or any(n % s for n, s in zip(clip_size, stride, strict=True)):
-            raise ValueError(
-                f"tubelets of {' x '.join(map(str, stride))} must divide the clip, got T x H x W = "
-                f"{num_frames} x {height} x {width}"
-            )
-        t, h, w = (n // s for n, s in zip(clip_size, stride, strict=True))
-        self.grid = TokenGrid(t, h, w, prefix=int(class_token))
+        self.grid = TokenGrid.of_clip(clip_size, self.patch_of(clip_size), prefix=int(class_token))
+        self.clip_size = (clip_size[0], clip_size[1], clip_size[2])
+        self.is_image = modality and clip_size[0] == 1
         self.patch_embed = _tubelets(embed_dim, (tubelet, *clip_size[1:]), (tubelet, patch_size, patch_size))
         image = (1, patch_size, patch_size)
         self.patch_embed_image = _tubelets(embed_dim, (1, *clip_size[1:]), image) if modality else None
@@ -136,6 +129,11 @@ class VideoViT(nn.Module):
         for parameter in unused:
             if parameter is not None:
                 parameter.requires_grad_(False)
+
+    def patch_of(self, clip_size: Sequence[int]) -> tuple[int, int, int]:
+        """Return frames, rows and columns of a patch of a clip (T, H, W); those of an image have one frame."""
+        is_image = self.modality and tuple(clip_size[:1]) == (1,)
+        return (1 if is_image else self.tubelet, self.patch_size, self.patch_size)
 
     def reset_parameters(self, init: Init = "published") -> None:
         """Initialise all parameters with normal weights of deviation 0.02; "from_scratch": Xavier, for small widths."""

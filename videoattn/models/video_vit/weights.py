@@ -8,6 +8,7 @@ from torch import Tensor
 from videoattn.layers.attention import count_heads
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import VideoViTSizes, to_ours
+from videoattn.models.video_vit.positions import fit_positions
 from videoattn.models.weights.adapt_attention import adapt_attention_weights
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
@@ -55,9 +56,7 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     elif ours.head != "none":
         new = options.head == "new" or (options.head == "may_differ" and theirs.num_classes != ours.num_classes)
         state = keep_head(state, target, report, new=new, sizes=both)
-    size = file.settings.get("clip_size")
-    if size is not None and tuple(size) != model.clip_size:
-        report.notes.append(f"positions are computed for clips of {model.clip_size}; the file is for {tuple(size)}")
+    state |= fit_positions(model, state, file, report, options, both)
     return complete(adapt_attention_weights(state, model, report), target)
 
 
@@ -114,6 +113,8 @@ def describe_video_vit(file: WeightFile, family: Family, given: Mapping[str, Any
 
 def positions_of(sizes: VideoViTSizes) -> dict[str, Any]:
     """Return the positions that published weights of these tensors were trained with."""
+    if sizes.num_positions is not None:  # by an option of VideoMAE's code
+        return {"positions": "learned", "rotary_base": None}
     if sizes.bias == "qv":  # VideoMAE alone
         return {"positions": "sincos_1d", "rotary_base": None}
     if sizes.modality:  # V-JEPA 2.1
