@@ -1,6 +1,7 @@
 """Token mixers, the modules in the attention slots of a block."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
+from videoattn.layers.views import GridModule
 from videoattn.operators import AttentionOperator, AttentionSite
 
 BuildOperator = Callable[[AttentionSite], AttentionOperator]
@@ -16,7 +18,7 @@ Carry = Literal["nothing", "update", "weights"]
 QkvBias = Literal["all", "qv", "none"]
 
 
-class TokenMixer(nn.Module):
+class TokenMixer(GridModule):
     """One attention slot along `axis` of a stream on `grid`.
 
     `forward(x, carried)` takes the stream [B, grid.tokens, C] and what the same slot carried from the block before. It
@@ -65,6 +67,13 @@ class MultiheadAttention(TokenMixer):
                 "could reuse; choose another ATTENTION.SKIP.PHI or operator"
             )
         self.proj = nn.Linear(dim, dim)
+
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid, along = grid, grid.along(self.axis)
+        weight = self.proj.weight
+        with weight.device:
+            operator = self.operator.planned_for(replace(self.operator.site, q_grid=along, kv_grid=along))
+        self.operator = operator.to(weight.device, weight.dtype)
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         packed = fold(self.qkv(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))

@@ -36,6 +36,10 @@ class ComputedTable(nn.Module):
         self.table = self._compute(self.table)
         return self
 
+    def remade(self, *arguments: Any) -> "ComputedTable":
+        """Return a table of other arguments, on the same device and of the same type."""
+        return ComputedTable(self.make, *arguments).to(self.table)
+
     def forward(self) -> Tensor:
         return self.table
 

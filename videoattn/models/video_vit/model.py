@@ -1,6 +1,7 @@
 """A plain video ViT: tubelets, pre-norm blocks that attend jointly over all of them, and a head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from videoattn.layers.patch_embed import TubeletEmbed
 from videoattn.layers.position import ComputedTable, sincos_table
 from videoattn.layers.rotary import Pairing, RotaryPositions
 from videoattn.layers.skip import SkipSettings
+from videoattn.layers.views import GridModule, Pairs, ViewCache, view_on
 from videoattn.models.video_vit.pooler import AttentivePooler
 from videoattn.operators import DenseAttention
 
@@ -22,8 +24,11 @@ Init = Literal["published", "from_scratch"]
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 
 
-class VideoViT(nn.Module):
-    """A video ViT for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
+class VideoViT(GridModule):
+    """A video ViT for clips [B, 3, T, H, W] of `clip_size`; returns logits [B, num_classes].
+
+    With rotary positions it accepts clips of any other size that patches divide as well, and plans for it once: the
+    last few sizes are kept. `for_clips` returns the model for another size.
 
     Args:
         tubelet: frames of a token, and `patch_size` its height and width in pixels; they must divide the clip.
@@ -83,6 +88,7 @@ class VideoViT(nn.Module):
         self.patch_size, self.tubelet, self.modality = patch_size, tubelet, modality
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
+        self._views = ViewCache()
         self.levels = levels
         self.positions = {"positions": positions, "rotary_base": rotary_base}
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
@@ -130,6 +136,55 @@ class VideoViT(nn.Module):
             if parameter is not None:
                 parameter.requires_grad_(False)
 
+    def for_clips(self, clip_size: tuple[int, int, int]) -> "VideoViT":
+        """Return this model for clips of another size (T, H, W), with the same parameters and state dict.
+
+        It gives what a model built for that size gives with the same state: positions that are not learned are computed
+        anew, and operators planned for the new grid. Both share their parameters, and the modules that do not depend
+        on the grid, so set the mode of training and the device of this one first. Raises ValueError where patches do
+        not divide the clip, positions are learned, or an operator can't be moved to another grid.
+        """
+        return self if tuple(clip_size) == self.clip_size else self._view_for(clip_size, {})
+
+    def _view_for(self, clip_size: tuple[int, int, int], pairs: Pairs) -> "VideoViT":
+        grid = TokenGrid.of_clip(clip_size, self.patch_of(clip_size), self.grid.prefix)
+        where = f"clips of {' x '.join(map(str, clip_size))} in a model for {' x '.join(map(str, self.clip_size))}"
+        if isinstance(self.pos_embed, nn.Parameter):
+            raise ValueError(
+                f"{where}: its positions are learned; build a model for them, and load weights with allow_resize=True"
+            )
+        try:
+            view = view_on(self, grid, pairs)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        assert isinstance(view, VideoViT)
+        view.clip_size = (clip_size[0], clip_size[1], clip_size[2])
+        view.is_image = self.modality and clip_size[0] == 1
+        return view
+
+    def _fitting(self, clip: Tensor) -> "VideoViT":
+        """Return this model, or with rotary positions its view for the size of a clip. Raises ValueError otherwise."""
+        if tuple(clip.shape[1:]) == (3, *self.clip_size):
+            return self
+        if self.pos_embed is not None or clip.dim() != 5 or clip.shape[1] != 3:
+            check_clip(clip, self.clip_size)
+        frames, height, width = (int(n) for n in clip.shape[2:])
+        size = (frames, height, width)
+        view = self._views.get(self, size, partial(self._view_for, size))
+        assert isinstance(view, VideoViT)
+        return view
+
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid, self._views = grid, ViewCache()
+        if isinstance(self.pos_embed, ComputedTable):
+            _, dim = self.pos_embed.arguments
+            self.pos_embed = self.pos_embed.remade(grid.patches, dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VideoViT":
+        self._views.clear()  # they would stay on the old device
+        super()._apply(fn, recurse)
+        return self
+
     def patch_of(self, clip_size: Sequence[int]) -> tuple[int, int, int]:
         """Return frames, rows and columns of a patch of a clip (T, H, W); those of an image have one frame."""
         is_image = self.modality and tuple(clip_size[:1]) == (1,)
@@ -165,8 +220,8 @@ class VideoViT(nn.Module):
 
     def forward_levels(self, clip: Tensor) -> list[Tensor]:
         """Return the tokens [B, N, C] after each block of `levels`, normalised (with the head "mean": as they are)."""
-        check_clip(clip, self.clip_size)
-        outputs = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training, self.levels)
+        model = self._fitting(clip)
+        outputs = run_blocks(model.blocks, model.embed(clip), self.act_checkpoint and self.training, self.levels)
         if self.norms is None:
             return outputs
         return [norm(x) for norm, x in zip(self.norms, outputs, strict=True)]
