@@ -97,14 +97,17 @@ class AttentionOperator(nn.Module):
         """Return the multiply-accumulates of one sequence, all heads, counting only pairs that attend."""
         raise NotImplementedError
 
+    def bound_parameters(self) -> list[str]:
+        """Return the names of the parameters that belong to positions of the grid."""
+        own = [name for name, _ in self.named_parameters()]
+        return own if self.grid_parameters is None else [name for name in own if name in self.grid_parameters]
+
     def planned_for(self, site: AttentionSite) -> Self:
         """Return an operator with the same options and parameters for another site.
 
         Raises ValueError if it has parameters that belong to its grid, or can't serve the site.
         """
-        own = dict(self.named_parameters())
-        bound = list(own) if self.grid_parameters is None else [name for name in own if name in self.grid_parameters]
-        if bound:
+        if bound := self.bound_parameters():
             grid = self.site.kv_grid
             raise ValueError(
                 f"{type(self).__name__} serves no other grid than {grid.t} x {grid.h} x {grid.w}, to whose positions "
@@ -112,7 +115,7 @@ class AttentionOperator(nn.Module):
             )
         with torch_seed(0):  # initial values are replaced; the caller's generator stays untouched
             planned = type(self)(site, **self._given)
-        if own:
+        if next(self.parameters(), None) is not None:
             for mine, other in zip(self.modules(), planned.modules(), strict=True):
                 other._parameters = mine._parameters
         return planned.train(self.training)

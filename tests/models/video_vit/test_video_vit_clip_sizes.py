@@ -347,9 +347,8 @@ def test_an_exported_view_gives_the_same_with_the_same_keys() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fibonacci", "dense"])
-def test_compiled_models_give_the_same_at_every_size(method: str) -> None:
-    model = small("vjepa2", operators={Axis.JOINT: OPERATORS[method]}, depth=2)
+def test_compiled_models_give_the_same_at_every_size() -> None:
+    model = small("vjepa2", **with_operator(), depth=1)
     sizes = (model.clip_size, *OTHER, model.clip_size)
     expected = [model(clip(size, torch.float32)) for size in sizes]
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from tests.models.mvit.small_mvits import V1, V2, small_mvit
 from tests.models.small_models import random_clip, randomize, released, save, small_model
 from tests.models.video_vit.test_video_vit import KINDS, SMALL, small
-from videoattn.grid import TokenGrid
+from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.pooled_attention import resize_table
 from videoattn.layers.position import resize_grid, resize_space, resize_time
 from videoattn.models.mvit.names import mvit_from_ours
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import from_ours
 from videoattn.models.weights.load import CheckpointError, from_checkpoint, load_weights, save_weights
+from videoattn.operators import OPERATORS
 
 Size = tuple[int, int, int]
 Published = tuple[nn.Module, dict[str, Tensor], dict[str, Any]]
@@ -149,6 +150,27 @@ def test_a_transposed_grid_is_another_grid_though_it_has_as_many_positions(kind:
     old, new = (source.grid.h, source.grid.w), (source.grid.w, source.grid.h)
     resized = resize_space(source.state_dict()[name], old, new, prefix=int(kind != "mvit"))
     assert torch.equal(target.state_dict()[name], resized)
+
+
+@pytest.mark.parametrize("axis", [Axis.JOINT, Axis.SPACE, Axis.TIME])
+def test_parameters_of_operators_are_not_used_on_a_transposed_grid(axis: Axis, tmp_path: Path) -> None:
+    operators = {"operators": {axis: OPERATORS["focused_linear"]}}
+    kind, path = "joint_space_time" if axis is Axis.JOINT else "divided_space_time", tmp_path / "a.safetensors"
+    source = small_model(kind, **operators)
+    t, h, w = source.clip_size
+    save_weights(source.state_dict(), path, num_heads=3, clip_size=(t, h, w))
+    target = small_model(kind, seed=5, clip_size=(t, w, h), **operators)
+    if axis is Axis.TIME:  # whose sequences are the same
+        assert load_weights(target, path, allow_resize=True).resized == ["pos_embed"]
+        return
+    message = "operator.pos_space belong to a grid of 4 x 2 x 3 patches, and the model has 4 x 3 x 2"
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(target, path, allow_resize=True)
+    if axis is Axis.JOINT:
+        video_vit, path = small("vjepa2", **operators), tmp_path / "b.safetensors"
+        save_weights(video_vit.state_dict(), path, num_heads=3, clip_size=video_vit.clip_size)
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(small("vjepa2", clip_size=(8, 48, 32), **operators), path)
 
 
 # ---- video ViTs

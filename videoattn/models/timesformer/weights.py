@@ -11,10 +11,10 @@ from videoattn.layers.attention import count_heads
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
 from videoattn.models.timesformer.names import TensorSizes, rename, to_ours
-from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.weights.adapt_attention import adapt_attention_weights, refuse_other_grids
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
-from videoattn.models.weights.grids import said_space, source_grid
+from videoattn.models.weights.grids import said_grid, said_space, source_grid
 from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
 
 # Widths whose number of heads is 64 dimensions each in every published model.
@@ -54,14 +54,17 @@ def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, op
         state["time_embed"] = resize_time(state["time_embed"], ours.num_frames)
         resized.append("time_embed")
     grid = (model.grid.h, model.grid.w)
-    said = said_space(file, options, (1, theirs.patch_size, theirs.patch_size))
+    patch = (1, theirs.patch_size, theirs.patch_size)
+    said = said_space(file, options, patch)
     old_grid = source_grid(theirs.num_positions, grid, said)
     if old_grid != grid:
         state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
         resized.append("pos_embed")
 
     note_resized(resized, report, model.clip_size, allowed=options.allow_resize, sizes=both)
-    return complete(adapt_attention_weights(state, model, report), target)
+    whole = complete(adapt_attention_weights(state, model, report), target)
+    refuse_other_grids(state, model, said_grid(file, patch), model.grid)
+    return whole
 
 
 def _add_time(

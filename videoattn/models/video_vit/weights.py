@@ -9,9 +9,10 @@ from videoattn.layers.attention import count_heads
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import VideoViTSizes, to_ours
 from videoattn.models.video_vit.positions import fit_positions
-from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.weights.adapt_attention import adapt_attention_weights, refuse_other_grids
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
+from videoattn.models.weights.grids import said_grid
 from videoattn.models.weights.report import LoadReport, complete, keep_head
 
 # The heads of every published model of a width: VideoMAE S, B, L, H, then V-JEPA 2's g and 2.1's G.
@@ -57,7 +58,10 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
         new = options.head == "new" or (options.head == "may_differ" and theirs.num_classes != ours.num_classes)
         state = keep_head(state, target, report, new=new, sizes=both)
     state |= fit_positions(model, state, file, report, options, both)
-    return complete(adapt_attention_weights(state, model, report), target)
+    whole = complete(adapt_attention_weights(state, model, report), target)
+    said = said_grid(file, model.patch_of(file.settings.get("clip_size", ())))
+    refuse_other_grids(state, model, said, model.grid)
+    return whole
 
 
 def _start_head(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
