@@ -76,6 +76,15 @@ class MultiheadAttention(TokenMixer):
         self.operator = operator.to(weight.device, weight.dtype)
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mixed, weights = self._mix(x)
+        update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
+        return update, update if self.carry == "update" else weights
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the mixed values of the stream, and the attention weights if they are carried.
+
+        On its own, so that the memory of the projection is free before the output is projected.
+        """
         packed = fold(self.qkv(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
         packed = split_calls(packed, self.axis).unflatten(3, (3, -1))
         weights = None
@@ -90,8 +99,7 @@ class MultiheadAttention(TokenMixer):
             mixed = self.operator(q, k, v)
         else:
             mixed = self.operator(packed) if self.operator.accepts_packed else self.operator(*packed.unbind(3))
-        update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, update if self.carry == "update" else weights
+        return mixed, weights
 
 
 def count_heads(model: nn.Module) -> int | None:
