@@ -1,5 +1,6 @@
 """Positions of tokens in a clip: the (t, h, w) grid, its prefix tokens, and the sequences along an axis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -28,6 +29,23 @@ class TokenGrid:
     def __post_init__(self) -> None:
         if min(self.t, self.h, self.w) < 1 or self.prefix < 0:
             raise ValueError(f"a grid needs t, h, w >= 1 and prefix >= 0, got {self}")
+
+    @classmethod
+    def of_clip(cls, clip_size: Sequence[int], patch: Sequence[int], prefix: int = 0) -> "TokenGrid":
+        """Return the grid of a clip (T, H, W) in patches of as many frames, rows and columns.
+
+        Raises ValueError naming the sizes that patches do not divide.
+        """
+        if len(clip_size) != 3 or not all(isinstance(n, int) and n >= 1 for n in clip_size):
+            raise ValueError(f"clip_size expects (T, H, W), three whole numbers of at least 1, got {clip_size!r}")
+        sizes = list(zip("THW", clip_size, patch, strict=True))
+        if wrong := [f"{axis} expects a multiple of {step}" for axis, n, step in sizes if n % step]:
+            raise ValueError(
+                f"patches of {' x '.join(map(str, patch))} must divide the clip, got T x H x W = "
+                f"{' x '.join(map(str, clip_size))}: {', '.join(wrong)}"
+            )
+        t, h, w = (n // step for _, n, step in sizes)
+        return cls(t, h, w, prefix)
 
     @property
     def patches(self) -> int:

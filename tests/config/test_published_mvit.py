@@ -156,7 +156,7 @@ def test_what_only_other_mvits_have_is_refused(key: str, value: str) -> None:
         (["MVIT.DIM_MUL", "[[16, 2.0]]"], "MVIT: DIM_MUL expects blocks 0 to 15 of a model of DEPTH 16"),
         (["MVIT.DIM_MUL", "[[2, 1.3]]"], "DIM_MUL 1.3 at block 2 does not make a whole number of"),
         (["MVIT.HEAD_MUL", "[[2, 5.0]]"], "heads do not divide"),
-        (["DATA.NUM_FRAMES", "15"], "need clips whose T, H and W the stride divides"),
+        (["DATA.NUM_FRAMES", "15"], "must divide the clip, got T x H x W = 15 x 224 x 224: T expects a multiple of 2"),
         (["MVIT.SEP_POS_EMBED", "False"], "MVIT.SEP_POS_EMBED expects True"),
         (["ATTENTION.TIME.NAME", "fibonacci"], "attends along JOINT alone"),
         (["MVIT.POOL_KV_STRIDE", "[[0, 1, 2, 2]]", "MVIT.POOL_KV_STRIDE_ADAPTIVE", "[1, 8, 8]"], "contradict"),

@@ -127,3 +127,13 @@ def test_maps_and_forward_derivatives_pass():
     torch.testing.assert_close(mapped[:, 0], mixed(q, k, v), rtol=0, atol=1e-12)
     _, slope = torch.func.jvp(lambda value: mixed(q, k, value), (v,), (v,))
     torch.testing.assert_close(slope, mixed(q, k, v), rtol=0, atol=1e-12)
+
+
+def test_another_grid_is_planned_with_the_same_heads() -> None:
+    at, grid = site(Axis.JOINT, 1), TokenGrid(2, 5, 3, 1)
+    other = AttentionSite(grid, grid, HEADS, 8, block=1)
+    build = keep_heads_dense(FibonacciAttention, [(1, 1)])
+    tensors = qkv(other)
+    torch.testing.assert_close(build(at).planned_for(other)(*tensors), build(other)(*tensors), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="LisaAttention serves no other grid"):
+        keep_heads_dense(OPERATORS["lisa"], [(1, 1)])(at).planned_for(other)

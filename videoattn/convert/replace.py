@@ -250,6 +250,7 @@ def install(operator: AttentionOperator, slot: Slot) -> None:
 
 def uninstall(module: nn.Module) -> None:
     original: Original = getattr(module, ORIGINAL)
+    installed: Any = module.operator
     delattr(module, ORIGINAL)
     if isinstance(module, ReplacedAttention):
         module.take_down()
@@ -257,9 +258,13 @@ def uninstall(module: nn.Module) -> None:
     if original.operator is None:
         del module.operator
         return
-    if (place := place_of(module)) != original.place:  # the model was moved without it
-        original.operator.to(*place)
-    module.operator = original.operator.train(module.training)
+    operator, place = original.operator, place_of(module)
+    if operator.site != installed.site:  # a view for clips of another size
+        with place[0]:
+            operator = operator.planned_for(installed.site)
+    if place != original.place or operator is not original.operator:  # the model was moved without it
+        operator.to(*place)
+    module.operator = operator.train(module.training)
 
 
 def mixer_name(module: nn.Module) -> str:

@@ -7,6 +7,7 @@ derivatives, the transforms of `torch.func`, and derivatives of a gradient. Func
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,11 @@ def is_transformed() -> bool:
     """Return whether a transform of torch.func, or forward-mode differentiation, is in progress."""
     # torch has no public name for either
     return forward_ad._current_level >= 0 or bool(torch._C._are_functorch_transforms_active())
+
+
+def without_compiling(function: F) -> F:
+    """Return a function that torch.compile runs as it is; torch.compiler.disable would import the compiler."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

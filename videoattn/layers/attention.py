@@ -1,6 +1,7 @@
 """Token mixers, the modules in the attention slots of a block."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videoattn.grid import Axis, TokenGrid, fold, merge_calls, split_calls
+from videoattn.layers.views import GridModule
 from videoattn.operators import AttentionOperator, AttentionSite
 
 BuildOperator = Callable[[AttentionSite], AttentionOperator]
@@ -16,7 +18,7 @@ Carry = Literal["nothing", "update", "weights"]
 QkvBias = Literal["all", "qv", "none"]
 
 
-class TokenMixer(nn.Module):
+class TokenMixer(GridModule):
     """One attention slot along `axis` of a stream on `grid`.
 
     `forward(x, carried)` takes the stream [B, grid.tokens, C] and what the same slot carried from the block before. It
@@ -66,7 +68,23 @@ class MultiheadAttention(TokenMixer):
             )
         self.proj = nn.Linear(dim, dim)
 
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid, along = grid, grid.along(self.axis)
+        weight = self.proj.weight
+        with weight.device:
+            operator = self.operator.planned_for(replace(self.operator.site, q_grid=along, kv_grid=along))
+        self.operator = operator.to(weight.device, weight.dtype)
+
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mixed, weights = self._mix(x)
+        update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
+        return update, update if self.carry == "update" else weights
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the mixed values of the stream, and the attention weights if they are carried.
+
+        On its own, so that the memory of the projection is free before the output is projected.
+        """
         packed = fold(self.qkv(self.norm(x)), self.grid, self.axis).unflatten(3, (self.num_heads, -1))
         packed = split_calls(packed, self.axis).unflatten(3, (3, -1))
         weights = None
@@ -81,8 +99,7 @@ class MultiheadAttention(TokenMixer):
             mixed = self.operator(q, k, v)
         else:
             mixed = self.operator(packed) if self.operator.accepts_packed else self.operator(*packed.unbind(3))
-        update = self.proj(merge_calls(mixed, x.shape[0], self.num_heads, self.axis))
-        return update, update if self.carry == "update" else weights
+        return mixed, weights
 
 
 def count_heads(model: nn.Module) -> int | None:

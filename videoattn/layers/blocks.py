@@ -10,9 +10,10 @@ from videoattn.layers.attention import BuildOperator, QkvBias
 from videoattn.layers.drop_path import DropPath, DropUnit
 from videoattn.layers.mlp import Mlp
 from videoattn.layers.skip import SkipSettings, build_mixer
+from videoattn.layers.views import GridModule
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(GridModule):
     """One pre-norm attention slot per axis, then an MLP; the temporal update passes through one more projection."""
 
     def __init__(
@@ -37,6 +38,9 @@ class TransformerBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, mlp_dim)
         self.drop_path_mlp = DropPath(drop_path_rate)
+
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid = grid
 
     def forward(self, x: Tensor, carried: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Map the stream [B, N, C] and what the slots of the block before carried, by axis, to those of this block."""

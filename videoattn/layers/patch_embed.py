@@ -20,7 +20,7 @@ class PatchEmbed(nn.Module):
 class TubeletEmbed(nn.Module):
     """A convolution over overlapping tubelets: clips [B, 3, T, H, W] of `clip_size` to patch tokens [B, t·h·w, C].
 
-    Raises ValueError where the stride does not divide the clip, or kernel and padding lead to another grid.
+    The stride must divide the clip. Raises ValueError if it does not, or kernel and padding lead to another grid.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class TubeletEmbed(nn.Module):
         stride: tuple[int, int, int], padding: tuple[int, int, int], in_channels: int = 3,
     ) -> None:  # fmt: skip
         super().__init__()
-        sizes = list(zip(clip_size, kernel, stride, padding, strict=True))
-        self.grid = TokenGrid(*(max(1, n // s) for n, _, s, _ in sizes))
-        if min(clip_size) < 1 or any(n % s or (n + 2 * p - k) // s + 1 != n // s for n, k, s, p in sizes):
+        self.grid = TokenGrid.of_clip(clip_size, stride)
+        sizes = zip(clip_size, kernel, stride, padding, strict=True)
+        if any((n + 2 * p - k) // s + 1 != n // s for n, k, s, p in sizes):
             raise ValueError(
-                f"PATCH_KERNEL {kernel}, PATCH_STRIDE {stride} and PATCH_PADDING {padding} need clips whose T, H and W "
-                f"the stride divides, got T x H x W = {' x '.join(map(str, clip_size))}"
+                f"PATCH_KERNEL {kernel}, PATCH_STRIDE {stride} and PATCH_PADDING {padding} make another grid than "
+                f"{self.grid.t} x {self.grid.h} x {self.grid.w} of clips of {' x '.join(map(str, clip_size))}"
             )
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel, stride, padding)
 

@@ -36,6 +36,10 @@ class ComputedTable(nn.Module):
         self.table = self._compute(self.table)
         return self
 
+    def remade(self, *arguments: Any) -> "ComputedTable":
+        """Return a table of other arguments, on the same device and of the same type."""
+        return ComputedTable(self.make, *arguments).to(self.table)
+
     def forward(self) -> Tensor:
         return self.table
 
@@ -89,6 +93,21 @@ def resize_space(embedding: Tensor, size: tuple[int, int], new_size: tuple[int, 
     patches = F.interpolate(patches.float(), size=new_size, mode="bicubic", align_corners=False)
     patches = rearrange(patches.to(embedding.dtype), "one c h w -> one (h w) c")
     return torch.cat([embedding[:, :prefix], patches], dim=1)
+
+
+def resize_grid(embedding: Tensor, grid: TokenGrid, new_grid: TokenGrid) -> Tensor:
+    """Resize [1, prefix + t·h·w, C] to another grid: bicubic within frames, then linear along time; the prefix stays.
+
+    Source: VideoMAE's loader, which resizes frames alone.
+    """
+    if embedding.shape[1] != grid.tokens:
+        raise ValueError(f"an embedding of {tuple(embedding.shape)} does not hold the {grid.tokens} tokens of {grid}")
+    if grid == new_grid:
+        return embedding
+    frames = embedding[0, grid.prefix :].unflatten(0, (grid.t, grid.h * grid.w))
+    frames = resize_space(frames, (grid.h, grid.w), (new_grid.h, new_grid.w), prefix=0)
+    patches = resize_time(frames.transpose(0, 1), new_grid.t).transpose(0, 1).flatten(0, 1)
+    return torch.cat([embedding[:, : grid.prefix], patches[None]], dim=1)
 
 
 def resize_time(embedding: Tensor, new_length: int) -> Tensor:

@@ -3,16 +3,17 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from videoattn.grid import TokenGrid
 from videoattn.kernels.transforms import is_transformed
 from videoattn.layers.position import ComputedTable
+from videoattn.layers.views import GridModule
 
 Pairing = Literal["interleaved", "tiled"]
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(GridModule):
     """Rotates q or k [..., n, d] of the sequences of a grid; prefix tokens are not rotated.
 
     A head's channels are [t | h | w | rest], D = 2·(d // 6) of them for each axis, and a token at position p along an
@@ -31,6 +32,10 @@ class RotaryPositions(nn.Module):
             raise ValueError(f"rotary positions expect an even head dimension of at least 6, got {head_dim}")
         self.interleaved = pairing == "interleaved"
         self.angles = ComputedTable(rotation_table, grid, head_dim, pairing, base)
+
+    def place_on(self, grid: TokenGrid) -> None:
+        _, *rest = self.angles.arguments
+        self.angles = self.angles.remade(grid, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         cos, sin = self.angles().unbind()

@@ -92,6 +92,9 @@ class SkipAttention(TokenMixer):
         super().__init__(grid, axis, carry)
         self.phi = phi
 
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid = grid
+
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if carried is None:
             raise ValueError(f"a skipped block needs the update of the block before it along {self.axis.name}")
@@ -117,6 +120,9 @@ class ReusedWeights(TokenMixer):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.v = nn.Linear(dim, dim, bias=bias)
         self.proj = nn.Linear(dim, dim)
+
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid = self.kv_grid = grid
 
     def values(self, x: Tensor) -> Tensor:
         """Return the values [B, N, heads, d] to be mixed, on `kv_grid`."""

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from videoattn.grid import TokenGrid
 from videoattn.kernels.transforms import is_transformed
 from videoattn.operators.options import check_options, options_of
+from videoattn.seeding import torch_seed
 
 _NO_LOGITS = "there are no logits to add a bias to"
 
@@ -75,6 +76,8 @@ class AttentionOperator(nn.Module):
     - `accepts_bias`: a bias can be added to the logits. Where it is False, sites that have one are refused.
     - `accepts_packed`: `forward` also accepts a single packed [rows, groups·heads, n, 3, d], whose gradient it then
       forms in one piece.
+    - `grid_parameters`: the parameters whose entries belong to positions of the grid, so that the operator serves no
+      other; None, the default, stands for all that it has.
     - `HOW`: the options that choose how a result is computed, and do not change it.
     """
 
@@ -82,6 +85,7 @@ class AttentionOperator(nn.Module):
     normalizes_weights = False
     accepts_bias = True
     accepts_packed = False
+    grid_parameters: tuple[str, ...] | None = None
     HOW = ("implementation", "method")
     _given: dict[str, Any]
 
@@ -122,6 +126,29 @@ class AttentionOperator(nn.Module):
         keep their initial values.
         """
         return {}
+
+    def bound_parameters(self) -> list[str]:
+        """Return the names of the parameters that belong to positions of the grid."""
+        own = [name for name, _ in self.named_parameters()]
+        return own if self.grid_parameters is None else [name for name in own if name in self.grid_parameters]
+
+    def planned_for(self, site: AttentionSite) -> Self:
+        """Return an operator with the same options and parameters for another site.
+
+        Raises ValueError if it has parameters that belong to its grid, or can't serve the site.
+        """
+        if bound := self.bound_parameters():
+            grid = self.site.kv_grid
+            raise ValueError(
+                f"{type(self).__name__} serves no other grid than {grid.t} x {grid.h} x {grid.w}, to whose positions "
+                f"its parameters {', '.join(bound)} belong"
+            )
+        with torch_seed(0):  # initial values are replaced; the caller's generator stays untouched
+            planned = type(self)(site, **self._given)
+        if next(self.parameters(), None) is not None:
+            for mine, other in zip(self.modules(), planned.modules(), strict=True):
+                other._parameters = mine._parameters
+        return planned.train(self.training)
 
     def refuse_bias(self, bias: Tensor | None) -> None:
         """Raise ValueError on a bias, in `forward` and `weights` of an operator that supports none."""

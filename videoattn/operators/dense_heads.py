@@ -64,6 +64,12 @@ class DenseHeadsAttention(AttentionOperator):
     def macs(self) -> int:
         return self.dense.macs() + self.others.macs()
 
+    def planned_for(self, site: AttentionSite) -> "DenseHeadsAttention":
+        others = self.others.planned_for(
+            replace(site, num_heads=self.others.site.num_heads, share=self.others.site.share)
+        )
+        return DenseHeadsAttention(site, self.heads, others).train(self.training)
+
     def dense_start(self) -> dict[str, Tensor]:
         return {f"others.{name}": value for name, value in self.others.dense_start().items()}
 

@@ -61,6 +61,7 @@ class FocusedLinearAttention(AttentionOperator):
 
     accepts_bias = False
     accepts_packed = True
+    grid_parameters = ("pos_time", "pos_space")
 
     def __init__(
         self,

@@ -119,6 +119,8 @@ def profile(model: nn.Module, clip: tuple[int, int, int] | Tensor, *, views: int
     clip = clip if isinstance(clip, Tensor) else example_clip(model, clip)
     if clip.dim() < 2 or clip.shape[0] != 1:
         raise ValueError(f"expected one clip [1, 3, T, H, W], got {tuple(clip.shape)}")
+    if hasattr(model, "for_clips") and clip.dim() == 5:  # whose modules are those that run
+        model = model.for_clips(tuple(clip.shape[2:]))  # type: ignore[operator]
     complete_meta_convolution()
     num_calls: Counter[str] = Counter()
     with _unchanged(model), torch.no_grad(), _TraceableMetaConvolutions():

@@ -318,7 +318,7 @@ class TestPlan:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"clip_size": (5, 32, 40)}, "T, H and W the stride divides, got T x H x W = 5 x 32 x 40"),
+        ({"clip_size": (5, 32, 40)}, "must divide the clip, got T x H x W = 5 x 32 x 40: T expects a multiple of 2"),
         ({"attention_type": "both"}, "attention_type expects one of joint, divided"),
         ({"positions": "learned"}, "positions expects one of separable, none"),
         ({"init": "zero"}, "init expects one of published, from_scratch"),

@@ -24,9 +24,12 @@ def logits_of(model: nn.Module, clip: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip_size": (4, 20, 24)}, "patches of 8 divide, got T x H x W = 4 x 20 x 24"),
+        (
+            {"clip_size": (4, 20, 24)},
+            "patches of 1 x 8 x 8 must divide the clip, got T x H x W = 4 x 20 x 24: H expects a multiple of 8",
+        ),
         ({"clip_size": (4, 16, 30)}, "got T x H x W = 4 x 16 x 30"),
-        ({"clip_size": (0, 16, 24)}, "at least one frame .* got T x H x W = 0 x 16 x 24"),
+        ({"clip_size": (0, 16, 24)}, r"three whole numbers of at least 1, got \(0, 16, 24\)"),
         ({"attention_type": "divided"}, "expects one of divided_space_time, .* got 'divided'"),
         ({"num_heads": 5}, "multiple of the number of heads, got 24 and 5"),
         ({"drop_path_rate": 1.0}, r"a drop rate lies in \[0, 1\), got 1.0"),

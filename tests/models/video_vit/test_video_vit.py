@@ -207,7 +207,7 @@ def test_one_frame_is_an_image_where_the_model_has_modalities() -> None:
     assert image.grid.tokens == 6 == video.grid.tokens
     image(clip_of(image)).sum().backward()
     assert image.patch_embed.proj.weight.grad is None and image.video_embed.grad is None  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="tubelets of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"):
+    with pytest.raises(ValueError, match="patches of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"):
         small("vjepa2", clip_size=(1, 32, 48))
 
 
@@ -284,8 +284,8 @@ def test_a_probe_sees_the_normalised_tokens_of_all_its_levels_in_a_row(num_segme
     [
         ("videomae", {"num_segments": 3}, "num_segments expects 1, or a divisor of the 8 frames .*, got 3"),
         ("videomae", {"num_segments": 0}, "num_segments expects 1, .*, got 0"),
-        ("videomae", {"num_segments": 8}, "tubelets of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"),
-        ("class token", {"num_segments": 2}, "got 2 and a class token"),
+        ("videomae", {"num_segments": 8}, "patches of 2 x 16 x 16 must divide the clip, got T x H x W = 1 x 32 x 48"),
+        ("class token", {"num_segments": 2}, "num_segments expects 1 beside a class token, got 2"),
         (
             "videomae",
             {"probe_levels": (0, 2)},

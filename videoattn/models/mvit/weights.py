@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from videoattn.grid import TokenGrid
 from videoattn.layers.pooled_attention import Size3, resize_table
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.mvit.model import MViT
@@ -19,6 +20,7 @@ from videoattn.models.settings import read_description
 from videoattn.models.weights.adapt_attention import adapt_attention_weights
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
+from videoattn.models.weights.grids import said_space, source_grid
 from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
 
 _SAME = ("patch_kernel", "embed_dim", "attention_dims", "dims_out", "num_heads", "mlp_dims")
@@ -46,24 +48,28 @@ def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, options: FitOpti
         state = _divide(state, target, report)
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
-    resized = _resize(state, target, model)
+    patch = model.patch_embed.proj.stride
+    resized = _resize(state, target, model.grid, said_space(file, options, patch))
     note_resized(list(resized), report, model.clip_size, allowed=options.allow_resize, sizes=both)
     return complete(adapt_attention_weights({**state, **resized}, model, report), target)
 
 
-def _resize(state: Mapping[str, Tensor], target: Mapping[str, Tensor], model: MViT) -> dict[str, Tensor]:
-    """Return the tensors of positions that have another length in the model, resized to it."""
+def _resize(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], grid: TokenGrid, said: tuple[int, int] | None
+) -> dict[str, Tensor]:
+    """Return the tensors of positions that are for another grid than the model's, resized; `said` is the file's."""
     resized: dict[str, Tensor] = {}
     for name, value in target.items():
-        if name not in state or state[name].shape == value.shape:
+        if name not in state or state[name].dim() != value.dim():
             continue
-        if name == "pos_embed_temporal":
+        if name == "pos_embed_spatial":
+            theirs = source_grid(state[name].shape[1], (grid.h, grid.w), said)
+            if theirs != (grid.h, grid.w):
+                resized[name] = resize_space(state[name], theirs, (grid.h, grid.w), prefix=0)
+        elif state[name].shape == value.shape:
+            continue
+        elif name == "pos_embed_temporal":
             resized[name] = resize_time(state[name], value.shape[1])
-        elif name == "pos_embed_spatial":
-            side = math.isqrt(state[name].shape[1])
-            if side * side != state[name].shape[1]:
-                raise CheckpointError(f"{name} has {state[name].shape[1]} positions, which are no square to resize")
-            resized[name] = resize_space(state[name], (side, side), (model.grid.h, model.grid.w), prefix=0)
         elif ".relative.tables." in name and state[name].shape[1] == value.shape[1]:
             resized[name] = resize_table(state[name], value.shape[0])
     return resized
@@ -104,6 +110,8 @@ def describe_mvit(file: WeightFile, family: Family, given: Mapping[str, Any], no
     said = _embedded_arguments(file.cfg) if file.cfg else None
     if said is None:
         said = _arguments_of_tensors(shape, file.tensors, notes)
+        if "clip_size" not in given:
+            said["clip_size"] = file.settings.get("clip_size") or _clip_size(shape)
     return {**said, "num_classes": shape.num_classes, **given}
 
 
@@ -141,7 +149,6 @@ def _arguments_of_tensors(shape: MViTGeometry, tensors: Mapping[str, Tensor], no
     notes.append("pooling assumed as in published models: queries by 1 x 2 x 2 where heads double, keys by 1 x 8 x 8")
     return {
         "shape": known,
-        "clip_size": _clip_size(shape),
         "patch_kernel": shape.patch_kernel,
         "patch_padding": tuple(k // 2 for k in shape.patch_kernel),
         "positions": "none" if shape.num_positions is None else "separable",
@@ -160,7 +167,8 @@ def _clip_size(shape: MViTGeometry) -> Size3:
         if side * side != count:
             raise CheckpointError(f"the height and width of {count} positions can't be told: pass clip_size=(T, H, W)")
     elif shape.table_lengths is not None:
-        t, side = (shape.table_lengths[0] + 1) // 2, (shape.table_lengths[1] + 1) // 2
+        t, h, w = ((length + 1) // 2 for length in shape.table_lengths)
+        return 2 * t, 4 * h, 4 * w
     else:
         raise CheckpointError("the clip's size can't be told from the tensors: pass clip_size=(T, H, W)")
     return 2 * t, 4 * side, 4 * side

@@ -59,26 +59,20 @@ class TimeSformer(nn.Module):
             raise ValueError(f"init expects one of {', '.join(get_args(Init))}, got {init!r}")
         if attention_type not in AXES:
             raise ValueError(f"attention_type expects one of {', '.join(AXES)}, got {attention_type!r}")
-        num_frames, height, width = clip_size
-        if min(clip_size) < 1 or height % patch_size or width % patch_size:
-            raise ValueError(
-                f"a clip needs at least one frame and a height and width that patches of {patch_size} divide, "
-                f"got T x H x W = {num_frames} x {height} x {width}"
-            )
-        self.clip_size = (num_frames, height, width)
+        self.grid = TokenGrid.of_clip(clip_size, (1, patch_size, patch_size), prefix=1)
+        self.clip_size = (clip_size[0], clip_size[1], clip_size[2])
         self.patch_size = patch_size
         self.num_classes = num_classes
         self.attention_type = attention_type
         self.act_checkpoint = act_checkpoint
         self.frames_apart = attention_type == "space_only"
-        self.grid = TokenGrid(num_frames, height // patch_size, width // patch_size, prefix=1)
         block_grid = self.grid.along(Axis.SPACE) if self.frames_apart else self.grid
         chosen = {axis: (operators or {}).get(axis, DenseAttention) for axis in AXES[attention_type]}
 
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid.h * self.grid.w, embed_dim))
-        self.time_embed = None if self.frames_apart else nn.Parameter(torch.zeros(1, num_frames, embed_dim))
+        self.time_embed = None if self.frames_apart else nn.Parameter(torch.zeros(1, self.grid.t, embed_dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         mlp_dim = int(embed_dim * mlp_ratio)
         self.blocks = nn.ModuleList(

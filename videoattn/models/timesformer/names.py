@@ -1,6 +1,5 @@
 """The names of a TimeSformer's tensors in published files, and the sizes that the tensors show."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,26 +178,3 @@ class TensorSizes:
             f"{self.attention_type}, depth {self.depth}, width {self.embed_dim}, MLP width {self.mlp_dim}, "
             f"patch {self.patch_size}, {self.num_positions} positions{frames}, {classes}"
         )
-
-
-def source_grid(count: int, grid: tuple[int, int], said: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the (h, w) of `count` positions for a model's `grid`: as `said`, else square, else of the model's shape.
-
-    Raises CheckpointError where `said` has another count, or where both or neither of the guesses are possible.
-    """
-    if said is not None:
-        if math.prod(said) != count:
-            raise CheckpointError(f"pos_embed has {count} positions, which are not {said[0]} x {said[1]}")
-        return said
-    side, scale = math.isqrt(count), math.sqrt(count / math.prod(grid))
-    alike = (round(grid[0] * scale), round(grid[1] * scale))
-    possible = {(side, side)} if side * side == count else set()
-    if math.prod(alike) == count and alike[0] * grid[1] == alike[1] * grid[0]:
-        possible.add(alike)
-    if len(possible) != 1:
-        what = " or ".join(f"{h} x {w}" for h, w in sorted(possible)) or "of any shape"
-        raise CheckpointError(
-            f"pos_embed has {count} positions, which may be {what}, and the model's grid is {grid[0]} x {grid[1]}: "
-            "pass file_grid=(h, w), the file's height and width in patches"
-        )
-    return possible.pop()

@@ -10,10 +10,11 @@ from torch import Tensor
 from videoattn.layers.attention import count_heads
 from videoattn.layers.position import resize_space, resize_time
 from videoattn.models.timesformer.model import TIMESFORMER_SIZES, TimeSformer
-from videoattn.models.timesformer.names import TensorSizes, rename, source_grid, to_ours
-from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.timesformer.names import TensorSizes, rename, to_ours
+from videoattn.models.weights.adapt_attention import adapt_attention_weights, refuse_other_grids
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
+from videoattn.models.weights.grids import said_grid, said_space, source_grid
 from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
 
 # Widths whose number of heads is 64 dimensions each in every published model.
@@ -26,11 +27,11 @@ HEADS_OF_NAMES = {
 
 def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, options: FitOptions) -> dict[str, Tensor]:
     """Return the model's complete new state from the file's tensors, noted in `report`."""
-    target, head, file_grid = model.state_dict(), options.head, options.file_grid
-    num_heads, said = count_heads(model), heads_of(file)
+    target, head = model.state_dict(), options.head
+    num_heads, their_heads = count_heads(model), heads_of(file)
     assert num_heads is not None  # a model's first block always attends
-    if said not in (None, num_heads):
-        raise CheckpointError(f"the file has {said} heads, the model {num_heads}")
+    if their_heads not in (None, num_heads):
+        raise CheckpointError(f"the file has {their_heads} heads, the model {num_heads}")
     state = to_ours(file.tensors, report.family, num_heads)
     theirs, ours = TensorSizes.of(state), TensorSizes.of(target)
     both = f"the file has {theirs}; the model has {ours}"
@@ -53,16 +54,17 @@ def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, op
         state["time_embed"] = resize_time(state["time_embed"], ours.num_frames)
         resized.append("time_embed")
     grid = (model.grid.h, model.grid.w)
-    if file_grid is None and "clip_size" in file.settings:
-        height, width = file.settings["clip_size"][1:]
-        file_grid = height // theirs.patch_size, width // theirs.patch_size
-    old_grid = source_grid(theirs.num_positions, grid, file_grid)
+    patch = (1, theirs.patch_size, theirs.patch_size)
+    said = said_space(file, options, patch)
+    old_grid = source_grid(theirs.num_positions, grid, said)
     if old_grid != grid:
         state["pos_embed"] = resize_space(state["pos_embed"], old_grid, grid)
         resized.append("pos_embed")
 
     note_resized(resized, report, model.clip_size, allowed=options.allow_resize, sizes=both)
-    return complete(adapt_attention_weights(state, model, report), target)
+    whole = complete(adapt_attention_weights(state, model, report), target)
+    refuse_other_grids(state, model, said_grid(file, patch), model.grid)
+    return whole
 
 
 def _add_time(

@@ -1,6 +1,7 @@
 """A plain video ViT: tubelets, pre-norm blocks that attend jointly over all of them, and a head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from videoattn.layers.patch_embed import TubeletEmbed
 from videoattn.layers.position import ComputedTable, sincos_table
 from videoattn.layers.rotary import Pairing, RotaryPositions
 from videoattn.layers.skip import SkipSettings
+from videoattn.layers.views import GridModule, Pairs, ViewCache, view_on
 from videoattn.models.video_vit.pooler import AttentivePooler
 from videoattn.operators import DenseAttention
 
@@ -24,8 +26,11 @@ _NOT_NOTED = ("self", "__class__", "operators", "skip", "drop_path_rate", "act_c
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 
 
-class VideoViT(nn.Module):
-    """A video ViT for clips [B, 3, T, H, W] of exactly `clip_size`; returns logits [B, num_classes].
+class VideoViT(GridModule):
+    """A video ViT for clips [B, 3, T, H, W] of `clip_size`; returns logits [B, num_classes].
+
+    With rotary positions it accepts clips of any other size that patches divide as well, and plans for it once: the
+    last few sizes are kept. `for_clips` returns the model for another size.
 
     Args:
         tubelet: frames of a token, and `patch_size` its height and width in pixels; they must divide the clip.
@@ -102,16 +107,12 @@ class VideoViT(nn.Module):
         if sorted({*self.probe_levels} & {*range(depth)}) != list(self.probe_levels):
             raise ValueError(f"probe_levels expects rising blocks below {depth}, got {list(self.probe_levels)}")
         self.num_segments = num_segments
-        self.clip_size = (num_frames, height, width) = clip_size
-        if num_segments < 1 or num_frames % num_segments or (num_segments > 1 and class_token):
-            raise ValueError(
-                f"num_segments expects 1, or a divisor of the {num_frames} frames and no class token, got "
-                f"{num_segments}{' and a class token' if class_token else ''}"
-            )
-        clip_size = (num_frames := num_frames // num_segments, height, width)  # of one segment, from here on
-        self.patch_size, self.tubelet = patch_size, tubelet
+        if class_token and num_segments > 1:
+            raise ValueError(f"num_segments expects 1 beside a class token, got {num_segments}")
+        self.patch_size, self.tubelet, self.modality = patch_size, tubelet, modality
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
+        self._views = ViewCache()
         self.levels = levels
         self.arguments: dict[str, Any] = {**arguments, "levels": levels}
         self.positions = {"positions": positions, "rotary_base": rotary_base}
@@ -119,15 +120,10 @@ class VideoViT(nn.Module):
         if head == "attentive":
             self.described["VIDEO_VIT.PROBE_HEADS"] = str(probe_heads)
             self.described["VIDEO_VIT.PROBE_LEVELS"] = ", ".join(map(str, self.probe_levels))
-        self.is_image = modality and num_frames == 1
-        stride = (1 if self.is_image else tubelet, patch_size, patch_size)
-        if min(clip_size) < 1 or any(n % s for n, s in zip(clip_size, stride, strict=True)):
-            raise ValueError(
-                f"tubelets of {' x '.join(map(str, stride))} must divide the clip, got T x H x W = "
-                f"{num_frames} x {height} x {width}"
-            )
-        t, h, w = (n // s for n, s in zip(clip_size, stride, strict=True))
-        self.grid = TokenGrid(t, h, w, prefix=int(class_token))
+        self.grid = self._grid_of(clip_size, int(class_token))
+        self.clip_size = (clip_size[0], clip_size[1], clip_size[2])
+        clip_size = self._segment_of(clip_size)  # from here on
+        self.is_image = modality and clip_size[0] == 1
         self.patch_embed = _tubelets(embed_dim, (tubelet, *clip_size[1:]), (tubelet, patch_size, patch_size))
         image = (1, patch_size, patch_size)
         self.patch_embed_image = _tubelets(embed_dim, (1, *clip_size[1:]), image) if modality else None
@@ -173,6 +169,75 @@ class VideoViT(nn.Module):
         for parameter in unused:
             if parameter is not None:
                 parameter.requires_grad_(False)
+
+    def for_clips(self, clip_size: tuple[int, int, int]) -> "VideoViT":
+        """Return this model for clips of another size (T, H, W), with the same parameters and state dict.
+
+        It gives what a model built for that size gives with the same state: positions that are not learned are computed
+        anew, and operators planned for the new grid. Both share their parameters, and the modules that do not depend
+        on the grid, so set the mode of training and the device of this one first. Raises ValueError where patches do
+        not divide the clip, positions are learned, or an operator can't be moved to another grid.
+        """
+        return self if tuple(clip_size) == self.clip_size else self._view_for(clip_size, {})
+
+    def _view_for(self, clip_size: tuple[int, int, int], pairs: Pairs) -> "VideoViT":
+        grid = self._grid_of(clip_size, self.grid.prefix)
+        where = f"clips of {' x '.join(map(str, clip_size))} in a model for {' x '.join(map(str, self.clip_size))}"
+        if isinstance(self.pos_embed, nn.Parameter):
+            raise ValueError(
+                f"{where}: its positions are learned; build a model for them, and load weights with allow_resize=True"
+            )
+        try:
+            view = view_on(self, grid, pairs)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        assert isinstance(view, VideoViT)
+        view.clip_size = (clip_size[0], clip_size[1], clip_size[2])
+        view.is_image = self.modality and self._segment_of(clip_size)[0] == 1
+        return view
+
+    def _fitting(self, clip: Tensor) -> "VideoViT":
+        """Return this model, or with rotary positions its view for the size of a clip. Raises ValueError otherwise."""
+        if tuple(clip.shape[1:]) == (3, *self.clip_size):
+            return self
+        if self.pos_embed is not None or clip.dim() != 5 or clip.shape[1] != 3:
+            check_clip(clip, self.clip_size)
+        frames, height, width = (int(n) for n in clip.shape[2:])
+        size = (frames, height, width)
+        view = self._views.get(self, size, partial(self._view_for, size))
+        assert isinstance(view, VideoViT)
+        return view
+
+    def place_on(self, grid: TokenGrid) -> None:
+        self.grid, self._views = grid, ViewCache()
+        if isinstance(self.pos_embed, ComputedTable):
+            _, dim = self.pos_embed.arguments
+            self.pos_embed = self.pos_embed.remade(grid.patches, dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VideoViT":
+        self._views.clear()  # they would stay on the old device
+        super()._apply(fn, recurse)
+        return self
+
+    def _segment_of(self, clip_size: Sequence[int]) -> tuple[int, int, int]:
+        """Return the size of one segment of a clip. Raises ValueError where segments do not divide its frames."""
+        frames, height, width = clip_size
+        if self.num_segments < 1 or frames % self.num_segments:
+            raise ValueError(
+                f"num_segments expects 1, or a divisor of the {frames} frames of a clip, got {self.num_segments}"
+            )
+        return frames // self.num_segments, height, width
+
+    def _grid_of(self, clip_size: Sequence[int], prefix: int) -> TokenGrid:
+        """Return the grid of the tokens of one segment of a clip."""
+        if len(clip_size) == 3 and self.num_segments != 1:
+            clip_size = self._segment_of(clip_size)
+        return TokenGrid.of_clip(clip_size, self.patch_of(clip_size), prefix)
+
+    def patch_of(self, clip_size: Sequence[int]) -> tuple[int, int, int]:
+        """Return frames, rows and columns of a patch of a clip (T, H, W); those of an image have one frame."""
+        is_image = self.modality and tuple(clip_size[:1]) == (1,)
+        return (1 if is_image else self.tubelet, self.patch_size, self.patch_size)
 
     def reset_parameters(self, init: Init = "published") -> None:
         """Initialise all parameters with normal weights of deviation 0.02; "from_scratch": Xavier, for small widths."""
@@ -225,10 +290,10 @@ class VideoViT(nn.Module):
 
     def _encode(self, clip: Tensor, levels: Sequence[int]) -> list[Tensor]:
         """Return the streams of all segments of all clips [B segments, N, C] after each block of `levels`."""
-        check_clip(clip, self.clip_size)
+        model = self._fitting(clip)
         if self.num_segments > 1:
             clip = rearrange(clip, "b c (s t) h w -> (b s) c t h w", s=self.num_segments)
-        return run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training, levels)
+        return run_blocks(model.blocks, model.embed(clip), self.act_checkpoint and self.training, levels)
 
     def _join(self, x: Tensor) -> Tensor:
         return x if self.num_segments == 1 else rearrange(x, "(b s) n c -> b (s n) c", s=self.num_segments)

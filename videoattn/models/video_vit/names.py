@@ -159,11 +159,13 @@ class VideoViTSizes:
     head: str
     num_classes: int | None
     probe_depth: int
+    num_positions: int | None  # learned ones, class tokens' included
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "VideoViTSizes":
         """Read from tensors under our names. Raises CheckpointError naming those that are missing or misshapen."""
         needed = {"patch_embed.proj.weight": 5, "blocks.0.mlp.fc1.weight": 2, "blocks.0.mixers.joint.norm.weight": 1}
+        needed |= {"pos_embed": 3} if "pos_embed" in tensors else {}
         for name, dims in needed.items():
             if name not in tensors:
                 probe = " (a probe alone: pass the encoder's file, and this as probe=)" if _has_pooler(tensors) else ""
@@ -190,13 +192,15 @@ class VideoViTSizes:
             head=head,
             num_classes=tensors["head.weight"].shape[0] if "head.weight" in tensors else None,
             probe_depth=1 + max(_numbers(tensors, r"pooler\.blocks\.(\d+)\."), default=-1),
+            num_positions=tensors["pos_embed"].shape[1] if "pos_embed" in tensors else None,
         )
 
     def __str__(self) -> str:
         frames, size = self.tubelet
         head = f"{self.head} head for {self.num_classes} classes" if self.head != "none" else "no head"
         tubelets = f"tubelets of {frames} x {size} x {size}"
-        return f"{self.depth} blocks of width {self.embed_dim} and {self.mlp_dim}, {tubelets}, {head}"
+        learned = "" if self.num_positions is None else f", {self.num_positions} learned positions"
+        return f"{self.depth} blocks of width {self.embed_dim} and {self.mlp_dim}, {tubelets}{learned}, {head}"
 
 
 def _has_pooler(tensors: Iterable[str]) -> bool:

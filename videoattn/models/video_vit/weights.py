@@ -9,9 +9,11 @@ from torch import Tensor
 from videoattn.layers.attention import count_heads
 from videoattn.models.video_vit.model import VideoViT
 from videoattn.models.video_vit.names import VideoViTSizes, to_ours
-from videoattn.models.weights.adapt_attention import adapt_attention_weights
+from videoattn.models.video_vit.positions import fit_positions
+from videoattn.models.weights.adapt_attention import adapt_attention_weights, refuse_other_grids
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
+from videoattn.models.weights.grids import said_grid
 from videoattn.models.weights.report import LoadReport, complete, keep_head
 
 # The heads of every published model of a width: VideoMAE S, B, L, H, then V-JEPA 2's g and 2.1's G.
@@ -57,10 +59,11 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     elif ours.head != "none":
         new = options.head == "new" or (options.head == "may_differ" and theirs.num_classes != ours.num_classes)
         state = keep_head(state, target, report, new=new, sizes=both)
-    size = file.settings.get("clip_size")
-    if size is not None and tuple(size) != model.clip_size:
-        report.notes.append(f"positions are computed for clips of {model.clip_size}; the file is for {tuple(size)}")
-    return complete(adapt_attention_weights(state, model, report), target)
+    state |= fit_positions(model, state, file, report, options, both)
+    whole = complete(adapt_attention_weights(state, model, report), target)
+    said = said_grid(file, model.patch_of(file.settings.get("clip_size", ())))
+    refuse_other_grids(state, model, said, model.grid)
+    return whole
 
 
 def _start_head(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
@@ -135,6 +138,8 @@ def _noted_arguments(file: WeightFile) -> dict[str, Any]:
 
 def positions_of(sizes: VideoViTSizes) -> dict[str, Any]:
     """Return the positions that published weights of these tensors were trained with."""
+    if sizes.num_positions is not None:  # by an option of VideoMAE's code
+        return {"positions": "learned", "rotary_base": None}
     if sizes.bias == "qv":  # VideoMAE alone
         return {"positions": "sincos_1d", "rotary_base": None}
     if sizes.modality:  # V-JEPA 2.1

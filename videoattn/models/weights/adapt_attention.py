@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
+from videoattn.grid import TokenGrid
 from videoattn.layers.attention import TokenMixer, reorder_qkv_rows
 from videoattn.layers.skip import ReusedWeights
 from videoattn.models.weights.files import CheckpointError
@@ -49,6 +51,24 @@ def adapt_attention_weights(state: Mapping[str, Tensor], model: nn.Module, repor
     if reusing:
         report.notes.append(f"q and k left out of {reusing} projections, whose blocks reuse attention weights")
     return adapted
+
+
+def refuse_other_grids(state: Mapping[str, Tensor], model: nn.Module, said: TokenGrid | None, whole: TokenGrid) -> None:
+    """Raise CheckpointError where operators of the state belong to another grid than the model's.
+
+    `said` is the patch grid of the file's clips, if known, and `whole` the model's.
+    """
+    if said is None:
+        return
+    for name, mixer in model.named_modules():
+        if isinstance(mixer, TokenMixer) and mixer.operator is not None:
+            theirs, ours = (replace(grid, prefix=0).along(mixer.axis) for grid in (said, whole))
+            bound = [f"{name}.operator.{own}" for own in mixer.operator.bound_parameters()]
+            if theirs != ours and any(key in state for key in bound):
+                raise CheckpointError(
+                    f"{', '.join(bound)} belong to a grid of {said.t} x {said.h} x {said.w} patches, and the model has "
+                    f"{whole.t} x {whole.h} x {whole.w}: expected the clip size of the file"
+                )
 
 
 def reorder_projections(tensors: Mapping[str, Tensor], num_heads: int, to_packed: bool) -> dict[str, Tensor]:

@@ -116,14 +116,16 @@ def load_imagenet_vit(
 def from_checkpoint(
     path: str | os.PathLike[str], *, num_heads: int | None = None, clip_size: tuple[int, int, int] | None = None,
     attention_type: str | None = None, trust: bool = False, ema: bool | Literal["auto"] = "auto",
-    probe: str | os.PathLike[str] | None = None, **overrides: Any,
+    probe: str | os.PathLike[str] | None = None, file_grid: tuple[int, int] | None = None, **overrides: Any,
 ) -> nn.Module:  # fmt: skip
     """Return the model that a file describes, with its weights, in eval mode.
 
     A training checkpoint of ours says everything; other files leave some of it open, and what is missing is asked for
     by name in a CheckpointError: num_heads unless the width is a standard one, clip_size where the crop is not square
     or there is no time embedding, operators in our bare files. Given values take precedence; `overrides` are further
-    arguments of the model. What was loaded, and what was assumed, is logged.
+    arguments of the model. With another `clip_size` than the file's, any that patches divide, learned positions are
+    resized; `file_grid` is the file's (h, w) in patches where that can't be told. What was loaded, and what was
+    assumed, is logged.
     """
     file = _read(path, probe, trust, ema)
     given = {"num_heads": num_heads, "clip_size": clip_size, "attention_type": attention_type, **overrides}
@@ -142,7 +144,7 @@ def from_checkpoint(
             build, arguments = spec.model, spec.adapter.arguments(file, family, given, notes)
         with torch_seed(0):  # initial values are overwritten; the caller's generator stays untouched
             model = build(**arguments)
-    report = _fill(model, file, FitOptions(allow_resize="clip_size" in given))
+    report = _fill(model, file, FitOptions(file_grid=file_grid, allow_resize="clip_size" in given))
     report.notes += notes
     logger.info("%s", report)
     return model.eval()

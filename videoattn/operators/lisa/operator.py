@@ -57,6 +57,7 @@ class LisaAttention(AttentionOperator):
 
     forms_weights = True
     accepts_bias = False
+    grid_parameters = ("r1", "r2")
     cells: Tensor | None
 
     def __init__(
