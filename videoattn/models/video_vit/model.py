@@ -10,14 +10,14 @@ from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.attention import BuildOperator, QkvBias
 from videoattn.layers.blocks import TransformerBlock, check_clip, run_blocks
 from videoattn.layers.patch_embed import TubeletEmbed
+from videoattn.layers.pooler import AttentivePooler
 from videoattn.layers.position import ComputedTable, sincos_table
 from videoattn.layers.rotary import Pairing, RotaryPositions
 from videoattn.layers.skip import SkipSettings
-from videoattn.models.video_vit.pooler import AttentivePooler
 from videoattn.operators import DenseAttention
 
 Positions = Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"]
-Head = Literal["mean", "class_token", "attentive", "none"]
+Head = Literal["mean", "mean_tokens", "class_token", "attentive", "none"]
 Init = Literal["published", "from_scratch"]
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
 
@@ -35,8 +35,8 @@ class VideoViT(nn.Module):
             patches and an embedding of their own. Parts that clips of this size do not use are not trained.
         levels: blocks whose output is normalised, each by a norm of its own, for `forward_levels`; the last by default.
         class_token: puts a learned token before the patches.
-        head: "mean" averages tokens and normalises the mean; "class_token" takes the first normalised token;
-            "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of self-attention and `probe_heads` heads; "none"
+        head: "mean" averages tokens and normalises the mean; "mean_tokens" averages normalised tokens; "class_token"
+            takes the first normalised token; "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of self-attention and `probe_heads` heads; "none"
             leaves an encoder, whose tokens `forward_tokens` returns and which gives no logits.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
         skip: the blocks that skip attention (SkipAt).
@@ -85,6 +85,7 @@ class VideoViT(nn.Module):
         self.num_classes = num_classes
         self.act_checkpoint = act_checkpoint
         self.levels = levels
+        self.averages_tokens = head == "mean_tokens"
         self.positions = {"positions": positions, "rotary_base": rotary_base}
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
@@ -188,7 +189,7 @@ class VideoViT(nn.Module):
             return self.pooler(tokens)
         if self.fc_norm is not None:
             return self.fc_norm(tokens.mean(dim=1))
-        return tokens[:, 0]
+        return tokens.mean(dim=1) if self.averages_tokens else tokens[:, 0]
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Return the features [B, C] that the head classifies."""
