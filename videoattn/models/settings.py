@@ -119,7 +119,7 @@ def refuse_attention_settings(cfg: Config) -> None:
     attention_arguments(cfg, (), "", 0)
     if cfg.model.freeze != "none" or cfg.probe.type != "linear":
         raise ValueError(
-            f"MODEL.FREEZE and PROBE.TYPE expect none and linear for {cfg.model.model_name}, whose tokens can't be probed"
+            f"MODEL.FREEZE expects none and PROBE.TYPE linear for {cfg.model.model_name}, whose tokens can't be probed"
         )
     if cfg.model.act_checkpoint:
         raise ValueError(f"MODEL.ACT_CHECKPOINT expects False for {cfg.model.model_name}, which has no such blocks")

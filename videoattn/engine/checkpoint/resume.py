@@ -21,8 +21,7 @@ from videoattn.engine.checkpoint.files import (
 )
 from videoattn.engine.distributed import gather_objects, shared_errors
 from videoattn.engine.log import logger
-from videoattn.engine.train import TrainState, restore_training
-from videoattn.engine.trainer import Trainer
+from videoattn.engine.train import Steps, TrainState, restore_training
 
 Content = dict[str, Any]
 
@@ -163,7 +162,7 @@ class Candidates:
             )
         return best
 
-    def restore(self, trainer: Trainer, found: tuple[Path, Content]) -> tuple[Path, Content, TrainState]:
+    def restore(self, trainer: Steps, found: tuple[Path, Content]) -> tuple[Path, Content, TrainState]:
         """Put the newest checkpoint that fits the model into `trainer`: `found`, or else an older one of the folder.
 
         Raises BadCheckpointError where `found` is of another folder and does not fit.
@@ -206,7 +205,7 @@ class Candidates:
 
 
 def resume(
-    trainer: Trainer, candidates: Candidates | None, found: tuple[Path, Content] | None, notes: Mapping[str, Any]
+    trainer: Steps, candidates: Candidates | None, found: tuple[Path, Content] | None, notes: Mapping[str, Any]
 ) -> tuple[Path, TrainState]:
     """Continue in every process from the checkpoint `found` by the main one, or an older one if it does not fit.
 

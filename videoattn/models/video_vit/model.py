@@ -36,8 +36,9 @@ class VideoViT(nn.Module):
         levels: blocks whose output is normalised, each by a norm of its own, for `forward_levels`; the last by default.
         class_token: puts a learned token before the patches.
         head: "mean" averages tokens and normalises the mean; "mean_tokens" averages normalised tokens; "class_token"
-            takes the first normalised token; "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of self-attention and `probe_heads` heads; "none"
-            leaves an encoder, whose tokens `forward_tokens` returns and which gives no logits.
+            takes the first normalised token; "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of
+            self-attention and `probe_heads` heads; "none" leaves an encoder, whose tokens `forward_tokens` returns and
+            which gives no logits.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
         skip: the blocks that skip attention (SkipAt).
 
