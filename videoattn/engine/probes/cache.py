@@ -100,21 +100,20 @@ class FeatureCache:
         tensors |= {name: getattr(batch, name).cpu().contiguous() for name in _TENSORS[1:]}
         notes = {
             "failures": [list(failure) for failure in batch.failures], "num_short": batch.num_short,
-            "draws": batch.draws, "sequential": list(batch.sequential),
+            "draws": batch.draws, "sequential": list(batch.sequential), "crc32": _crc32(tensors),
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            save_file(tensors, temporary, {"batch": json.dumps(notes), "crc32": _crc32(tensors)})
+            save_file(tensors, temporary, {"batch": json.dumps(notes)})
 
     def read(self, path: Path) -> Batch:
         """Return a batch with features in the place of clips. Raises ValueError naming a damaged file."""
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-                said = file.metadata()
-            if said["crc32"] != _crc32(tensors):
+                notes = json.loads(file.metadata()["batch"])
+            if notes.pop("crc32") != _crc32(tensors):
                 raise ValueError("its checksum (CRC-32) is wrong")
-            notes = json.loads(said["batch"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and the run makes it again") from None
         failures = tuple(Failure(*failure) for failure in notes.pop("failures"))
