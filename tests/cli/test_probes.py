@@ -18,7 +18,10 @@ from torch import Tensor
 import videoattn
 from videoattn.cli import test as test_net
 from videoattn.cli import train as train_net
+from videoattn.cli.probes.build import build_probes
+from videoattn.config.load import load_config
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
+from videoattn.engine.distributed import Process
 
 ROOT = Path(__file__).parents[2]
 DATA = """
@@ -269,6 +272,14 @@ def test_weights_that_leave_a_part_of_the_encoder_open_are_refused(
         with pytest.raises(ValueError, match=message):
             train(data, tmp_path / "run", [*own, *GRID, *pairs])
     train(data, tmp_path / "run", [*own, *GRID, "DATA.NUM_FRAMES", 3, "TRAIN.FINETUNE", True])
+
+
+def test_a_model_without_the_features_of_a_head_is_refused() -> None:
+    cfg = load_config(None, ["MODEL.FREEZE", "encoder"])
+    with pytest.raises(
+        ValueError, match="expects a model with forward_features.clip. and a linear layer head, and time"
+    ):
+        build_probes(cfg, torch.nn.Flatten(), Process(), lambda batch, seed: (batch.clips, batch.labels))
 
 
 @pytest.mark.slow

@@ -38,11 +38,20 @@ class ProbeParts(NamedTuple):
 
 
 def build_probes(cfg: Config, model: nn.Module, process: Process, prepare: Prepare) -> ProbeParts:
-    """Freeze a model with weights, and return the trainer of the grid that PROBE describes."""
+    """Freeze a model with weights, and return the trainer of the grid that PROBE describes.
+
+    Raises ValueError for a model of others that does not have the features of its head.
+    """
     network: Any = model.eval().requires_grad_(False)
-    encode = network.forward_features if network.pooler is None else network.forward_tokens
+    if not hasattr(network, "forward_features") or not isinstance(getattr(network, "head", None), nn.Linear):
+        raise ValueError(
+            f"MODEL.FREEZE encoder expects a model with forward_features(clip) and a linear layer head, and "
+            f"{cfg.model.model_name} has none"
+        )
+    pooler = getattr(network, "pooler", None)
+    encode = network.forward_features if pooler is None else network.forward_tokens
     cells = [Cell(*cell) for cell in cfg.probe.list_grid(cfg.solver.base_lr, cfg.solver.weight_decay)]
-    grid = ProbeGrid(Probe(network.head, network.pooler), cells)
+    grid = ProbeGrid(Probe(network.head, pooler), cells)
     compiled = torch.compile(encode) if cfg.train.compile else encode
 
     def features(split: str) -> Prepare:

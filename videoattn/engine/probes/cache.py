@@ -163,6 +163,9 @@ def fill_cache(
                 else:
                     values = batch.clips.float()
                 cache.write(paths[number], batch, values)
+                if cache.process.is_main and epoch == number == 0:
+                    size = paths[0].stat().st_size * epochs * loader.num_batches / 2**20
+                    logger.info("features of %s take about %.0f MiB in %s for each process", split, size, cache.folder)
                 bar.update()
     gather_objects(None)  # files of every process are there
     loader.close()
