@@ -5,6 +5,7 @@ Examples:
     videoattn train --cfg Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
     videoattn train --cfg Motion/divided.yaml ATTENTION.TIME.NAME lisa    # docs/attention.md
     videoattn train --cfg Clips/TimeSformer_from_K400.yaml DATA.PATH_TO_DATA_DIR data/clips
+    videoattn train --cfg FILE MODEL.FREEZE encoder TRAIN.CHECKPOINT_FILE_PATH FILE PROBE.LRS "[1e-3, 3e-3]"
     torchrun --nproc_per_node 8 -m videoattn train --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
 
 OUTPUT_DIR then holds config.yaml, environment.json, train_list.csv.gz, log.jsonl (one line per event), run.log and
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from videoattn.cli.probes.build import build_probes, start_probes
 from videoattn.cli.programs import command, make_parser
 from videoattn.cli.train_start import check_epochs, check_weights, find_checkpoint, start_weights
 from videoattn.config import Config
@@ -37,6 +39,7 @@ from videoattn.config.load import (
     parse_overrides,
 )
 from videoattn.data import Loader, build_loader, build_prepare
+from videoattn.data.clips.batch import Prepare
 from videoattn.data.lists import check_same_order
 from videoattn.data.lists.missing import check_videos
 from videoattn.data.lists.record import write_list
@@ -55,7 +58,7 @@ from videoattn.engine.log import RunLog, describe_machine, logger, package_versi
 from videoattn.engine.optim import GradientClip, build_optimizer, build_schedule
 from videoattn.engine.results import Results
 from videoattn.engine.run_folder import lock_run_folder
-from videoattn.engine.train import TrainingRun, TrainOptions, TrainState, train
+from videoattn.engine.train import Steps, TrainingLoader, TrainingRun, TrainOptions, TrainState, train
 from videoattn.engine.trainer import Trainer
 from videoattn.files import atomic_write
 from videoattn.models import build_model
@@ -86,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             run(cfg, process, folder, overrides[::2])
         except FloatingPointError as error:
+            if cfg.model.freeze == "encoder":
+                raise  # its message names the last probe, and PROBE.LRS do not change within a run
             again = lower_rate_command(cfg, process, sys.argv[1:] if argv is None else argv)
             saved = list_checkpoints(folder / "checkpoints")
             continued = f"continue from {saved[-1].path}" if saved else "nothing was saved yet: start again"
@@ -126,18 +131,9 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
     if not continued:
         start_weights(cfg, model, loader.videos)
     model = model.to(process.device)
-    trainer = Trainer(
-        model,
-        build_optimizer(cfg, model, find_spec(cfg.model.model_name)),
-        process,
-        build_prepare(cfg, "train", process.device, videos_before=process.rank * loader.batch_size),
-        F.cross_entropy,
-        seed=cfg.rng_seed,
-        precision=cfg.train.precision,
-        clip=GradientClip(cfg.solver.clip_grad_val, cfg.solver.clip_grad_l2norm),
-        ema_decay=cfg.ema.decay if cfg.ema.enabled else None,
-        compile_model=cfg.train.compile,
-    )
+    prepare = build_prepare(cfg, "train", process.device, videos_before=process.rank * loader.batch_size)
+    probes = build_probes(cfg, model, process, prepare) if cfg.model.freeze == "encoder" else None
+    trainer: Steps = probes.trainer if probes else build_trainer(cfg, model, process, prepare)
     class_names = loader.class_names or (found[1].get("class_names") if found else None)
     path, state = resume(trainer, candidates, found, notes) if continued else (None, TrainState())
     del found  # its tensors
@@ -166,17 +162,21 @@ def run(cfg: Config, process: Process, folder: Path, given: Collection[str]) -> 
     )
     log = RunLog(folder if process.is_main else None, cfg.tensorboard.enable)
     log.write("resume" if path else "start", versions=package_versions(), checkpoint=str(path or ""))
+    clips: TrainingLoader = loader
+    validate = build_validate(cfg, process, val_loader)
     started = time.perf_counter()
     try:
+        if probes is not None and state.epoch < cfg.solver.max_epoch:
+            clips, validate = start_probes(cfg, probes, process, (loader, val_loader), log, folder, state, path is None)
         training = TrainingRun(
             trainer,
-            loader,
+            clips,
             build_schedule(cfg, num_machines),
             options,
             folder / "checkpoints",
             log,
             state,
-            validate=build_validate(cfg, process, val_loader),
+            validate=validate,
             config_text=dump_config(cfg),
             class_names=class_names,
             notes=notes,
@@ -203,6 +203,22 @@ def write_run_files(cfg: Config, folder: Path) -> None:
     ):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text)
+
+
+def build_trainer(cfg: Config, model: nn.Module, process: Process, prepare: Prepare) -> Trainer:
+    """Build the trainer of a whole model."""
+    return Trainer(
+        model,
+        build_optimizer(cfg, model, find_spec(cfg.model.model_name)),
+        process,
+        prepare,
+        F.cross_entropy,
+        seed=cfg.rng_seed,
+        precision=cfg.train.precision,
+        clip=GradientClip(cfg.solver.clip_grad_val, cfg.solver.clip_grad_l2norm),
+        ema_decay=cfg.ema.decay if cfg.ema.enabled else None,
+        compile_model=cfg.train.compile,
+    )
 
 
 def build_validate(cfg: Config, process: Process, loader: Loader) -> Callable[[nn.Module], Results]:

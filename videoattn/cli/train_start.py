@@ -11,12 +11,14 @@ from videoattn.engine.checkpoint.resume import Candidates, Content, Run, read_ch
 from videoattn.engine.log import logger
 from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_data
-from videoattn.models.weights.load import load_imagenet_vit, load_weights
+from videoattn.models.weights.load import load_encoder, load_imagenet_vit, load_weights
 from videoattn.zoo.rows import probe_file, weights_file
 
 
 def check_weights(cfg: Config) -> None:
     """Raise ValueError where the file of weights to start from is missing."""
+    if cfg.model.freeze == "encoder" and not cfg.train.checkpoint_file_path:
+        raise ValueError("MODEL.FREEZE encoder expects the encoder's weights: set TRAIN.CHECKPOINT_FILE_PATH")
     path, key = pretrained_model(cfg), "TIMESFORMER.PRETRAINED_MODEL"
     if cfg.train.checkpoint_file_path:
         path, key = str(weights_file(cfg.train.checkpoint_file_path)), "TRAIN.CHECKPOINT_FILE_PATH"
@@ -73,6 +75,9 @@ def start_weights(cfg: Config, model: nn.Module, videos: VideoList) -> None:
     named = weights_file(given) if given else own and own()
     if named:
         path, data = str(named), describe_data(cfg, testing=False, class_names=videos.class_names)
+        if cfg.model.freeze == "encoder":
+            logger.info("%s", load_encoder(model, path, allow_resize=finetune, data=data))
+            return
         probe = probe_file(given) if given else None
         report = load_weights(model, path, allow_new_head=finetune, allow_resize=finetune, data=data, probe=probe)
         logger.info("%s", report)

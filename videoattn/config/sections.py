@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from videoattn.config.attention import Attention
 from videoattn.config.data import Aug, Data, DataLoader, Mixup
+from videoattn.config.probe import Probe
 from videoattn.config.solver import Solver
 from videoattn.config.types import (
     Block,
@@ -97,6 +98,9 @@ class Model(Section):
         0.5, description="dropout before the head of an MViT; TimeSformer has none, as published"
     )
     act_checkpoint: bool = Field(False, description="recompute blocks in the backward pass to save memory")
+    freeze: Literal["none", "encoder"] = Field(
+        "none", description="encoder: train probes (PROBE) on the features of TRAIN.CHECKPOINT_FILE_PATH"
+    )
 
 
 class TimeSformer(Section):
@@ -182,8 +186,10 @@ class VideoViT(Section):
     mlp_dim: Positive | None = Field(None, description="hidden width of the MLPs; left out with EMBED_DIM: 4 EMBED_DIM")
     bias: Literal["all", "qv", "none"] | None = Field(None, description="which of q, k and v have a bias")
     positions: Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"] | None = None
-    head: Literal["mean", "class_token", "attentive", "none"] | None = Field(
-        None, description="mean of tokens; a class token; V-JEPA 2's attentive probe; or an encoder without a head"
+    head: Literal["mean", "mean_tokens", "class_token", "attentive", "none"] | None = Field(
+        None,
+        description="mean of tokens, normalised; of normalised tokens; a class token; V-JEPA 2's attentive probe; or "
+        "an encoder without a head",
     )
     probe_depth: NotNegative | None = Field(None, description="blocks of self-attention in an attentive probe")
     probe_heads: Heads | None = None
@@ -221,6 +227,7 @@ class Config(Section):
     video_vit: VideoViT = VideoViT()
     attention: Attention = Attention()
     solver: Solver = Solver()
+    probe: Probe = Probe()
     ema: Ema = Ema()
     data_loader: DataLoader = DataLoader()
     tensorboard: TensorBoard = TensorBoard()
@@ -243,4 +250,25 @@ class Config(Section):
             raise ValueError(
                 f"GLOBAL_BATCH_SIZE expects 0 or a multiple of TRAIN.BATCH_SIZE {size}, got {self.global_batch_size}"
             )
+        self._check_probe()
         return self
+
+    def _check_probe(self) -> None:
+        """Raise ValueError for settings that have no effect on probes, or on anything but probes."""
+        probe = self.probe
+        if self.model.freeze == "none":
+            for name in ("lrs", "weight_decays", "cache"):
+                if getattr(probe, name):
+                    raise ValueError(f"PROBE.{name.upper()} expects MODEL.FREEZE encoder, got none")
+            return
+        refused = {
+            "TRAIN.PRECISION expects fp32 or bf16": self.train.precision == "fp16",  # probes would share a loss scale
+            "EMA.ENABLED expects False": self.ema.enabled,
+            "SOLVER.LAYER_DECAY expects 1": self.solver.layer_decay < 1,
+            "TIMESFORMER.PRETRAINED_MODEL expects ''": bool(self.timesformer.pretrained_model),
+            "SOLVER.BASE_LR, whose schedule PROBE.LRS follow, expects more than 0": not self.solver.base_lr,
+            "MIXUP.ENABLE with PROBE.CACHE expects False": bool(probe.cache) and self.mixup.enable,
+        }
+        for problem, found in refused.items():
+            if found:
+                raise ValueError(f"{problem}, since MODEL.FREEZE is encoder")

@@ -107,6 +107,24 @@ def build_optimizer(cfg: Config, model: nn.Module, rules: ParameterRules) -> tor
         model, solver.weight_decay, solver.zero_wd_1d_param, solver.layer_decay,
         layer_of=rules.layer_of, is_exempt=partial(rules.no_weight_decay, rules.settings(cfg)),
     )  # fmt: skip
+    return _optimizer(cfg, groups)
+
+
+def build_probe_optimizer(cfg: Config, probes: Iterable[nn.Module]) -> torch.optim.Optimizer:
+    """Return the optimizer of a grid of probes, in the order of `PROBE.list_grid`, each with groups of its own.
+
+    A probe's learning rate is its value of PROBE.LRS where the schedule is at SOLVER.BASE_LR, and follows the schedule
+    in proportion.
+    """
+    solver, groups = cfg.solver, []
+    for probe, (lr, weight_decay) in zip(probes, cfg.probe.list_grid(solver.base_lr, solver.weight_decay), strict=True):
+        own = parameter_groups(probe, weight_decay, solver.zero_wd_1d_param)
+        groups += [group | {"lr_scale": lr / solver.base_lr} for group in own]
+    return _optimizer(cfg, groups)
+
+
+def _optimizer(cfg: Config, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    solver = cfg.solver
     if solver.optimizing_method == "sgd":
         # Nesterov's rule needs momentum and no dampening; without them it is plain SGD, as in SlowFast
         nesterov = solver.nesterov and solver.momentum > 0 and solver.dampening == 0

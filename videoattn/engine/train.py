@@ -7,19 +7,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from videoattn.data.clips.batch import Batch
 from videoattn.engine.checkpoint.check import check_content, check_fields
 from videoattn.engine.checkpoint.files import BadCheckpointError, copy_as_best, save_checkpoint
-from videoattn.engine.distributed import shared_errors, vote
+from videoattn.engine.distributed import Process, shared_errors, vote
 from videoattn.engine.log import RunLog, Stopwatch, progress_bar
 from videoattn.engine.meters import Meters, PendingMeters, check_bad_clips, check_loss
 from videoattn.engine.optim import Schedule
 from videoattn.engine.reports import ClipReports, ValidationReports, report_epoch, shared_batches
 from videoattn.engine.results import Results
 from videoattn.engine.stop import Interrupted, StopRequest
-from videoattn.engine.trainer import Trainer
 
 
 class TrainingLoader(Protocol):
@@ -29,6 +28,24 @@ class TrainingLoader(Protocol):
     accumulate: int
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]: ...
+
+
+class Steps(Protocol):
+    """The trainer that the loop calls: a `Trainer`, or a `ProbeTrainer` in its place."""
+
+    process: Process
+
+    def step(
+        self, batches: Iterator[Batch], *, number: int, num_micro: int, lr: float, stopwatch: Stopwatch
+    ) -> tuple[Tensor, float, list[Batch]]: ...
+
+    def averaged_model(self) -> nn.Module: ...
+
+    def check_finite(self, batch: Batch, number: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,7 @@ class TrainingRun:
     `folder`, and keep `config_text`, `class_names` and `notes`, which are plain values.
     """
 
-    trainer: Trainer
+    trainer: Steps
     loader: TrainingLoader
     schedule: Schedule
     options: TrainOptions
@@ -133,7 +150,7 @@ class TrainingRun:
         }
 
 
-def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> TrainState:
+def restore_training(trainer: Steps, checkpoint: dict[str, Any]) -> TrainState:
     """Put a checkpoint of `train` back into `trainer`, and return the state that the run was in.
 
     Raises BadCheckpointError where it lacks something or does not fit.
@@ -226,8 +243,7 @@ def train_epoch(run: TrainingRun, stop: StopRequest) -> None:
                 )
             if at_end or due or stopping:  # what follows may save
                 with divergence_named(where), shared_errors():
-                    if process.is_main:
-                        trainer.check_finite(seen[-1], number)
+                    trainer.check_finite(seen[-1], number)
             if not at_end and (due or stopping):
                 run.save()
             if not at_end and stopping:

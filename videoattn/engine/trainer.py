@@ -107,8 +107,11 @@ class Trainer:
         """Raise FloatingPointError, naming what it is, where training can't go on from this state.
 
         Weights, averaged weights and the optimizer's state have to be finite, and so have the loss of `batch` and its
-        gradients: weights that are finite but too large have none. `number` is that of the optimizer step before.
+        gradients: weights that are finite but too large have none. `number` is that of the optimizer step before. Only
+        the main process looks.
         """
+        if not self.process.is_main:
+            return
         tensors = list(self.model.state_dict().items())
         if self.ema is not None:
             tensors += [(f"{name}, averaged", value) for name, value in self.ema.module.state_dict().items()]

@@ -111,9 +111,25 @@ def given_settings(settings: Section, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 
+def probe_arguments(cfg: Config, width: int | None = None) -> dict[str, Any]:
+    """Return the arguments of a model for an attentive probe, none for a linear one.
+
+    Raises ValueError where PROBE.HEADS do not divide the `width` of the tokens.
+    """
+    if cfg.probe.type == "linear":
+        return {}
+    if width is not None and width % cfg.probe.heads:
+        raise ValueError(f"PROBE.HEADS expects a divisor of the model's width {width}, got {cfg.probe.heads}")
+    return {"probe_depth": cfg.probe.depth, "probe_heads": cfg.probe.heads}
+
+
 def refuse_attention_settings(cfg: Config) -> None:
-    """Raise ValueError where ATTENTION or MODEL.ACT_CHECKPOINT asks for what a model without our blocks lacks."""
+    """Raise ValueError where ATTENTION, MODEL.ACT_CHECKPOINT, MODEL.FREEZE or PROBE asks for what our blocks have."""
     attention_arguments(cfg, (), "", 0)
+    if cfg.model.freeze != "none" or cfg.probe.type != "linear":
+        raise ValueError(
+            f"MODEL.FREEZE expects none and PROBE.TYPE linear for {cfg.model.model_name}, whose tokens can't be probed"
+        )
     if cfg.model.act_checkpoint:
         raise ValueError(f"MODEL.ACT_CHECKPOINT expects False for {cfg.model.model_name}, which has no such blocks")
 

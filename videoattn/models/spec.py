@@ -62,7 +62,7 @@ def layers_above(model: Any, name: str) -> int:
     part, _, rest = name.partition(".")
     if part == "blocks":
         return len(model.blocks) - int(rest.partition(".")[0])
-    return 0 if part in ("norm", "head") else len(model.blocks) + 1
+    return 0 if part in ("norm", "pooler", "head") else len(model.blocks) + 1
 
 
 def decay_all(settings: Any, name: str) -> bool:

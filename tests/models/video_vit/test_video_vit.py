@@ -224,7 +224,7 @@ def test_an_encoder_without_a_head_gives_tokens_and_says_how_to_have_logits() ->
         ({"levels": (2, 1)}, r"levels expects rising blocks that end in 2, got \[2, 1\]"),
         ({"levels": (0, 1)}, r"levels expects rising blocks that end in 2, got \[0, 1\]"),
         ({"positions": "rope"}, "positions expects one of sincos_1d, learned, rope_tiled, .*, got 'rope'"),
-        ({"head": "max"}, "head expects one of mean, class_token, attentive, none, got 'max'"),
+        ({"head": "max"}, "head expects one of mean, mean_tokens, class_token, attentive, none, got 'max'"),
         ({"clip_size": (8, 30, 48)}, "must divide the clip, got T x H x W = 8 x 30 x 48"),
         ({"head": "attentive", "probe_heads": 7}, "a probe's width must be a multiple of its heads, got 48 and 7"),
     ],

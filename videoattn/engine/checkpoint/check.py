@@ -54,7 +54,7 @@ def check_content(state: Mapping[str, Any], epoch: int | None = None, step: int 
     for key, said in (("epoch", epoch), ("step", step)):
         if state[key] < 0 or said not in (None, state[key]):
             raise BadCheckpointError(f"{key} is {state[key]}, expected {'0 or more' if said is None else said}")
-    for name in ("model_state", "ema_state"):
+    for name in ("model_state", "ema_state", "probe_state"):
         _check_tensors(state.get(name, {}), name)
 
 
@@ -66,11 +66,11 @@ def check_fit(
     `averaged` and `scaled` say that averaged weights and a loss scale are needed, too.
     """
     target = model.state_dict()
-    _check_weights(state["model_state"], target, "model_state")
+    check_weights(state["model_state"], target, "model_state")
     if averaged:
         if "ema_state" not in state or not isinstance(state.get("ema_updates"), int):
             raise BadCheckpointError("lacks the averaged weights: ema_state and ema_updates")
-        _check_weights(state["ema_state"], target, "ema_state")
+        check_weights(state["ema_state"], target, "ema_state")
     _check_optimizer(state["optimizer_state"], optimizer, state.get("num_moments"))
     if scaled and state["scaler_state"]:
         missing = [key for key in _SCALER_KEYS if key not in state["scaler_state"]]
@@ -99,7 +99,8 @@ def _check_tensors(tensors: Any, what: str) -> None:
         raise BadCheckpointError(f"{what}: {odd} is not finite")
 
 
-def _check_weights(state: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+def check_weights(state: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+    """Raise BadCheckpointError where tensors are missing, not those of `target`, or of another shape or type."""
     problems = {
         "missing": [name for name in target if name not in state],
         "not of this model": [str(name) for name in state if name not in target],

@@ -21,8 +21,7 @@ from videoattn.engine.checkpoint.files import (
 )
 from videoattn.engine.distributed import gather_objects, shared_errors
 from videoattn.engine.log import logger
-from videoattn.engine.train import TrainState, restore_training
-from videoattn.engine.trainer import Trainer
+from videoattn.engine.train import Steps, TrainState, restore_training
 
 Content = dict[str, Any]
 
@@ -31,7 +30,7 @@ FREE_KEYS = (
     "OUTPUT_DIR", "LOG_PERIOD", "DEVICE", "DIST_BACKEND", "DATA_LOADER.", "TENSORBOARD.", "TEST.", "TRAIN.EVAL_PERIOD",
     "TRAIN.CHECKPOINT_PERIOD", "TRAIN.CHECKPOINT_MINUTES", "TRAIN.CHECKPOINT_STEPS", "TRAIN.CHECKPOINT_EPOCH_RESET",
     "TRAIN.KEEP_CHECKPOINTS", "TRAIN.AUTO_RESUME", "TRAIN.COMPILE", "DATA.MAX_BAD_FRACTION", "DATA.PATH_TO_DATA_DIR",
-    "DATA.PATH_PREFIX", "DATA.CLASS_NAMES", "DATA.TEST_CROP_SIZE", "DATA.DECODING_BACKEND",
+    "DATA.PATH_PREFIX", "DATA.CLASS_NAMES", "DATA.TEST_CROP_SIZE", "DATA.DECODING_BACKEND", "PROBE.COMPARE",
 )  # fmt: skip
 # Settings that help against divergence: they may differ where the command line gives them, and the log says so.
 GIVEN_KEYS = (
@@ -163,7 +162,7 @@ class Candidates:
             )
         return best
 
-    def restore(self, trainer: Trainer, found: tuple[Path, Content]) -> tuple[Path, Content, TrainState]:
+    def restore(self, trainer: Steps, found: tuple[Path, Content]) -> tuple[Path, Content, TrainState]:
         """Put the newest checkpoint that fits the model into `trainer`: `found`, or else an older one of the folder.
 
         Raises BadCheckpointError where `found` is of another folder and does not fit.
@@ -206,7 +205,7 @@ class Candidates:
 
 
 def resume(
-    trainer: Trainer, candidates: Candidates | None, found: tuple[Path, Content] | None, notes: Mapping[str, Any]
+    trainer: Steps, candidates: Candidates | None, found: tuple[Path, Content] | None, notes: Mapping[str, Any]
 ) -> tuple[Path, TrainState]:
     """Continue in every process from the checkpoint `found` by the main one, or an older one if it does not fit.
 

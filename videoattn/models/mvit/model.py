@@ -20,6 +20,7 @@ from videoattn.layers.drop_path import DropPath
 from videoattn.layers.mlp import Mlp
 from videoattn.layers.patch_embed import TubeletEmbed
 from videoattn.layers.pooled_attention import Pooling, RelativePositions, Size3
+from videoattn.layers.pooler import AttentivePooler
 from videoattn.layers.position import sincos_embeddings
 from videoattn.layers.skip import SkipSettings
 from videoattn.models.mvit.mixers import build_pooled_mixer
@@ -107,8 +108,9 @@ class MViT(nn.Module):
 
     `shape` says how blocks widen and pool. `operators` gives the attention operator along each axis of
     `attention_type`, as callables that accept an `AttentionSite`; axes left out are dense. `skip` names the blocks that
-    skip attention along an axis (SkipAt). Without `class_token` the head sees the mean of all tokens. Raises ValueError
-    where strides do not divide the clip, or something cannot be built on its grid.
+    skip attention along an axis (SkipAt). Without `class_token` the head sees the mean of all tokens. With
+    `probe_depth`, the head classifies what an attentive probe of that many blocks and `probe_heads` heads pools from
+    all tokens. Raises ValueError where strides do not divide the clip, or something cannot be built on its grid.
 
     `attention_type="divided"` attends along time, on the grid before pooling, then pools and attends within frames.
     Differs: biases start at 0, as in torchvision, and not at 0.02 as in SlowFast.
@@ -137,6 +139,8 @@ class MViT(nn.Module):
         drop_path_rate: float = 0.1,
         act_checkpoint: bool = False,
         init: Init = "published",
+        probe_depth: int | None = None,
+        probe_heads: int = 16,
     ) -> None:
         super().__init__()
         shape = shape or MViTShape()
@@ -172,6 +176,7 @@ class MViT(nn.Module):
             MViTBlock(plan, chosen, skip or {}, other) for plan, other in zip(plans, before, strict=True)
         )
         self.norm = nn.LayerNorm(plans[-1].dim_out, eps=1e-6)
+        self.pooler = None if probe_depth is None else AttentivePooler(plans[-1].dim_out, probe_heads, probe_depth)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(plans[-1].dim_out, num_classes)
         self.reset_parameters(init)
@@ -186,6 +191,8 @@ class MViT(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if init == "published" or not name.startswith("pos_embed"):
                 nn.init.trunc_normal_(parameter, std=0.02)
+        if self.pooler is not None:
+            nn.init.trunc_normal_(self.pooler.query, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 if init == "from_scratch":
@@ -215,11 +222,24 @@ class MViT(nn.Module):
         cls_token = self.cls_token if self.pos_embed_class is None else self.cls_token + self.pos_embed_class
         return torch.cat([cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Return the normalised class token, or the mean of the normalised tokens, [B, C]."""
+    def _run(self, clip: Tensor) -> Tensor:
         check_clip(clip, self.clip_size)
-        x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)[-1]
-        return self.norm(x).mean(dim=1) if self.cls_token is None else self.norm(x[:, 0])
+        return run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)[-1]
+
+    def forward_tokens(self, clip: Tensor) -> Tensor:
+        """Return the normalised tokens [B, N, C] of the last, pooled grid, after the class token if there is one."""
+        return self.norm(self._run(clip))
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Return the features [B, C] that the head classifies.
+
+        They are the normalised class token, the mean of the normalised tokens, or what the probe pools from all tokens.
+        """
+        if self.pooler is not None:
+            return self.pooler(self.forward_tokens(clip))
+        if self.cls_token is None:
+            return self.forward_tokens(clip).mean(dim=1)
+        return self.norm(self._run(clip)[:, 0])
 
     def forward(self, clip: Tensor) -> Tensor:
         return self.head(self.dropout(self.forward_features(clip)))

@@ -8,7 +8,7 @@ from videoattn.config import Config
 from videoattn.config.sections import MViT as MViTSection
 from videoattn.models.mvit.model import MVIT_AXES
 from videoattn.models.mvit.plan import MViTShape
-from videoattn.models.settings import attention_arguments, check_tokens, given_settings
+from videoattn.models.settings import attention_arguments, check_tokens, given_settings, probe_arguments
 
 
 def read_mvit(size: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def read_mvit(size: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
         "dropout": cfg.model.dropout_rate,
         "init": settings.init,
         "act_checkpoint": cfg.model.act_checkpoint,
+        **probe_arguments(cfg),
         **({} if settings.droppath_rate is None else {"drop_path_rate": settings.droppath_rate}),
     }
 

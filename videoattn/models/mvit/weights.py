@@ -21,7 +21,7 @@ from videoattn.models.weights.adapt_attention import adapt_attention_weights
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
 from videoattn.models.weights.grids import said_space, source_grid
-from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
+from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized, start_pooler
 
 _SAME = ("patch_kernel", "embed_dim", "attention_dims", "dims_out", "num_heads", "mlp_dims")
 
@@ -48,6 +48,8 @@ def fit_mvit(model: MViT, file: WeightFile, report: LoadReport, options: FitOpti
         state = _divide(state, target, report)
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
+    if head == "new":
+        state = start_pooler(state, target, report)
     patch = model.patch_embed.proj.stride
     resized = _resize(state, target, model.grid, said_space(file, options, patch))
     note_resized(list(resized), report, model.clip_size, allowed=options.allow_resize, sizes=both)

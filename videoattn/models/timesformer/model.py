@@ -12,6 +12,7 @@ from videoattn.layers.attention import BuildOperator
 from videoattn.layers.blocks import TransformerBlock, check_clip, run_blocks
 from videoattn.layers.drop_path import DropUnit
 from videoattn.layers.patch_embed import PatchEmbed
+from videoattn.layers.pooler import AttentivePooler
 from videoattn.layers.position import sincos_embeddings
 from videoattn.layers.skip import SkipSettings
 from videoattn.operators import DenseAttention
@@ -31,8 +32,9 @@ class TimeSformer(nn.Module):
 
     `operators` gives the attention operator along each axis, as callables that accept an `AttentionSite` (a class or a
     `functools.partial` of one); axes left out are dense. `skip` names the blocks that skip attention along an axis
-    (SkipAt). `space_only` sees frames on their own and averages them. Raises ValueError where patches do not divide the
-    clip, or an operator cannot be built on its grid.
+    (SkipAt). `space_only` sees frames on their own and averages them. With `probe_depth`, the head classifies what an
+    attentive probe of that many blocks and `probe_heads` heads pools from all tokens, instead of the class token.
+    Raises ValueError where patches do not divide the clip, or an operator cannot be built on its grid.
 
     Source: arXiv 2102.05095 and the released code. `drop_path_unit="call"` drops sequences, as that code does.
     """
@@ -53,6 +55,8 @@ class TimeSformer(nn.Module):
         drop_path_unit: DropUnit = "call",
         act_checkpoint: bool = False,
         init: Init = "published",
+        probe_depth: int | None = None,
+        probe_heads: int = 16,
     ) -> None:
         super().__init__()
         if init not in get_args(Init):
@@ -80,6 +84,7 @@ class TimeSformer(nn.Module):
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.pooler = None if probe_depth is None else AttentivePooler(embed_dim, probe_heads, probe_depth)
         self.head = nn.Linear(embed_dim, num_classes)
         self.reset_parameters(init)
 
@@ -93,6 +98,8 @@ class TimeSformer(nn.Module):
         """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pooler is not None:
+            nn.init.trunc_normal_(self.pooler.query, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 if init == "from_scratch":
@@ -120,14 +127,25 @@ class TimeSformer(nn.Module):
         cls_token = self.cls_token + self.pos_embed[:, :1]
         return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
-    def forward_features(self, clip: Tensor) -> Tensor:
-        """Return the normalised class token [B, C]."""
+    def _run(self, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token [B, 1, C], with separate frames the mean of theirs, and the patches [B, T·h·w, C]."""
         check_clip(clip, self.clip_size)
         x = run_blocks(self.blocks, self.embed(clip), self.act_checkpoint and self.training)[-1]
-        x = x[:, 0]
+        cls_token, patches = x[:, :1], x[:, 1:]
         if self.frames_apart:
-            x = x.unflatten(0, (clip.shape[0], -1)).mean(dim=1)
-        return self.norm(x)
+            cls_token, patches = (part.unflatten(0, (clip.shape[0], -1)) for part in (cls_token, patches))
+            cls_token, patches = cls_token.mean(dim=1), patches.flatten(1, 2)
+        return cls_token, patches
+
+    def forward_tokens(self, clip: Tensor) -> Tensor:
+        """Return the normalised tokens [B, 1 + T·h·w, C]: the class token, then the patches, frame after frame."""
+        return self.norm(torch.cat(self._run(clip), dim=1))
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """Return the features [B, C] that the head classifies: the normalised class token, or what the probe pools."""
+        if self.pooler is not None:
+            return self.pooler(self.forward_tokens(clip))
+        return self.norm(self._run(clip)[0][:, 0])
 
     def forward(self, clip: Tensor) -> Tensor:
         return self.head(self.forward_features(clip))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from videoattn.config import Config
-from videoattn.models.settings import attention_arguments, check_tokens, given_settings
+from videoattn.models.settings import attention_arguments, check_tokens, given_settings, probe_arguments
 from videoattn.models.timesformer.model import AXES
 
 
@@ -34,4 +34,5 @@ def read_timesformer(named_size: Mapping[str, Any], cfg: Config) -> dict[str, An
         "drop_path_unit": settings.drop_path_unit,
         "init": settings.init,
         "act_checkpoint": cfg.model.act_checkpoint,
+        **probe_arguments(cfg, width),
     }

@@ -15,7 +15,7 @@ from videoattn.models.weights.adapt_attention import adapt_attention_weights, re
 from videoattn.models.weights.adapter import FitOptions
 from videoattn.models.weights.files import OURS, CheckpointError, Family, WeightFile
 from videoattn.models.weights.grids import said_grid, said_space, source_grid
-from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized
+from videoattn.models.weights.report import LoadReport, complete, keep_head, note_resized, start_pooler
 
 # Widths whose number of heads is 64 dimensions each in every published model.
 STANDARD_HEADS = {192: 3, 384: 6, 768: 12}
@@ -49,6 +49,8 @@ def fit_timesformer(model: TimeSformer, file: WeightFile, report: LoadReport, op
         state = _add_time(state, target, ours.attention_type, report)
     new = head == "new" or (head == "may_differ" and theirs.num_classes != ours.num_classes)
     state = keep_head(state, target, report, new=new, sizes=both)
+    if head == "new":
+        state = start_pooler(state, target, report)
     resized: list[str] = []
     if theirs.num_frames != ours.num_frames and theirs.num_frames is not None and ours.num_frames is not None:
         state["time_embed"] = resize_time(state["time_embed"], ours.num_frames)

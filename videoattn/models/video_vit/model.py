@@ -12,15 +12,15 @@ from videoattn.grid import Axis, TokenGrid
 from videoattn.layers.attention import BuildOperator, QkvBias
 from videoattn.layers.blocks import TransformerBlock, check_clip, run_blocks
 from videoattn.layers.patch_embed import TubeletEmbed
+from videoattn.layers.pooler import AttentivePooler
 from videoattn.layers.position import ComputedTable, sincos_table
 from videoattn.layers.rotary import Pairing, RotaryPositions
 from videoattn.layers.skip import SkipSettings
 from videoattn.layers.views import GridModule, Pairs, ViewCache, view_on
-from videoattn.models.video_vit.pooler import AttentivePooler
 from videoattn.operators import DenseAttention
 
 Positions = Literal["sincos_1d", "learned", "rope_tiled", "rope_interleaved"]
-Head = Literal["mean", "class_token", "attentive", "none"]
+Head = Literal["mean", "mean_tokens", "class_token", "attentive", "none"]
 Init = Literal["published", "from_scratch"]
 _NOT_NOTED = ("self", "__class__", "operators", "skip", "drop_path_rate", "act_checkpoint", "init")
 _PAIRINGS: dict[str, Pairing] = {"rope_tiled": "tiled", "rope_interleaved": "interleaved"}
@@ -44,9 +44,10 @@ class VideoViT(GridModule):
         num_segments: windows of T / num_segments frames that a clip consists of, one after another. They are encoded
             apart, each with positions of its own, and the head sees the tokens of all in a row.
         class_token: puts a learned token before the patches.
-        head: "mean" averages tokens and normalises the mean; "class_token" takes the first normalised token;
-            "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of self-attention and `probe_heads` heads; "none"
-            leaves an encoder, whose tokens `forward_tokens` returns and which gives no logits.
+        head: "mean" averages tokens and normalises the mean; "mean_tokens" averages normalised tokens; "class_token"
+            takes the first normalised token; "attentive" is V-JEPA 2's probe, with `probe_depth` blocks of
+            self-attention and `probe_heads` heads; "none" leaves an encoder, whose tokens `forward_tokens` returns and
+            which gives no logits.
         probe_levels: blocks whose tokens an attentive probe sees, each through the last norm, in a row; by default
             those of the last block.
         operators: the operator along Axis.JOINT, a callable that accepts an `AttentionSite`; dense by default.
@@ -115,6 +116,7 @@ class VideoViT(GridModule):
         self._views = ViewCache()
         self.levels = levels
         self.arguments: dict[str, Any] = {**arguments, "levels": levels}
+        self.averages_tokens = head == "mean_tokens"
         self.positions = {"positions": positions, "rotary_base": rotary_base}
         self.described: dict[str, str] = {"VIDEO_VIT.POSITIONS": positions, "rotary base": str(rotary_base)}
         if head == "attentive":
@@ -309,7 +311,7 @@ class VideoViT(GridModule):
             return self.pooler(tokens)
         if self.fc_norm is not None:
             return self.fc_norm(tokens.mean(dim=1))
-        return tokens[:, 0]
+        return tokens.mean(dim=1) if self.averages_tokens else tokens[:, 0]
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Return the features [B, C] that the head classifies."""

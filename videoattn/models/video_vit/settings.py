@@ -5,7 +5,7 @@ from typing import Any
 
 from videoattn.config import Config
 from videoattn.grid import Axis
-from videoattn.models.settings import attention_arguments, check_tokens, given_settings
+from videoattn.models.settings import attention_arguments, check_tokens, given_settings, probe_arguments
 
 _SIZES = ("patch_size", "tubelet", "embed_dim", "depth", "num_heads", "mlp_dim", "bias", "positions", "head",
           "probe_depth", "probe_heads", "probe_levels", "norm_eps", "head_eps")  # fmt: skip
@@ -18,6 +18,7 @@ def read_video_vit(named_size: Mapping[str, Any], cfg: Config) -> dict[str, Any]
     """
     settings = cfg.video_vit
     sizes = given_settings(settings, _SIZES)
+    probe = _probe_arguments(cfg, sizes, named_size)
     size = {"patch_size": 16, "tubelet": 2, **named_size, **sizes}
     patch, width, heads, depth = (size[name] for name in ("patch_size", "embed_dim", "num_heads", "depth"))
     if width % heads:
@@ -31,6 +32,7 @@ def read_video_vit(named_size: Mapping[str, Any], cfg: Config) -> dict[str, Any]
         sizes["levels"] = (depth - 1,)
     if size["head"] == "class_token":
         sizes["class_token"] = True
+    sizes |= probe
     return {
         **sizes,
         "num_segments": cfg.data.num_segments,
@@ -39,3 +41,20 @@ def read_video_vit(named_size: Mapping[str, Any], cfg: Config) -> dict[str, Any]
         "init": settings.init,
         "act_checkpoint": cfg.model.act_checkpoint,
     }
+
+
+def _probe_arguments(cfg: Config, sizes: Mapping[str, Any], named_size: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the head of a model with a probe. Raises ValueError where the model's own settings contradict PROBE's."""
+    settings, probe = cfg.video_vit, cfg.probe
+    if probe.type == "attentive":
+        given = [name for name in ("probe_depth", "probe_heads") if name in sizes]
+        if settings.head not in (None, "attentive") or given:
+            key = f"VIDEO_VIT.{(given or ['head'])[0].upper()}"
+            raise ValueError(f"{key} can't stand beside PROBE.TYPE attentive, whose PROBE.DEPTH and PROBE.HEADS apply")
+        width = sizes.get("embed_dim", named_size["embed_dim"])
+        return {"head": "attentive", **probe_arguments(cfg, width)}
+    if cfg.model.freeze == "none":
+        return {}
+    if settings.head == "attentive":
+        raise ValueError("VIDEO_VIT.HEAD attentive with MODEL.FREEZE encoder expects PROBE.TYPE attentive, got linear")
+    return {"head": "mean_tokens"} if settings.head is None and named_size["head"] == "attentive" else {}

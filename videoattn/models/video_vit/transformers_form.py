@@ -74,6 +74,8 @@ def _videomae_lacks(model: VideoViT) -> str | None:
         return f"its VideoMAE has no {'class token' if given['class_token'] else 'embedding of the modality'}"
     if len(model.levels) > 1:
         return f"its VideoMAE normalises the last block alone, and the model those of {list(model.levels)}"
+    if model.averages_tokens:
+        return "its VideoMAE normalises the mean of tokens or takes one, and the model averages normalised tokens"
     return "its VideoMAE has no attentive probe" if model.pooler is not None else None
 
 

@@ -37,7 +37,7 @@ def fit_video_vit(model: VideoViT, file: WeightFile, report: LoadReport, options
     both = f"the file has {theirs}; the model has {ours}"
     started = options.head != "keep" and theirs.head != ours.head
     differing = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
-    if started and "num_levels" in differing and ours.head == "mean":
+    if started and "num_levels" in differing and (ours.head == "mean" or not theirs.num_levels):
         differing.remove("num_levels")
     if differing:
         values = ", ".join(f"{name}: {getattr(theirs, name)} and {getattr(ours, name)}" for name in differing)

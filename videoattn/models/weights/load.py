@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from videoattn.models.weights.files import (
     some_names,
     write_weight_file,
 )
-from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_layers
+from videoattn.models.weights.report import LoadReport, refuse_missing_parts, refuse_new_encoder, refuse_new_layers
 from videoattn.models.weights.transformers_folder import check_model_type
 from videoattn.seeding import torch_seed
 
@@ -47,6 +47,7 @@ __all__ = [
     "from_checkpoint",
     "from_ours",
     "list_families",
+    "load_encoder",
     "load_imagenet_vit",
     "load_weights",
     "mvit_from_ours",
@@ -83,7 +84,22 @@ def load_weights(
     """
     file = _read(path, probe, trust, ema)
     options = FitOptions("may_differ" if allow_new_head else "keep", file_grid, allow_resize)
-    return _fill(model, file, options, allow_new_layers, data)
+    return _fill(model, file, options, None if allow_new_layers else refuse_new_layers, data)
+
+
+def load_encoder(
+    model: nn.Module, path: str | os.PathLike[str], *, allow_resize: bool = False, data: Description | None = None
+) -> LoadReport:
+    """Fill all of a model but its head and probe, which keep their initial values, whatever the file has there.
+
+    Raises CheckpointError, before anything is changed, where the file does not fill the whole encoder.
+    """
+    file = read_weight_file(path)
+    probe = [name for name in file.tensors if name.startswith("pooler.")]
+    file = replace(file, tensors={name: value for name, value in file.tensors.items() if name not in probe})
+    report = _fill(model, file, FitOptions("new", allow_resize=allow_resize), refuse_new_encoder, data)
+    report.dropped += probe
+    return report
 
 
 def load_imagenet_vit(
@@ -200,7 +216,7 @@ def _read(
 
 
 def _fill(
-    model: nn.Module, file: WeightFile, options: FitOptions, allow_new_layers: bool = True,
+    model: nn.Module, file: WeightFile, options: FitOptions, check: Callable[[LoadReport], None] | None = None,
     data: Description | None = None,
 ) -> LoadReport:  # fmt: skip
     adapter = adapter_of(model)
@@ -215,8 +231,8 @@ def _fill(
             raise CheckpointError(f"the file holds {other[0].adapter.held}; the model is a {type(model).__name__}")
         report = LoadReport(file.source, family, file.ema, class_names=file.class_names)
         state = adapter.fit(model, file, report, options)
-        if not allow_new_layers:
-            refuse_new_layers(report)
+        if check is not None:
+            check(report)
         report.departures = find_departures(file, model, data)
         refuse_missing_parts(report)
     model.load_state_dict(state)

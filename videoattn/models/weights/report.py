@@ -104,6 +104,26 @@ def keep_head(
     return {name: value for name, value in state.items() if name not in theirs_left} | started
 
 
+def start_pooler(state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+    """Return the state of a file without a probe with that of the model, if it has one."""
+    started = {name: value for name, value in target.items() if name.startswith("pooler.") and name not in state}
+    report.initialised += started
+    return {**state, **started}
+
+
+def refuse_new_encoder(report: LoadReport) -> None:
+    """Raise CheckpointError naming tensors besides head and probe that the file does not fill.
+
+    Norms before the head may be new: they start without an effect besides normalising.
+    """
+    new = [name for name in report.initialised if name.partition(".")[0] not in ("head", "pooler", "norms", "fc_norm")]
+    if new:
+        raise CheckpointError(
+            f"MODEL.FREEZE encoder expects a file that fills the whole encoder; {len(new)} tensors would keep random "
+            f"initial values: {count_names(new)}"
+        )
+
+
 def note_resized(
     names: Sequence[str], report: LoadReport, clip_size: tuple[int, int, int], *, allowed: bool, sizes: str
 ) -> None:
