@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from torch import nn
 
 from videoattn.cli.run_tool import run_tool
-from videoattn.config.attention import OPERATOR_SECTIONS, Skip
+from videoattn.config.attention import OPERATOR_SECTIONS, OperatorSection, Skip
 from videoattn.config.load import load_config
 from videoattn.files import atomic_write
 from videoattn.grid import TokenGrid
@@ -103,7 +103,7 @@ def options_table(fields: Mapping[str, FieldInfo]) -> str:
     rows = [
         [f"`{name.upper()}`", show(field.default), values(field), field.description or ""]
         for name, field in fields.items()
-        if name not in ("name", "layers")  # these the page explains once
+        if name not in OperatorSection.model_fields  # these the page explains once
     ]
     return markdown(["option", "default", "values", "what it says"], rows)
 

@@ -190,7 +190,7 @@ def test_other_block_numbers_are_refused(tmp_path: Path, text: str) -> None:
             "ATTENTION.TIME.VARIENT is not an option of fibonacci (options: LAYERS, ",
         ),
         ("TIME: {NAME: fibonacci, VARIENT: x}", "did you mean VARIANT?"),
-        ("TIME: {VARIANT: wythoff}", "ATTENTION.TIME.VARIANT is not an option of dense (options: LAYERS)"),
+        ("TIME: {VARIANT: wythoff}", "ATTENTION.TIME.VARIANT is not an option of dense (options: LAYERS, DENSE_HEADS)"),
         ("TIME: {NAME: fibonacci, VARIANT: x}", ":2: ATTENTION.TIME.VARIANT expects 'modified' or 'wythoff', got 'x'"),
         ("TIME: {NAME: fibonacci, IMPLEMENTATION: pairs}", "'auto', 'masked', 'gather' or 'compiled', got 'pairs'"),
         ("TIME: {NAME: fibonacci, KEEP_SELF: 1}", ":2: ATTENTION.TIME.KEEP_SELF expects True or False, got 1"),

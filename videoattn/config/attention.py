@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from videoattn.config.types import MOST_BLOCKS, Block, Head, Section
+from videoattn.config.types import MOST_BLOCKS, MOST_HEADS, Block, Section
 from videoattn.operators import OPERATORS, AttentionOperator
 from videoattn.operators.options import MISSING, options_of
 
@@ -28,6 +28,16 @@ def parse_blocks(value: object) -> object:
     return tuple(sorted(numbers))
 
 
+def parse_heads(value: object) -> object:
+    """Parse pairs of a block and a head, both from 0, to a sorted tuple of pairs."""
+    pairs = value if isinstance(value, tuple) else (value,)
+    for pair in pairs:
+        numbers = pair if isinstance(pair, tuple) else ()
+        if len(numbers) != 2 or not all(type(n) is int and 0 <= n < MOST_HEADS for n in numbers):
+            raise ValueError("a list of [block, head], both from 0, such as [[0, 3], [7, 1]]")
+    return tuple(sorted(set(pairs)))
+
+
 Layers = Annotated[tuple[Block, ...], BeforeValidator(parse_blocks)]
 
 
@@ -38,7 +48,7 @@ class OperatorSection(Section):
     layers: Layers = Field(
         (), description="blocks that use the operator, such as 4-11; others are dense; []: every block"
     )
-    dense_heads: tuple[tuple[Block, Head], ...] = Field(
+    dense_heads: Annotated[tuple[tuple[Block, int], ...], BeforeValidator(parse_heads)] = Field(
         (), description="heads that stay dense, as a list of [block, head], both from 0"
     )
 

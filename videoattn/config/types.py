@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_BLOCKS = 128  # the deepest published vision transformers have 48
+MOST_HEADS = 1024
 
 
 def _check_pixel_scale(value: float) -> float:
@@ -31,8 +32,7 @@ Pixels = Annotated[int, Field(ge=1, le=8192)]
 Blocks = Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 Block = Annotated[int, Field(ge=0, lt=MOST_BLOCKS)]
 Width = Annotated[int, Field(ge=1, le=2**15)]
-Heads = Annotated[int, Field(ge=1, le=1024)]
-Head = Annotated[int, Field(ge=0, lt=1024)]
+Heads = Annotated[int, Field(ge=1, le=MOST_HEADS)]
 Step = Annotated[int, Field(ge=1, le=1024)]  # a kernel's size or stride
 Padding = Annotated[int, Field(ge=0, le=1024)]
 Size3 = tuple[Step, Step, Step]
