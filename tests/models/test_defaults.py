@@ -31,7 +31,7 @@ X3D = ["MODEL.MODEL_NAME", "pytorchvideo/x3d_s", "DATA.NUM_FRAMES", 13]
             "make 196000 tokens of a clip; ATTENTION_TYPE joint expects at most 131072",
         ),
         ([*MVIT, "DATA.NUM_FRAMES", 5000], "MVIT.PATCH_STRIDE .* make 7840000 tokens"),
-        ([*MVIT, "DATA.NUM_FRAMES", 15], "DATA.NUM_FRAMES 15, .*PATCH_STRIDE"),
+        ([*MVIT, "DATA.NUM_FRAMES", 15], "DATA.NUM_FRAMES 15, .*T expects a multiple of 2"),
         ([*MVIT, "MVIT.PATCH_PADDING", [0, 0, 0]], "MODEL_NAME mvit_v1_b .*PATCH_PADDING"),
         ([*MVIT, "MVIT.NUM_HEADS", 7], "heads do not divide: see EMBED_DIM, DIM_MUL, NUM_HEADS"),
         ([*MVIT, "MVIT.DEPTH", 3], "MVIT: DIM_MUL expects blocks 0 to 2 of a model of DEPTH 3"),

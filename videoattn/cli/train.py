@@ -5,7 +5,7 @@ Examples:
     videoattn train --cfg Kinetics/TimeSformer_divST_8x32_224.yaml DATA.PATH_TO_DATA_DIR data/k400
     videoattn train --cfg Motion/divided.yaml ATTENTION.TIME.NAME lisa    # docs/attention.md
     videoattn train --cfg Clips/TimeSformer_from_K400.yaml DATA.PATH_TO_DATA_DIR data/clips
-    videoattn train --cfg FILE MODEL.FREEZE encoder TRAIN.CHECKPOINT_FILE_PATH FILE PROBE.LRS "[1e-3, 3e-3]"
+    videoattn train --cfg Motion/long_probe.yaml PROBE.LRS "[1e-3, 3e-3]"    # docs/probes.md
     torchrun --nproc_per_node 8 -m videoattn train --cfg FILE TRAIN.BATCH_SIZE 64 TRAIN.PRECISION bf16
 
 OUTPUT_DIR then holds config.yaml, environment.json, train_list.csv.gz, log.jsonl (one line per event), run.log and
