@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from videoattn.cli.run_tool import run_tool
-from videoattn.cli.swap import accuracy, sample_clips
+from videoattn.cli.swap import accuracy
 from videoattn.config.load import dump_config, load_config
 from videoattn.data import build_prepare
+from videoattn.data.sample import decode_sample
 from videoattn.engine.checkpoint.files import list_checkpoints
 from videoattn.engine.log import describe_machine, package_versions
 from videoattn.files import atomic_write
@@ -123,7 +124,7 @@ def measure(place: Path, name: str, num_clips: int) -> dict[str, Any]:
     cfg = load_config(place / "config.yaml", ["DATA_LOADER.NUM_WORKERS", 0])
     model = build_model(cfg)
     load_weights(model, list_checkpoints(place / "checkpoints")[-1].path)
-    train_clips, val_clips = sample_clips(cfg, "train", num_clips), sample_clips(cfg, "val", 400)
+    train_clips, val_clips = decode_sample(cfg, "train", num_clips), decode_sample(cfg, "val", 400)
     prepare = build_prepare(cfg, "val", "cpu")
     passes = [repeat_clips(sample.batches, lambda batch: prepare(batch, 0)[0]) for sample in (train_clips, val_clips)]
     labels, found = val_clips.labels, {"points": [], "controls": {}}

@@ -41,7 +41,8 @@ READ_CONFIG = {
     "videoattn.models.baselines", "videoattn.models.transformers_baseline",
     "videoattn.models.timesformer.settings", "videoattn.models.mvit.settings",
     "videoattn.models.mvit.spec", "videoattn.models.video_vit.settings", "videoattn.models.weights.departures",
-    "videoattn.data.build", "videoattn.engine.optim", "videoattn.zoo.prepare", "videoattn.zoo.protocol",
+    "videoattn.data.build", "videoattn.data.sample", "videoattn.engine.optim", "videoattn.zoo.prepare",
+    "videoattn.zoo.protocol",
 }  # fmt: skip
 
 FILES = sorted((ROOT / "videoattn").rglob("*.py"))

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +37,9 @@ from videoattn.config.load import (
     parse_overrides,
 )
 from videoattn.data import build_prepare
-from videoattn.data.build import build_sample
 from videoattn.data.clips.batch import Batch
 from videoattn.data.lists import check_same_order
+from videoattn.data.sample import Sample, decode_sample
 from videoattn.engine.log import describe_machine, logger, package_versions, set_up_logging
 from videoattn.files import atomic_write
 from videoattn.grid import Axis
@@ -58,7 +58,6 @@ from videoattn.zoo.protocol import locate_weights
 from videoattn.zoo.rows import PREFIX, find_row
 
 _BUDGETS = (0.0, 0.125, 0.25, 0.5)
-Splits = Literal["train", "val"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = choose_device(cfg)
     model = build_model(cfg)
-    train, val = sample_clips(cfg, "train", args.clips), sample_clips(cfg, "val", args.test_clips)
+    train, val = decode_sample(cfg, "train", args.clips), decode_sample(cfg, "val", args.test_clips)
     report = load_weights(model, weights, allow_new_layers=False,
                           data=describe_data(cfg, testing=False, class_names=val.class_names))  # fmt: skip
     logger.info("%s", report)
@@ -108,9 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         repeat_clips(val.batches, lambda batch: prepare(batch, 0)[0]),
     )
     logger.info("measuring the effect of each of %d heads on %d clips", swap.num_heads, train.num_clips)
-    effects = swap.measure_effects(lambda slots: tqdm(slots, unit="block", desc="effects", leave=False))
+    effects = swap.measure_effects(lambda slots: tqdm(slots, unit="block", desc="effects", leave=False, disable=None))
     budgets = sorted({*args.budgets, args.budget})
-    swapped = [swap.swap(effects, budget) for budget in tqdm(budgets, unit="budget", desc="swapping", leave=False)]
+    swapped = [
+        swap.swap(effects, budget)
+        for budget in tqdm(budgets, unit="budget", desc="swapping", leave=False, disable=None)
+    ]
     clip = prepare(first_clip(val.batches), 0)[0]
     times = time_models([swap.model, *(one.model for one in swapped)], clip)
     frames, height, width = clip.shape[2:]
@@ -235,37 +237,6 @@ def choose_device(cfg: Config) -> torch.device:
     return torch.device(cfg.device)
 
 
-class _Sample:
-    """Decoded clips of some videos of a list, in batches, with their labels."""
-
-    def __init__(self, cfg: Config, split: Splits, num_videos: int) -> None:
-        loader = build_sample(cfg, split, num_videos)
-        self.source, self.class_names = loader.videos.source, loader.class_names
-        try:
-            batches = list(tqdm(loader.epoch(0), total=loader.num_batches, desc=f"decoding {split}", leave=False))
-        finally:
-            loader.close()
-        self.failures = [failure for batch in batches for failure in batch.failures]
-        self.batches: list[Batch] = [batch for batch in batches if len(batch.labels)]
-        for failure in self.failures:
-            logger.warning("left out, since it can't be decoded: %s", failure.reason)
-        if not self.batches:
-            raise ValueError(f"{self.source}: no video could be decoded; the first: {self.failures[0].reason}")
-        self.labels = torch.cat([batch.labels for batch in self.batches])
-
-    @property
-    def num_clips(self) -> int:
-        return len(self.labels)
-
-
-def sample_clips(cfg: Config, split: Splits, num_videos: int) -> _Sample:
-    """Return decoded clips of up to `num_videos` videos; those that can't be decoded are logged and left out."""
-    sample = _Sample(cfg, split, num_videos)
-    if sample.num_clips < num_videos:
-        logger.warning("%s has %d of the %d videos that were asked for", sample.source, sample.num_clips, num_videos)
-    return sample
-
-
 def first_clip(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     return replace(
@@ -314,8 +285,8 @@ def write_swapped(folder: Path, cfg: Config, swapped: Swapped, clips: Any) -> Pa
 
 
 def write_report(
-    args: argparse.Namespace, dense: DensePoint, points: Sequence[Point], swap: Swap, effects: Any, train: _Sample,
-    val: _Sample,
+    args: argparse.Namespace, dense: DensePoint, points: Sequence[Point], swap: Swap, effects: Any, train: Sample,
+    val: Sample,
 ) -> None:  # fmt: skip
     """Write all figures, and what they were measured on, to swap.json."""
     content = {
