@@ -121,15 +121,16 @@ def test_plans_deal_out_every_video_once() -> None:
     assert len(EvaluationPlan(1, 2, 1, 2)) == 0 and list(EvaluationPlan(1, 2, 1, 2).batches(0)) == []
 
 
-def test_a_sample_lies_evenly_in_the_list_and_every_batch_in_all_of_it() -> None:
-    """Lists are often sorted by class, and a fit must not see some classes alone."""
-    plan = SamplePlan(1000, 64, 16, seed=3)
+def test_a_sample_has_videos_of_all_parts_and_of_all_classes_of_a_list() -> None:
+    """Lists are sorted by class, or go round in the classes, where every n-th video would leave some out."""
+    plan = SamplePlan(1200, 64, 16, seed=3)
     batches = list(plan.batches(0))
     videos = sorted(video for batch in batches for video in batch)
-    assert len(plan) == 4 == len(batches) and videos == [i * 1000 // 64 for i in range(64)]
-    assert all(min(batch) < 250 and max(batch) >= 750 for batch in batches)
-    assert list(plan.batches(5)) == batches == list(SamplePlan(1000, 64, 16, seed=3).batches(0))
-    assert list(SamplePlan(1000, 64, 16, seed=4).batches(0)) != batches and list(plan.batches(0, 2)) == batches[2:]
+    assert len(plan) == 4 == len(batches) and len(set(videos)) == 64 and 0 <= videos[0] and videos[-1] < 1200
+    assert all(min(batch) < 300 and max(batch) >= 900 for batch in batches)
+    assert {video % 6 for video in videos} == {*range(6)} == {video // 200 for video in videos}
+    assert list(plan.batches(5)) == batches == list(SamplePlan(1200, 64, 16, seed=3).batches(0))
+    assert list(SamplePlan(1200, 64, 16, seed=4).batches(0)) != batches and list(plan.batches(0, 2)) == batches[2:]
     assert sorted(sum(SamplePlan(5, 64, 2, seed=0).batches(0), [])) == [0, 1, 2, 3, 4]
 
 

@@ -79,7 +79,7 @@ def build_loader(cfg: Config, split: Split, *, rank: int = 0, world_size: int = 
 
 
 def build_sample(cfg: Config, split: Split, num_videos: int) -> Loader:
-    """Build a loader of one centred view of up to `num_videos` videos that lie evenly spaced in a list."""
+    """Build a loader of one centred view of up to `num_videos` videos, drawn from the whole list."""
     videos = read_videos(cfg, split)
     plan = SamplePlan(len(videos), num_videos, cfg.train.batch_size, cfg.rng_seed)
     return Loader(

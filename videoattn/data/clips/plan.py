@@ -75,9 +75,9 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Plan of up to `num` videos that lie evenly spaced in a list, in an order that `seed` draws.
+    """Plan of up to `num` videos of a list, drawn by `seed`.
 
-    Lists are often sorted by class; in this order every batch has videos of all parts of the list.
+    Neither sorted lists nor those that go round in the classes leave some out, as every n-th video of them could.
     """
 
     num_videos: int
@@ -90,8 +90,7 @@ class SamplePlan:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
         """Yield the videos in groups of `batch_size`; every epoch is the same."""
-        num = min(self.num, self.num_videos)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "sample"))
-        order = [int(i) * self.num_videos // num for i in torch.randperm(num, generator=generator)]
+        order = torch.randperm(self.num_videos, generator=generator)[: self.num].tolist()
         for batch in range(start, len(self)):
             yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
