@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from videoattn.cli import motion, swap, test
+from videoattn.cli import motion, swap, test, train
 from videoattn.cli.run_tool import run_tool
 from videoattn.config.load import load_config
 from videoattn.models.weights.load import from_checkpoint
@@ -61,12 +61,15 @@ def test_a_swapped_checkpoint_is_evaluated_and_built_as_it_was_saved(
     sparse = [one.others if isinstance(one, DenseHeadsAttention) else one for one in operators]
     assert all(isinstance(one, FibonacciAttention) and one.semantics == "mean_logit" for one in sparse)
 
-    words = ["--cfg", out / "config.yaml", "TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.SPLIT", "val"]
+    words = ["--weights", out / "swapped.safetensors", "TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.SPLIT", "val"]
     assert run_tool(test.main, list(map(str, words))) == 0
     results = json.loads((out / "test" / "results.json").read_text())
     assert results["top1"] == pytest.approx(found["points"][1]["top1"]) and not results["departures"]
     cfg = load_config(out / "config.yaml")
     assert cfg.train.checkpoint_file_path == str(out / "swapped.safetensors")
+    assert cfg.solver.max_epoch == 1 and cfg.solver.base_lr == 3e-4 and not cfg.test.checkpoint_file_path
+    assert run_tool(train.main, ["--cfg", str(out / "config.yaml"), "OUTPUT_DIR", str(tmp_path / "tuned")]) == 0
+    assert "trained in" in capsys.readouterr().out
 
     # what it wrote is kept, and is not dense any more
     assert run_swap(data, out) == 2 and "holds an earlier swap; add --overwrite" in capsys.readouterr().err
@@ -103,7 +106,7 @@ def test_what_cannot_be_swapped_is_refused_in_one_line(
     ("checkpoint", "message"),
     [
         ("zoo:motion_timesformer_dens", "did you mean motion_timesformer_dense"),
-        ("nowhere.pyth", "nowhere.pyth: no such file; expected a checkpoint, or zoo:NAME"),
+        ("nowhere.pyth", "nowhere.pyth: no such file or folder; expected a checkpoint, or zoo:NAME"),
         ("zoo:motion_timesformer_lisa", "attention along time is lisa already"),
     ],
 )

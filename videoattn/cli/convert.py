@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-ema", action="store_true", help="use the last weights of a training, not their average")
     parser.add_argument("--trust", action="store_true", help="run code in pickles; only for your own files")
     parser.add_argument("--as-dense", action="store_true", help="leave out attention methods, which OUT can't describe")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file OUT if it exists")
     args = parser.parse_args(argv)
     as_folder = args.to == "huggingface" and args.target.suffix not in (".safetensors", *PICKLES)
     if as_folder:

@@ -9,8 +9,8 @@ Examples:
 For each budget, the share of heads that stay dense, a table shows how far predictions move from those of the dense
 model (KL), top-1 accuracy, multiply-accumulates and the time of a clip. Heads stay dense whose swap alone moves the
 predictions of --clips training videos most; then the projection behind each attention is refitted in closed form.
-OUT gets swap.json, swap.png, and of --budget the weights, swapped.safetensors, and config.yaml with the settings that
-`videoattn test` and `videoattn train` continue from. docs/swap.md explains the steps.
+OUT gets swap.json, swap.png, and of --budget the weights, swapped.safetensors, which `videoattn test` evaluates, and
+config.yaml, which `videoattn train` fine-tunes them by for an epoch. docs/swap.md explains the steps.
 """
 
 import argparse
@@ -58,6 +58,12 @@ from videoattn.zoo.protocol import locate_weights
 from videoattn.zoo.rows import PREFIX, find_row
 
 _BUDGETS = (0.0, 0.125, 0.25, 0.5)
+# Settings of config.yaml for a short fine-tuning, in place of those of the dense model's training.
+FINE_TUNING: dict[str, object] = {
+    "SOLVER.OPTIMIZING_METHOD": "adamw", "SOLVER.BASE_LR": 3e-4, "SOLVER.LR_POLICY": "cosine",
+    "SOLVER.COSINE_END_LR": 0.0, "SOLVER.COSINE_AFTER_WARMUP": False, "SOLVER.MAX_EPOCH": 1,
+    "SOLVER.WARMUP_EPOCHS": 0.0, "SOLVER.WARMUP_START_LR": 0.0, "SOLVER.LAYER_DECAY": 1.0,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logger.info("%s", format_points(dense, points, args.budget))
     logger.info("* saved: %s; the table and more: %s", files, args.out / "swap.json")
     again = shlex.quote(str(args.out / "config.yaml"))
-    logger.info("evaluate: %s --cfg %s", command("test"), again)
-    logger.info("fine-tune: %s --cfg %s OUTPUT_DIR %s", command("train"), again, shlex.quote(f"{args.out}/finetuned"))
+    logger.info("evaluate: %s --weights %s", command("test"), shlex.quote(str(files)))
+    logger.info("fine-tune: %s --cfg %s OUTPUT_DIR %s", command("train"), again, shlex.quote(f"{args.out}_tuned"))
 
 
 def name_checkpoint(words: Sequence[str]) -> list[str]:
@@ -200,8 +206,8 @@ def read_dense(args: argparse.Namespace, overrides: list[str]) -> tuple[Config, 
         weights = locate_weights(row)
     else:
         weights = Path(given)
-        if not weights.is_file():
-            raise ValueError(f"{weights}: no such file; expected a checkpoint, or zoo:NAME")
+        if not weights.exists():
+            raise ValueError(f"{weights}: no such file or folder; expected a checkpoint, or zoo:NAME")
         text = None if args.cfg is not None else read_weight_file(weights).cfg
         if args.cfg is None and text is None:
             raise ValueError(f"{weights} does not carry its settings; expected --cfg FILE as well")
@@ -276,11 +282,12 @@ def write_swapped(folder: Path, cfg: Config, swapped: Swapped, clips: Any) -> Pa
         expected = swapped.model(batch).cpu()
         assert torch.allclose(model(batch.cpu()), expected, rtol=1e-3, atol=1e-3), "the settings describe another model"
     weights = folder / "swapped.safetensors"
+    cfg = read_settings(cfg, ["OUTPUT_DIR", str(folder), "TEST.CHECKPOINT_FILE_PATH", ""])
     save_weights(model.state_dict(), weights, cfg=dump_config(cfg))
-    own = ["TEST.CHECKPOINT_FILE_PATH", str(weights), "TRAIN.CHECKPOINT_FILE_PATH", str(weights),
-           "OUTPUT_DIR", str(folder)]  # fmt: skip
+    tuning = [item for pair in FINE_TUNING.items() for item in pair]
+    tuning += ["TRAIN.CHECKPOINT_FILE_PATH", str(weights)]
     with atomic_write(folder / "config.yaml") as temporary:
-        temporary.write_text(dump_config(read_settings(cfg, own)), encoding="utf-8")
+        temporary.write_text(dump_config(read_settings(cfg, tuning)), encoding="utf-8")
     return weights
 
 

@@ -168,7 +168,10 @@ def bind_operator(choice: OperatorChoice, axis: Axis) -> BuildOperator:
         options = {key: value for key, value in choice.items() if key not in ("name", "dense_heads")}
         name = choice.get("name")
         if name not in OPERATORS:
-            raise ValueError(f"{axis.value} expects the name of an operator ({', '.join(OPERATORS)}), got {name!r}")
+            hint = " (keys are in small letters: name)" if "NAME" in choice else ""
+            raise ValueError(
+                f"{axis.value} expects the name of an operator ({', '.join(OPERATORS)}), got {name!r}{hint}"
+            )
         known = list(options_of(OPERATORS[name]))
         for option in options:
             if option not in known:

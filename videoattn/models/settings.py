@@ -26,8 +26,8 @@ def bind_operators(sections: Sequence[OperatorSection], depth: int, key: str) ->
     Raises ValueError where LAYERS names blocks beyond `depth`; `key` names the section.
     """
     for section in sections:
-        dense_blocks = sorted({block for block, _ in section.dense_heads})
-        _check_blocks(dense_blocks, depth, f"{key}: DENSE_HEADS of {section.name}")
+        beyond = sorted({block for block, _ in section.dense_heads if block >= depth})
+        _check_blocks(beyond, depth, f"{key}: DENSE_HEADS of {section.name}")
     if len(sections) == 1 and not sections[0].layers:
         return partial(_build_operator, sections[0], key)
     chosen: dict[int, BuildOperator] = {}

@@ -57,4 +57,4 @@ def compare_steps(
 
 def _show(measured: Measurement) -> str:
     peak = measured.peak_memory_bytes
-    return f"{measured.latency_ms:.0f} ms" + ("" if peak is None else f" and {peak / 2**20:.0f} MiB")
+    return f"{measured.latency_ms:.0f} ms" + (f" and {peak / 2**20:.0f} MiB" if peak and peak >= 2**20 else "")
