@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -233,6 +234,14 @@ def test_a_run_from_kept_features_is_the_run_that_decodes_and_encodes(
     ):  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(f"PROBE.CACHE {kept} is stale: {message}")):
             train(data, tmp_path / "other", [*cached, *pairs])
+    changed = tmp_path / "changed"  # the same list, of which one video is another
+    shutil.copytree(data, changed)
+    lines = (changed / "train.csv").read_text().splitlines()
+    first, second = (changed / line.split(" ")[0] for line in lines[:2])
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    with pytest.raises(ValueError, match="is stale: the content of the training videos is [0-9a-f]{16}, was"):
+        train(changed, tmp_path / "other", [*cached, "PROBE.CACHE_EPOCHS", 2])
     train(data, tmp_path / "encoder", [*MODELS["timesformer"], "SOLVER.MAX_EPOCH", 1, "RNG_SEED", 9])
     other = tmp_path / "encoder" / "checkpoints" / BEST
     with pytest.raises(ValueError, match="is stale: the checksum of the encoder's weights is [0-9a-f]{16}, was"):
@@ -256,7 +265,9 @@ def test_a_probe_that_diverges_is_shown_as_dropped(data: Path, encoders: dict[st
 def test_a_step_is_compared_with_one_of_fine_tuning(data: Path, encoders: dict[str, Path], tmp_path: Path) -> None:
     train(data, tmp_path / "run", [*frozen(encoders["timesformer"]), "PROBE.LRS", [0.01, 0.1], "SOLVER.MAX_EPOCH", 1])
     text = (tmp_path / "run" / "run.log").read_text()
-    assert re.search(r"a step of 2 clips takes \d+ ms and \d+ MiB with 2 probes and \d+ ms .* with fine-tuning", text)
+    assert re.search(
+        r"a step of 2 clips takes \d+ ms( and \d+ MiB)? with 2 probes and \d+ ms( and \d+ MiB)? with fine-tuning", text
+    )
 
 
 def test_weights_that_leave_a_part_of_the_encoder_open_are_refused(

@@ -67,6 +67,7 @@ def test_a_swapped_checkpoint_is_evaluated_and_built_as_it_was_saved(
     assert results["top1"] == pytest.approx(found["points"][1]["top1"]) and not results["departures"]
     cfg = load_config(out / "config.yaml")
     assert cfg.train.checkpoint_file_path == str(out / "swapped.safetensors")
+    assert not cfg.data.random_flip  # which changes the classes of Motion
     assert cfg.solver.max_epoch == 1 and cfg.solver.base_lr == 3e-4 and not cfg.test.checkpoint_file_path
     assert run_tool(train.main, ["--cfg", str(out / "config.yaml"), "OUTPUT_DIR", str(tmp_path / "tuned")]) == 0
     assert "trained in" in capsys.readouterr().out
@@ -83,6 +84,7 @@ def test_a_swapped_checkpoint_is_evaluated_and_built_as_it_was_saved(
     [
         (["--budget", "2"], "a budget expects a share of the heads from 0 to 1, got 2.0"),
         (["--clips", "0"], "--clips expects at least 1, got 0"),
+        (["--clips", "4"], "--clips 4 expects several batches of TRAIN.BATCH_SIZE 4 clips"),
         (["--axis", "joint"], "ATTENTION.JOINT asks for fibonacci, but"),
         (["ATTENTION.TIME.NAME", "lisa"], "ATTENTION.TIME.NAME: expected options of --method fibonacci"),
         (["ATTENTION.SPACE.NAME", "lisa"], "ATTENTION.SPACE.NAME: expected options of --method fibonacci"),

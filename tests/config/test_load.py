@@ -494,15 +494,15 @@ def test_an_infinite_number_is_called_that(tmp_path: Path) -> None:
         ),
         (
             ["DATA.SAMPLING", "by_index", "DATA.TARGET_FPS", 25],
-            "DATA.TARGET_FPS 25.0 has no effect with DATA.SAMPLING by_index: leave it out, or at 30",
+            "DATA.TARGET_FPS 25.0: no effect with DATA.SAMPLING by_index; set DATA.TARGET_FPS 30, the default",
         ),
         (
             ["DATA.SAMPLING", "by_index", "DATA.USE_OFFSET_SAMPLING", True],
-            "DATA.USE_OFFSET_SAMPLING True has no effect with DATA.SAMPLING by_index",
+            "DATA.USE_OFFSET_SAMPLING True: no effect with DATA.SAMPLING by_index",
         ),
         (
             ["DATA.SAMPLING", "interleaved", "DATA.SAMPLING_RATE", 4],
-            "DATA.SAMPLING_RATE 4 has no effect with DATA.SAMPLING interleaved: leave it out, or at 8",
+            "DATA.SAMPLING_RATE 4: no effect with DATA.SAMPLING interleaved; set DATA.SAMPLING_RATE 8",
         ),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ FROZEN = ["MODEL.FREEZE", "encoder"]
         ([*FROZEN, "SOLVER.LAYER_DECAY", 0.7], "SOLVER.LAYER_DECAY expects 1, since MODEL.FREEZE is encoder"),
         ([*FROZEN, "TIMESFORMER.PRETRAINED_MODEL", "timm:x"], "TIMESFORMER.PRETRAINED_MODEL expects ''"),
         ([*FROZEN, "SOLVER.BASE_LR", 0], "SOLVER.BASE_LR, whose schedule PROBE.LRS follow, expects more than 0"),
-        ([*FROZEN, "PROBE.CACHE", "x", "MIXUP.ENABLE", True], "MIXUP.ENABLE with PROBE.CACHE expects False"),
+        ([*FROZEN, "PROBE.CACHE", "x", "MIXUP.ENABLE", True], "MIXUP.ENABLE expects False, since PROBE.CACHE keeps"),
     ],
 )
 def test_settings_of_probes_that_have_no_effect_are_refused(pairs: list[object], message: str) -> None:

@@ -17,7 +17,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -101,6 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(cfg)
     model = build_model(cfg)
     train, val = decode_sample(cfg, "train", args.clips), decode_sample(cfg, "val", args.test_clips)
+    if len(train.batches) < 2:
+        raise ValueError(
+            f"{train.source}: {train.num_clips} videos fill one batch of TRAIN.BATCH_SIZE {cfg.train.batch_size}; a "
+            "swap expects several, one of them to judge a fit by: set a smaller TRAIN.BATCH_SIZE, or add videos"
+        )
     report = load_weights(model, weights, allow_new_layers=False,
                           data=describe_data(cfg, testing=False, class_names=val.class_names))  # fmt: skip
     logger.info("%s", report)
@@ -132,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     chosen = swapped[budgets.index(args.budget)]
     final = read_settings(sparse_cfg, [f"ATTENTION.{axis.name}.DENSE_HEADS", chosen.dense_heads[axis]])
-    files = write_swapped(args.out, final, chosen, swap.test_clips())
+    files = write_swapped(args.out, final, chosen, swap.test_clips(), tuning_settings(args.checkpoint))
     write_report(args, dense, points, swap, effects, train, val)
     title = f"{cfg.model.model_name}: {args.method} along {args.axis}, {val.num_clips} clips"
     draw_points(args.out / "swap.png", dense, points, title)
@@ -273,8 +278,19 @@ def describe_point(
     )
 
 
-def write_swapped(folder: Path, cfg: Config, swapped: Swapped, clips: Any) -> Path:
-    """Write weights and settings of a swapped model, which are checked to be those of one model."""
+def tuning_settings(checkpoint: str) -> dict[str, object]:
+    """Return settings of a short fine-tuning; rows of the zoo hold those of an evaluation and nothing of training.
+
+    Flips change the classes of Motion and of Something-Something-V2.
+    """
+    row = find_row(checkpoint.removeprefix(PREFIX)) if checkpoint.startswith(PREFIX) else None
+    if row is None or row.dataset.startswith("kinetics"):
+        return FINE_TUNING
+    return {**FINE_TUNING, "DATA.RANDOM_FLIP": False}
+
+
+def write_swapped(folder: Path, cfg: Config, swapped: Swapped, clips: Any, settings: Mapping[str, object]) -> Path:
+    """Write weights of a swapped model, and `settings` to train it on; both are checked to be of one model."""
     model = build_model(cfg).eval()
     model.load_state_dict({name: value.cpu() for name, value in swapped.model.state_dict().items()})
     batch = next(clips)[:1]
@@ -284,7 +300,7 @@ def write_swapped(folder: Path, cfg: Config, swapped: Swapped, clips: Any) -> Pa
     weights = folder / "swapped.safetensors"
     cfg = read_settings(cfg, ["OUTPUT_DIR", str(folder), "TEST.CHECKPOINT_FILE_PATH", ""])
     save_weights(model.state_dict(), weights, cfg=dump_config(cfg))
-    tuning = [item for pair in FINE_TUNING.items() for item in pair]
+    tuning = [item for pair in settings.items() for item in pair]
     tuning += ["TRAIN.CHECKPOINT_FILE_PATH", str(weights)]
     with atomic_write(folder / "config.yaml") as temporary:
         temporary.write_text(dump_config(read_settings(cfg, tuning)), encoding="utf-8")

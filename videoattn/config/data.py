@@ -98,12 +98,12 @@ class Data(Section):
                 f"DATA.NUM_FRAMES expects a multiple of DATA.NUM_SEGMENTS {self.num_segments}, got {self.num_frames}"
             )
         if self.sampling in ("by_index", "interleaved"):
-            for name in ("use_offset_sampling", "target_fps", *(["sampling_rate"] * (self.sampling != "by_index"))):
-                if getattr(self, name) != (default := type(self).model_fields[name].default):
-                    raise ValueError(
-                        f"DATA.{name.upper()} {getattr(self, name)} has no effect with DATA.SAMPLING {self.sampling}: "
-                        f"leave it out, or at {default}"
-                    )
+            names = ("use_offset_sampling", "target_fps", *(["sampling_rate"] * (self.sampling != "by_index")))
+            defaults = {name: type(self).model_fields[name].default for name in names}
+            if odd := {name: value for name, value in defaults.items() if getattr(self, name) != value}:
+                given = ", ".join(f"DATA.{name.upper()} {getattr(self, name)}" for name in odd)
+                instead = " ".join(f"DATA.{name.upper()} {value}" for name, value in odd.items())
+                raise ValueError(f"{given}: no effect with DATA.SAMPLING {self.sampling}; set {instead}, the default")
         if self.flip_labels == "exchange" and not self.random_flip:
             raise ValueError("DATA.FLIP_LABELS exchange expects DATA.RANDOM_FLIP True, got False")
         if self.flip_pairs and self.flip_labels == "keep":

@@ -267,8 +267,9 @@ class Config(Section):
             "SOLVER.LAYER_DECAY expects 1": self.solver.layer_decay < 1,
             "TIMESFORMER.PRETRAINED_MODEL expects ''": bool(self.timesformer.pretrained_model),
             "SOLVER.BASE_LR, whose schedule PROBE.LRS follow, expects more than 0": not self.solver.base_lr,
-            "MIXUP.ENABLE with PROBE.CACHE expects False": bool(probe.cache) and self.mixup.enable,
         }
         for problem, found in refused.items():
             if found:
                 raise ValueError(f"{problem}, since MODEL.FREEZE is encoder")
+        if probe.cache and self.mixup.enable:
+            raise ValueError("MIXUP.ENABLE expects False, since PROBE.CACHE keeps the features of single clips")

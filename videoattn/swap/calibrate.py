@@ -83,8 +83,15 @@ def calibrate(
         found = divergence(reference, predict(swapped, _held_out(clips)))
         helps = found < best
         best, chosen[slot.path] = (found, penalty) if helps else (best, None)
-        fitted.include(held)  # now that the fit is judged, it sees all clips
-        _set(ours, before, fitted.solve(penalty) if helps else None)
+        if not helps:
+            _set(ours, before, None)
+            continue
+        fitted.include(held)  # now that the fit is judged, it sees all clips, unless that makes it worse
+        _set(ours, before, fitted.solve(penalty))
+        found = divergence(reference, predict(swapped, _held_out(clips)))
+        if found > best:
+            _set(ours, before, changes[penalty])
+        best = min(best, found)
     return chosen
 
 

@@ -1,5 +1,6 @@
 """A run's grid of probes, the loaders of its features and its validation, built from the settings."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from videoattn.cli.probes.compare import compare_steps
 from videoattn.config import Config
 from videoattn.data import Loader, build_prepare
 from videoattn.data.clips.batch import Prepare
+from videoattn.data.lists import VideoList
 from videoattn.data.lists.record import list_record
 from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import EvaluationLoader, EvaluationOptions
@@ -25,6 +27,8 @@ from videoattn.engine.train import TrainingLoader, TrainState
 from videoattn.models.registry import find_spec
 from videoattn.models.weights.departures import describe_model
 
+# Of so many videos of a list, the size and so many bytes say whether a cache is of them.
+_DIGESTED, _DIGESTED_BYTES = 64, 2**14
 # Settings of data that do not change which features a video has.
 _FREE = ("DATA.PATH_", "DATA.CLASS_NAMES", "DATA.MAX_BAD_FRACTION", "DATA.ENSEMBLE_METHOD", "DATA.TEST_CROP_SIZE")
 
@@ -129,11 +133,25 @@ def describe_features(
         **kept,
         "the number of processes": process.world_size,
         **{f"the {name} list": _short(list_record(one.videos)) for name, one in lists.items()},
+        **{f"the content of the {name} videos": digest_videos(one.videos) for name, one in lists.items()},
     }
 
 
 def _short(record: Mapping[str, Any]) -> str:
     return f"{record['videos']} videos, {record['digest'][:16]}"
+
+
+def digest_videos(videos: VideoList) -> str:
+    """Return a checksum of sizes and first bytes of some videos of a list: names alone do not say what they hold."""
+    digest = hashlib.sha256()
+    for index in range(0, len(videos), max(1, len(videos) // _DIGESTED)):
+        path = Path(videos.path(index))
+        files = sorted(path.iterdir())[:2] if path.is_dir() else [path]
+        for file in (file for file in files if file.is_file()):
+            digest.update(str(file.stat().st_size).encode())
+            with file.open("rb") as opened:
+                digest.update(opened.read(_DIGESTED_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
