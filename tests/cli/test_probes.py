@@ -236,6 +236,7 @@ def test_a_run_from_kept_features_is_the_run_that_decodes_and_encodes(
             train(data, tmp_path / "other", [*cached, *pairs])
     changed = tmp_path / "changed"  # the same list, of which one video is another
     shutil.copytree(data, changed)
+    shutil.copyfile(data.parent / "settings.yaml", tmp_path / "settings.yaml")
     lines = (changed / "train.csv").read_text().splitlines()
     first, second = (changed / line.split(" ")[0] for line in lines[:2])
     shutil.rmtree(first)
