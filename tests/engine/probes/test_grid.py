@@ -156,6 +156,7 @@ def train_share(rank: int, port: int, folder: str) -> None:
     shutdown()
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_on_all_clips(tmp_path: Path) -> None:
     mp.spawn(train_share, args=(free_port(), str(tmp_path)), nprocs=2)
     ends = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
