@@ -19,7 +19,7 @@ from torch import Tensor
 import videoattn
 from videoattn.cli import test as test_net
 from videoattn.cli import train as train_net
-from videoattn.cli.probes.build import build_probes
+from videoattn.cli.probes.build import build_probes, digest_videos
 from videoattn.config.load import load_config
 from videoattn.engine.checkpoint.files import BEST, list_checkpoints, load_checkpoint
 from videoattn.engine.distributed import Process
@@ -310,3 +310,19 @@ def test_two_processes_of_torchrun_train_a_grid_and_keep_its_features(
     assert [row["top1"] for row in rows_of(tmp_path / "one")] == [row["top1"] for row in rows_of(tmp_path / "two")]
     with pytest.raises(ValueError, match="is stale: the number of processes is 1, was 2"):
         train(data, tmp_path / "third", cached)
+
+
+def test_packed_videos_of_other_content_have_another_checksum(tmp_path: Path) -> None:
+    """Shards that are packed anew can have the same names, members, places and sizes."""
+
+    class Packed(list[str]):
+        def path(self, index: int) -> str:
+            return self[index]
+
+    shard = tmp_path / "train-000000.tar"
+    videos: Any = Packed(f"{shard}/{name}@{offset}+{100}" for name, offset in (("a.mp4", 0), ("b.mp4", 100)))
+    found = set()
+    for content in (b"x" * 200, b"x" * 199 + b"y", b"y" + b"x" * 199):
+        shard.write_bytes(content)
+        found.add(digest_videos(videos))
+    assert len(found) == 3

@@ -45,7 +45,7 @@ def test_a_swapped_checkpoint_is_evaluated_and_built_as_it_was_saved(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert run_swap(data, out, "--budgets", "0,1") == 0
+    assert run_swap(data, out, "--budgets", "0,0.01,0.27,1") == 0
     said = capsys.readouterr().out
     assert "3 of 12*" in said and "0 of 12" in said and "12 of 12" in said
     found = json.loads((out / "swap.json").read_text())

@@ -119,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     logger.info("measuring the effect of each of %d heads on %d clips", swap.num_heads, train.num_clips)
     effects = swap.measure_effects(lambda slots: tqdm(slots, unit="block", desc="effects", leave=False, disable=None))
-    budgets = sorted({*args.budgets, args.budget})
+    # one budget for each number of heads, the chosen one before others
+    numbers = {round(budget * swap.num_heads): budget for budget in (*args.budgets, args.budget)}
+    budgets = sorted(numbers.values())
     swapped = [
         swap.swap(effects, budget)
         for budget in tqdm(budgets, unit="budget", desc="swapping", leave=False, disable=None)
@@ -142,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = f"{cfg.model.model_name}: {args.method} along {args.axis}, {val.num_clips} clips"
     draw_points(args.out / "swap.png", dense, points, title)
     logger.info("%s", format_points(dense, points, args.budget))
+    if min((one.milliseconds for one in points if one.num_dense < dense.num_heads), default=0.0) >= dense.milliseconds:
+        logger.warning("no point is faster than dense attention on clips of this size and this machine")
     logger.info("* saved: %s; the table and more: %s", files, args.out / "swap.json")
     again = shlex.quote(str(args.out / "config.yaml"))
     logger.info("evaluate: %s --weights %s", command("test"), shlex.quote(str(files)))

@@ -102,6 +102,7 @@ def draw_points(path: Path, dense: DensePoint, points: Sequence[Point], title: s
     axes.set_xlabel("milliseconds of a forward pass of one clip (numbers: heads that stay dense)")
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.3)
+    axes.margins(x=0.1)  # room for the numbers
     axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

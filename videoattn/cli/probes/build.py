@@ -15,6 +15,7 @@ from videoattn.data import Loader, build_prepare
 from videoattn.data.clips.batch import Prepare
 from videoattn.data.lists import VideoList
 from videoattn.data.lists.record import list_record
+from videoattn.data.readers.packed import parse_packed
 from videoattn.engine.distributed import Process
 from videoattn.engine.evaluate import EvaluationLoader, EvaluationOptions
 from videoattn.engine.log import RunLog, logger
@@ -142,15 +143,21 @@ def _short(record: Mapping[str, Any]) -> str:
 
 
 def digest_videos(videos: VideoList) -> str:
-    """Return a checksum of sizes and first bytes of some videos of a list: names alone do not say what they hold."""
+    """Return a checksum of sizes and first bytes of some videos of a list: names alone do not say what they hold.
+
+    Videos at web addresses are left out.
+    """
     digest = hashlib.sha256()
     for index in range(0, len(videos), max(1, len(videos) // _DIGESTED)):
-        path = Path(videos.path(index))
-        files = sorted(path.iterdir())[:2] if path.is_dir() else [path]
-        for file in (file for file in files if file.is_file()):
-            digest.update(str(file.stat().st_size).encode())
-            with file.open("rb") as opened:
-                digest.update(opened.read(_DIGESTED_BYTES))
+        listed = videos.path(index)
+        packed = parse_packed(listed)
+        path, offset = (Path(packed.shard), packed.offset) if packed else (Path(listed), 0)
+        for file in sorted(path.iterdir())[:2] if path.is_dir() else [path]:
+            if file.is_file():
+                digest.update(str(packed.size if packed else file.stat().st_size).encode())
+                with file.open("rb") as opened:
+                    opened.seek(offset)
+                    digest.update(opened.read(_DIGESTED_BYTES))
     return digest.hexdigest()[:16]
 
 
